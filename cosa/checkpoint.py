@@ -1,0 +1,192 @@
+"""Checkpoints: written atomically, read without running any code from the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from cosa.errors import UserError
+from cosa.network import CoSANetwork
+
+FORMAT = "cosa-1"
+
+
+def describe(
+    config: dict[str, Any],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    thresholds: tuple[float, float],
+) -> dict[str, Any]:
+    """What inference needs beside the weights, in plain types.
+
+    Args:
+        config: the whole configuration, as :func:`cosa.config.to_dict` gives it.
+        classes: the C foreground names.
+        palette: C + 1 RGB triples, background first.
+        thresholds: (xi, xi_aux), the thresholds of M' and of the auxiliary M'.
+    """
+    return {
+        "format": FORMAT,
+        "config": config,
+        "classes": list(classes),
+        "palette": [[int(value) for value in rgb] for rgb in palette],
+        "thresholds": [float(value) for value in thresholds],
+        "image_size": int(config["evaluate"]["image_size"]),
+    }
+
+
+def build_network(config: dict[str, Any], num_classes: int) -> CoSANetwork:
+    """The network that the ``model`` section of a configuration describes, random weights."""
+    model = config["model"]
+    return CoSANetwork(
+        num_classes,
+        encoder=model["encoder"],
+        encoder_options=model["encoder_options"],
+        aux_layer=model["aux_layer"],
+        aux_norm=model["aux_norm"],
+        decoder_width=model["decoder_width"],
+        decoder_dilation=model["decoder_dilation"],
+    )
+
+
+def save_weights(
+    path: str | Path,
+    network: nn.Module,
+    *,
+    config: dict[str, Any],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    thresholds: tuple[float, float] = (0.5, 0.5),
+) -> None:
+    """Write a network for inference: .safetensors, or anything else as a PyTorch file."""
+    about = describe(config, classes, palette, thresholds)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if Path(path).suffix == ".safetensors":
+        metadata = {"cosa": json.dumps(about)}
+        _atomically(path, lambda t: safetensors.torch.save_file(tensors, t, metadata))
+    else:
+        save(path, {"about": about, "assignment": tensors})
+
+
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain types so that the file is whole or not there.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; an older file stays.
+    """
+    _atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a PyTorch file of tensors and plain types.
+
+    Raises:
+        UserError: no such file, damaged, or it holds objects that only code could restore.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: check the path") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values, or is no PyTorch file: it is "
+            "refused, since loading it could run code; use a file written by train.py"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint, it may be damaged or of "
+                        f"another kind: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
+    return content
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
+    """Load trained weights (the assignment network of a checkpoint) for inference.
+
+    Args:
+        path: best.pth, last.pth or a .safetensors file written by this program.
+
+    Returns:
+        The network in eval mode without gradients, with attributes ``classes`` (tuple of C
+        names), ``palette`` (C + 1 RGB tuples), ``config`` (nested dict), ``thresholds``
+        (xi, xi_aux) and ``image_size`` (side in pixels that it was evaluated at).
+
+    Raises:
+        UserError: no such file, damaged, or not written by this program.
+    """
+    about, tensors = _read_weights(Path(path))
+    if about.get("format") != FORMAT:
+        raise UserError(f"{path} is of format {about.get('format')!r}, this version reads {FORMAT}")
+    network = build_network(about["config"], len(about["classes"]))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit its own configuration: {_first_line(error)}; "
+                        "the file was altered or is of another version") from error
+    network.classes = tuple(about["classes"])
+    network.palette = [tuple(rgb) for rgb in about["palette"]]
+    network.config = about["config"]
+    network.thresholds = tuple(about["thresholds"])
+    network.image_size = about["image_size"]
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: check the path")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path} is no readable safetensors file: {_first_line(error)}; "
+                            "copy it again") from error
+        if "cosa" not in metadata:
+            raise UserError(f"{path} holds tensors but no description of a CoSA network: "
+                            "give a file written by train.py")
+        return json.loads(metadata["cosa"]), tensors
+    content = read(path)
+    if "about" not in content or "assignment" not in content:
+        raise UserError(f"{path} is no checkpoint of this program: give the best.pth, last.pth "
+                        "or .safetensors file of a run folder")
+    return content["about"], content["assignment"]
+
+
+def _atomically(path: str | Path, write) -> None:
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a checkpoint is as readable as any other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+        temporary = None
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {_first_line(error)}; "
+                        "check the folder's rights and the free space") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return " ".join(line.strip() for line in lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,212 @@
+"""One step of co-training with swapping assignments: a batch becomes named loss terms.
+
+The assignment network (AN) turns the weak view into pseudo-labels; the online network (ON) sees
+the strong view. CAMs of AN supervise the segmentation of ON, segmentation of AN supervises the
+CAMs of ON (Eq. 2 of CoSA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa import losses
+from cosa.cam import filter_by_labels
+from cosa.config import Config
+from cosa.ema import AssignmentNetwork
+from cosa.network import CoSANetwork, NetworkOutput
+from cosa.predict import Prediction, multi_scale
+from cosa.targets import cam_pseudo_labels, perplexity, seg_pseudo_labels
+from cosa.threshold import DynamicThreshold
+
+CLASSIFICATION = ("cls", "cls_aux")
+"""The terms of the warm-up; all others need pseudo-labels."""
+
+
+@dataclass
+class CamTargets:
+    """What a CAM of the assignment network becomes."""
+
+    cam: Tensor
+    """(B, C, H, W) in [0, 1], absent classes 0."""
+    labels: Tensor
+    """(B, H, W) CAM pseudo-labels, 0 the background."""
+    perplexity: Tensor
+    """(B, H, W)"""
+    threshold: float
+    """The xi that split foreground and background."""
+
+
+class CoTraining:
+    """Both networks, both thresholds, and the step that ties them together.
+
+    Args:
+        network: the online network, on its device.
+        config: its ``loss``, ``method``, ``teacher`` and ``threshold`` sections are read.
+        autocast: makes the context in which the networks run; losses and targets are float32.
+    """
+
+    def __init__(
+        self,
+        network: CoSANetwork,
+        config: Config,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.online = network
+        self.assignment = AssignmentNetwork(network)
+        self.config = config
+        self.autocast = autocast
+        self.thresholds = {"cam": self._new_threshold(), "aux_cam": self._new_threshold()}
+
+    def step(
+        self, batch: dict[str, Tensor], iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch, Eq. (12) of CoSA.
+
+        Args:
+            batch: weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1};
+                valid (B, S, S) bool, False on padding; all on the networks' device.
+            iteration: counted from 0; decides which terms have started.
+
+        Returns:
+            The weighted sum, with gradient, and each active term unweighted, detached.
+        """
+        active = self.active_terms(iteration)
+        targets: dict[str, Any] = {}
+        if any(name not in CLASSIFICATION for name in active):
+            targets = self._make_targets(batch, active)
+        with self.autocast():
+            output = self.online(batch["strong"])
+        terms = {name: getattr(self, f"_{name}")(output, batch, targets) for name in active}
+        total = sum(weight * terms[name] for name, weight in active.items())
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def active_terms(self, iteration: int) -> dict[str, float]:
+        """Name and weight of the terms that are switched on and have started."""
+        method, loss = self.config.method, self.config.loss
+        start = {name: method.cls_iterations for name in ("c2s", "c2s_aux", "csc")}
+        start["s2c"] = max(method.cls_iterations, method.s2c_start)
+        start |= {name: 0 for name in CLASSIFICATION}
+        return {
+            name: getattr(loss, name)
+            for name in (*CLASSIFICATION, "c2s", "c2s_aux", "s2c", "csc")
+            if getattr(loss, name) > 0 and iteration >= start[name]
+        }
+
+    def update_assignment(self, iteration: int) -> None:
+        """Move the assignment network towards the online one, after an optimizer step."""
+        momentum = self.config.teacher.momentum
+        if self.config.teacher.momentum_ramp:
+            momentum = min(momentum, (1 + iteration) / (10 + iteration))
+        self.assignment.update(self.online, momentum)
+
+    def xi(self) -> tuple[float, float]:
+        """The thresholds in force, of M' and of the auxiliary M'."""
+        if not self.config.threshold.dynamic:
+            return (self.config.threshold.fixed,) * 2
+        return self.thresholds["cam"].value, self.thresholds["aux_cam"].value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs of this object."""
+        return {
+            "online": self.online.state_dict(),
+            "assignment": self.assignment.state_dict(),
+            "thresholds": {k: t.state_dict() for k, t in self.thresholds.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.online.load_state_dict(state["online"])
+        self.assignment.load_state_dict(state["assignment"])
+        for key, threshold in self.thresholds.items():
+            threshold.load_state_dict(state["thresholds"][key])
+
+    def _new_threshold(self) -> DynamicThreshold:
+        options = self.config.threshold
+        return DynamicThreshold(
+            queue_length=options.queue_length,
+            initial=options.initial,
+            smoothing=options.smoothing,
+            min_confidence=options.min_confidence,
+            variance_floor=options.variance_floor,
+        )
+
+    @torch.no_grad()
+    def _make_targets(self, batch: dict[str, Tensor], active: dict[str, float]) -> dict[str, Any]:
+        teacher, labels = self.config.teacher, batch["image_labels"]
+        with self.autocast():
+            prediction: Prediction = multi_scale(
+                self.assignment, batch["weak"], scales=teacher.scales, flip=teacher.flip
+            )
+        targets: dict[str, Any] = {}
+        if "c2s" in active:
+            targets["cam"] = self._cam_targets("cam", prediction.cam, batch)
+        if "c2s_aux" in active or "csc" in active:
+            targets["aux_cam"] = self._cam_targets("aux_cam", prediction.aux_cam, batch)
+        if "s2c" in active:
+            targets["seg"] = seg_pseudo_labels(
+                prediction.seg, labels, self.config.method.temperature
+            )
+        return targets
+
+    def _cam_targets(self, key: str, cam: Tensor, batch: dict[str, Tensor]) -> CamTargets:
+        cam = filter_by_labels(cam, batch["image_labels"])
+        xi = self.config.threshold.fixed
+        if self.config.threshold.dynamic:
+            xi = self.thresholds[key].update(self._confidence_cells(cam, batch["valid"]))
+        return self._label(cam, xi)
+
+    def _label(self, cam: Tensor, xi: float) -> CamTargets:
+        method = self.config.method
+        labels, confidence = cam_pseudo_labels(cam, xi)
+        doubt = perplexity(confidence, xi, method.perplexity_alpha, method.perplexity_beta)
+        return CamTargets(cam, labels, doubt, xi)
+
+    def _confidence_cells(self, cam: Tensor, valid: Tensor) -> Tensor:
+        """Confidences averaged over coarse cells; cells with padding are left out."""
+        cell = self.config.threshold.cell
+        confidence = F.avg_pool2d(cam.amax(dim=1, keepdim=True), cell)
+        whole = F.avg_pool2d(valid[:, None].float(), cell) > 0.999
+        return confidence[whole]
+
+    # One method for each term of the loss section, called by the name it has there.
+
+    def _cls(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
+        return losses.classification(output.logits, batch["image_labels"])
+
+    def _cls_aux(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
+        return losses.classification(output.aux_logits, batch["image_labels"])
+
+    def _c2s(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
+        return self._cam_to_seg(output, batch, targets["cam"])
+
+    def _c2s_aux(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
+        return self._cam_to_seg(output, batch, targets["aux_cam"])
+
+    def _cam_to_seg(self, output: NetworkOutput, batch: dict, target: CamTargets) -> Tensor:
+        weights = target.perplexity if self.config.method.raw else None
+        return losses.cam_to_seg(output.seg, target.labels, weights, valid=batch["valid"])
+
+    def _s2c(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
+        return losses.seg_to_cam(output.cam, targets["seg"], valid=batch["valid"])
+
+    def _csc(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
+        """The auxiliary CAM's pseudo-labels are made anew at the token grid of the online CAM."""
+        grid = output.cam.shape[-2:]
+        target: CamTargets = targets["aux_cam"]
+        cells = self._label(F.interpolate(target.cam, grid, mode="area"), target.threshold)
+        whole = F.interpolate(batch["valid"][:, None].float(), grid, mode="area")[:, 0] > 0.999
+        return losses.contrastive_separation(
+            output.cam,
+            cells.labels,
+            cells.perplexity,
+            epsilon=self.config.method.csc_epsilon,
+            temperature=self.config.method.csc_temperature,
+            valid=whole,
+        )

@@ -1,0 +1,214 @@
+"""What a data set is to the rest of the program, and the parts that file-backed ones share."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cosa.data.images import read_image
+from cosa.errors import UserError
+from cosa.palette import voc_palette
+
+IGNORE = 255
+READ_THREADS = 16
+# Masks of evaluation sets up to this size are decoded at start-up (a few seconds); those of
+# larger sets are checked when the evaluation reads them.
+MAX_DECODED_MASKS = 2000
+
+
+class SegmentationDataset:
+    """Images with image-level labels and, for evaluation, pixel masks.
+
+    Attributes:
+        classes: the C foreground class names; the background is implied and never among them.
+        palette: C + 1 colours (r, g, b) in 0..255; entry 0 is the background.
+        names: N unique names, relative paths without suffix, in "/" notation.
+        labels: (N, C) uint8, 1 where the class is in the image.
+        has_masks: whether at least one image has a mask.
+    """
+
+    classes: tuple[str, ...]
+    palette: list[tuple[int, int, int]]
+    names: list[str]
+    labels: np.ndarray
+    has_masks: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` as an RGB picture; raises ``UserError`` if it cannot be read."""
+        raise NotImplementedError
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """Mask of image ``index``: (H, W) uint8, 0 background, 1..C classes, 255 ignored.
+
+        None if the image has no mask. Training never calls this.
+        """
+        return None
+
+    def check(self) -> None:
+        """Look for everything that would fail later; raises ``UserError`` naming the file."""
+        if len(self) == 0:
+            raise UserError("the data set holds no image; check data.root and the split names")
+
+
+class FileDataset(SegmentationDataset):
+    """Images and PNG masks in files.
+
+    Args:
+        classes: the C foreground class names.
+        names: N unique names.
+        labels: (N, C) image-level labels.
+        image_paths: N files.
+        mask_paths: N files, or None for an image without a mask; None alone: no masks at all.
+        verify_masks: whether ``check`` looks at the masks. Training sets leave them untouched.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        names: Sequence[str],
+        labels: np.ndarray,
+        image_paths: Sequence[Path],
+        mask_paths: Sequence[Path | None] | None = None,
+        verify_masks: bool = True,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.palette = voc_palette(len(self.classes) + 1)
+        self.names = list(names)
+        self.labels = np.asarray(labels, dtype=np.uint8)
+        self.image_paths = list(image_paths)
+        self.mask_paths = list(mask_paths or [None] * len(self.names))
+        self.has_masks = any(path is not None for path in self.mask_paths)
+        self.verify_masks = verify_masks
+
+    def image(self, index: int) -> Image.Image:
+        return read_image(self.image_paths[index])
+
+    def mask(self, index: int) -> np.ndarray | None:
+        path = self.mask_paths[index]
+        return None if path is None else read_mask(path, len(self.classes))
+
+    def mask_size(self, index: int) -> tuple[int, int] | None:
+        """(width, height) of mask ``index`` without decoding it; None without a mask."""
+        path = self.mask_paths[index]
+        return None if path is None else header_size(path)
+
+    def check(self) -> None:
+        """Check that every image opens and that masks fit their images.
+
+        Images are opened, not decoded. For evaluation sets the sizes of all masks are compared
+        and, up to ``MAX_DECODED_MASKS`` images, their values are checked as well. Raises
+        ``UserError`` naming the first bad file and counting the others.
+        """
+        super().check()
+        errors = [error for error in in_threads(self._error, range(len(self))) if error]
+        if errors:
+            more = f" ({len(errors) - 1} more files have problems)" if len(errors) > 1 else ""
+            raise UserError(f"{errors[0]}{more}")
+
+    def _error(self, index: int) -> str | None:
+        try:
+            size = header_size(self.image_paths[index])
+            if self.verify_masks and self.has_masks:
+                self._check_mask(index, size)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _check_mask(self, index: int, size: tuple[int, int]) -> None:
+        mask_size = self.mask_size(index)
+        if mask_size is not None and mask_size != size:
+            raise UserError(
+                f"{self.mask_paths[index]}: the mask is {mask_size[0]}x{mask_size[1]} pixels but "
+                f"{self.image_paths[index]} is {size[0]}x{size[1]}; they must have one size"
+            )
+        if mask_size is not None and len(self) <= MAX_DECODED_MASKS:
+            self.mask(index)
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """Read a mask of class indices (palette or grey PNG).
+
+    Returns (H, W) uint8 with 0 background, 1..num_classes, 255 ignored; raises ``UserError``
+    naming the file if it is unreadable, a colour picture, or holds another value.
+    """
+    with _opened(path) as picture:
+        values = np.asarray(picture)
+    if values.ndim != 2:
+        raise UserError(
+            f"{path}: a mask must hold one class index per pixel, this is a colour picture"
+        )
+    values = values.astype(np.int64)
+    unknown = values[((values < 0) | (values > num_classes)) & (values != IGNORE)]
+    if unknown.size:
+        raise UserError(
+            f"{path}: the mask holds the value {unknown[0]}; allowed are 0 (background), "
+            f"1..{num_classes} (the classes) and {IGNORE} (ignored)"
+        )
+    return values.astype(np.uint8)
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture as it is seen, after EXIF rotation, without decoding it."""
+    with _opened(path) as picture:
+        width, height = picture.size
+        # The size of a TIFF is that after rotation already. A PNG without these chunks would be
+        # decoded when it is asked for its EXIF data.
+        tagged = picture.format != "PNG" or {"exif", "XML:com.adobe.xmp"} & set(picture.info)
+        sideways = picture.format != "TIFF" and tagged and picture.getexif().get(0x0112, 1) >= 5
+    return (height, width) if sideways else (width, height)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except FileNotFoundError:
+        raise UserError(f"{path}: the file does not exist") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: this is not a readable image; replace or remove it") from None
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes.
+        raise UserError(f"{path}: the image cannot be read ({error})") from error
+
+
+def in_threads(function: Callable, items: Iterable) -> list:
+    """``[function(item) for item in items]`` by threads, for work that waits for the disk."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(function, items, chunksize=64))
+
+
+def label_rows(labels: Iterable[Iterable[int]], num_classes: int) -> np.ndarray:
+    """(N, num_classes) uint8 from N collections of class indices counted from 0."""
+    rows = [list(indices) for indices in labels]
+    table = np.zeros((len(rows), num_classes), dtype=np.uint8)
+    for row, indices in zip(table, rows, strict=True):
+        row[indices] = 1
+    return table
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: "; did you mean 'x'?", or nothing if none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def existing_folder(path: Path, key: str) -> Path:
+    """``path``, or a ``UserError`` naming the config key if it is not a folder."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; set {key} to where it is")
+    return path
+
+
+def note(message: str) -> None:
+    """One line on stderr about a choice the program made for the user."""
+    print(f"note: {message}", file=sys.stderr)

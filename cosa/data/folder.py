@@ -1,0 +1,224 @@
+"""One's own photographs: a folder of images and a CSV file of labels, masks if there are any."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosa.data.datasets import (
+    IGNORE,
+    FileDataset,
+    existing_folder,
+    in_threads,
+    label_rows,
+    nearest,
+    note,
+    read_mask,
+)
+from cosa.data.images import IMAGE_SUFFIXES
+from cosa.errors import UserError
+
+
+class FolderDataset(FileDataset):
+    """Images of any name, in nested folders or not.
+
+    Args:
+        classes: the C foreground class names; mask value c + 1 is ``classes[c]``.
+        images: folder of images; a name is the path below it, without suffix unless two images
+            differ in nothing else.
+        labels: CSV file, see ``read_labels``; None takes the labels from the masks.
+        masks: folder of PNG masks with the names of the images, or None.
+        masked_only: the set is the images with a mask, those without a row in ``labels``
+            included (their labels are the classes in the mask); else it is the rows of ``labels``.
+        training: leave the masks untouched.
+
+    Raises ``UserError`` naming the file, and the line of the CSV file, that does not fit.
+    """
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        images: Path,
+        labels: Path | None,
+        masks: Path | None = None,
+        masked_only: bool = False,
+        training: bool = False,
+    ) -> None:
+        files = find_images(images)
+        rows = match_rows(labels, files, classes) if labels else {}
+        mask_files = {} if masks is None else find_masks(masks, files)
+        names = sorted(mask_files) if masked_only else sorted(rows)
+        if training and len(names) < len(files):
+            note(
+                f"{len(files) - len(names)} of {len(files)} images in {images} have no row in "
+                f"{labels} and take no part"
+            )
+        unlabelled = [name for name in names if name not in rows]
+        found = in_threads(lambda name: classes_of(mask_files[name], len(classes)), unlabelled)
+        rows = {**rows, **dict(zip(unlabelled, found, strict=True))}
+        super().__init__(
+            classes=classes,
+            names=names,
+            labels=label_rows([rows[name] for name in names], len(classes)),
+            image_paths=[files[name] for name in names],
+            mask_paths=[mask_files.get(name) for name in names],
+            verify_masks=not training,
+        )
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The content of a labels file: ``rows`` holds (line number, image name, label names)."""
+
+    path: Path
+    rows: list[tuple[int, str, list[str]]]
+    columns: tuple[str, ...] = ()
+    """Class names of the header, where there is one column per class."""
+
+
+def read_labels(path: Path) -> LabelTable:
+    """Read image-level labels in either of two forms.
+
+    One column with the labels joined by ";", empty if there are none:
+
+        image,labels
+        cats/a.jpg,cat;sofa
+
+    or one column of 0 and 1 per class:
+
+        image,cat,sofa
+        cats/a.jpg,1,1
+
+    Raises ``UserError`` naming file and line for anything else.
+    """
+    try:
+        # Spreadsheets put a byte-order mark in front.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, [field.strip() for field in line]) for line in reader]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; set data.labels to the CSV file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: the CSV file cannot be read ({error})") from error
+    lines = [(number, fields) for number, fields in lines if any(fields)]
+    header = lines[0][1] if lines else []
+    if len(header) < 2 or header[0] != "image":
+        raise UserError(
+            f"{path}: the first line must be the header 'image,labels', or 'image' and one "
+            f"column per class; it is '{','.join(header)}'"
+        )
+    joined = header[1:] == ["labels"]
+    rows = []
+    for number, fields in lines[1:]:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}, line {number}: {len(fields)} fields where the header has {len(header)}; "
+                "join several labels with ';'"
+            )
+        image, values = fields[0].replace("\\", "/"), fields[1:]
+        if joined:
+            labels = [label.strip() for label in values[0].split(";") if label.strip()]
+        else:
+            wrong = next((value for value in values if value not in ("0", "1")), None)
+            if wrong is not None:
+                raise UserError(
+                    f"{path}, line {number}: '{wrong}' where 0 or 1 belongs; for label names "
+                    "the header must be 'image,labels'"
+                )
+            labels = [c for c, value in zip(header[1:], values, strict=True) if value == "1"]
+        rows.append((number, image, labels))
+    return LabelTable(path, rows, () if joined else tuple(header[1:]))
+
+
+def class_names(labels: Path, classes: Path | None) -> tuple[str, ...]:
+    """Class names: the lines of the file ``classes``, else the labels of ``labels``, sorted.
+
+    Raises ``UserError`` for a name that occurs twice, for "background", which is implied, and for
+    none or more than 254 classes.
+    """
+    if classes is None:
+        source, table = labels, read_labels(labels)
+        names = sorted({*table.columns, *(name for row in table.rows for name in row[2])})
+    else:
+        source = classes
+        try:
+            lines = classes.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{classes}: data.classes cannot be read ({error})") from error
+        names = [line.strip() for line in lines if line.strip()]
+    if "background" in names:
+        raise UserError(f"{source}: remove 'background'; it is implied and has the mask value 0")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: the class '{twice[0]}' is listed twice; remove one")
+    if not 0 < len(names) < IGNORE:
+        raise UserError(f"{source}: {len(names)} classes found; there must be 1 to {IGNORE - 1}")
+    return tuple(names)
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """All images below ``folder``: name (see ``FolderDataset``) -> file."""
+    existing_folder(folder, "data.images or data.val_images")
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
+    if not files:
+        raise UserError(f"{folder}: there is no image in this folder")
+    whole = [path.relative_to(folder).as_posix() for path in files]
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    # A stem is a name if it means one file only, whether read as a stem or as a whole name.
+    uses = Counter([*whole, *stems])
+    names = [stem if uses[stem] == 1 else name for stem, name in zip(stems, whole, strict=True)]
+    return dict(zip(names, files, strict=True))
+
+
+def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> dict[str, list]:
+    """Rows of a labels file by image name, as class indices from 0.
+
+    A row may name its image with or without suffix. Raises ``UserError`` with file and line for
+    an image that is not there or has a row already, and for a label that is no class.
+    """
+    by_written = {name: name for name in files}
+    by_written.update({name + file.suffix: name for name, file in files.items()})
+    indices = {name: index for index, name in enumerate(classes)}
+    rows: dict[str, list[int]] = {}
+    for line, written, labels in read_labels(path).rows:
+        where = f"{path}, line {line}"
+        if written not in by_written:
+            raise UserError(
+                f"{where}: there is no image '{written}'{nearest(written, by_written)}; "
+                "names are relative to the folder of images"
+            )
+        name = by_written[written]
+        if name in rows:
+            raise UserError(f"{where}: the image '{written}' has a row already; remove one")
+        unknown = next((label for label in labels if label not in indices), None)
+        if unknown is not None:
+            raise UserError(f"{where}: '{unknown}' is no class{nearest(unknown, classes)}")
+        rows[name] = [indices[label] for label in labels]
+    return rows
+
+
+def find_masks(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
+    """The masks of the images ``files`` that have one; ``UserError`` if none has."""
+    existing_folder(folder, "data.masks or data.val_masks")
+    # One listing instead of one question per image: folders may be on a network.
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    masks = {name: folder / f"{name}.png" for name in files if f"{name}.png" in present}
+    if not masks:
+        example = next(iter(files))
+        raise UserError(
+            f"{folder}: no mask here belongs to an image; a mask is named like its image, "
+            f"for example {example}.png"
+        )
+    return masks
+
+
+def classes_of(path: Path, num_classes: int) -> list[int]:
+    """Class indices from 0 that occur in a mask."""
+    values = set(read_mask(path, num_classes).ravel().tolist()) - {0, IGNORE}
+    return sorted(value - 1 for value in values)

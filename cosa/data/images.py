@@ -1,0 +1,126 @@
+"""Image files to 8-bit RGB, and RGB to what the networks read."""
+
+from __future__ import annotations
+
+import warnings
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+from cosa.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split()
+)
+"""Lower-case suffixes by which image files are recognised in folders."""
+
+MAX_PIXELS = 300_000_000
+"""Larger images are refused; an RGB image of this size takes 0.9 GB."""
+
+# Pillow's own limit lies at 89 megapixels, below a stitched panorama. It also warns about every
+# oddity of a file's metadata, which over a folder of photographs buries the lines that matter.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | PathLike[str]) -> Image.Image:
+    """Read an image file as upright 8-bit RGB.
+
+    The EXIF rotation is applied. Transparency is composited on white. 16-bit grayscale is scaled
+    from its type's full range; wider integers and floats from the narrowest of [0, 1] (floats
+    only), [0, 255] and [0, 65535] that holds the values, else from their own minimum and maximum.
+    Of animations and multi-page files the first frame is read.
+
+    Raises:
+        UserError: naming the file, if it is missing, empty, damaged, not an image or larger than
+            ``MAX_PIXELS``.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; remove the file or copy it again")
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            # After load(), which turns TIFF images itself and reads late metadata of PNG.
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
+            rgb = _to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image in a format that Pillow reads") from error
+    except Image.DecompressionBombError as error:
+        limit = MAX_PIXELS // 1_000_000
+        raise UserError(f"{path} has over {limit} megapixels; shrink or tile it") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image of any Pillow mode to a new RGB image."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale grayscale values (H, W) of a wider type to uint8, as ``read_image`` describes."""
+    if values.dtype.itemsize == 2:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    values = np.where(np.isfinite(values), values, 0).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 65535:
+        ranges = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
+        low, high = 0.0, next(full for full in ranges if high <= full)
+    span = max(high - low, np.finfo(np.float64).tiny)
+    return np.rint((values - low) / span * 255).astype(np.uint8)
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """Normalise an RGB image, PIL or (H, W, 3) uint8, with ImageNet's mean and deviation.
+
+    Returns (3, H, W) float32.
+    """
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    return pixels.float().div_(255).sub_(mean).div_(std).contiguous()
+
+
+def network_input(image: Image.Image, size: int) -> torch.Tensor:
+    """Squash an RGB image to a normalised square (3, size, size) float32, for prediction.
+
+    Bilinear without antialiasing, as in CoSA's evaluation. Sides beyond twice the size are first
+    averaged down to that, so that large photographs do not alias; benchmark images are smaller.
+    """
+    width, height = min(image.width, 2 * size), min(image.height, 2 * size)
+    image = image.resize((width, height), Image.Resampling.BOX)
+    square = F.interpolate(to_tensor(image)[None], (size, size), mode="bilinear")
+    return square[0]

@@ -1,0 +1,160 @@
+"""An endless, exactly resumable stream of training batches.
+
+Every sample is a pure function of (seed, position in the stream). The number of workers, the
+batch boundaries and an interruption in between leave the stream as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from cosa.data.datasets import SegmentationDataset
+from cosa.data.transforms import training_views
+from cosa.errors import UserError
+
+MAX_WORKERS = 8
+# Keeps the draws that order an epoch apart from those that make a sample.
+_ORDER, _SAMPLE = 0, 1
+
+
+class TrainingViews(Dataset):
+    """The endless stream: position -> weak and strong view of one image.
+
+    Images without any label are left out. Each epoch passes over the others once, in an order
+    drawn from (seed, epoch). Masks are never read.
+
+    Args:
+        dataset: where images and labels come from.
+        seed: non-negative integer.
+        augment: keyword arguments of ``cosa.data.transforms.training_views``.
+
+    Raises ``UserError`` if no image has a label.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, seed: int, **augment) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.augment = augment
+        self.kept = np.flatnonzero(dataset.labels.any(axis=1))
+        if self.kept.size == 0:
+            raise UserError(
+                "no training image has a label, so there is nothing to learn from; "
+                "check the labels of the training split"
+            )
+        self._epoch = -1
+        self._order = self.kept
+
+    def sample_index(self, position: int) -> int:
+        """Index in the data set of the image at a stream ``position``."""
+        epoch, place = divmod(position, len(self.kept))
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self.seed, _ORDER, epoch))
+            self._order, self._epoch = rng.permutation(self.kept), epoch
+        return int(self._order[place])
+
+    def __getitem__(self, position: int) -> dict:
+        """The sample at ``position``.
+
+        Returns weak, strong (3, S, S) float32 normalised; image_labels (C,) float32 of 0 and 1;
+        valid (S, S) bool; index, the image's index in the data set.
+        """
+        index = self.sample_index(position)
+        rng = np.random.default_rng((self.seed, _SAMPLE, position))
+        views = training_views(self.dataset.image(index), rng, **self.augment)
+        labels = torch.from_numpy(self.dataset.labels[index]).float()
+        return {**views, "image_labels": labels, "index": index}
+
+    def __getitems__(self, positions: list[int]) -> list[dict] | UserError:
+        """A whole batch; a user's mistake is returned, for ``TrainingLoader`` to raise.
+
+        Raised in a worker process it would arrive as a traceback instead of one sentence.
+        """
+        try:
+            return [self[position] for position in positions]
+        except UserError as error:
+            return error
+
+
+class TrainingLoader:
+    """Iterates over the batches ``start_iteration``, ..., ``iterations`` - 1 of a stream."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def training_loader(
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    iterations: int,
+    start_iteration: int = 0,
+    workers: int = -1,
+    pin_memory: bool = False,
+    **augment,
+) -> TrainingLoader:
+    """Batches ``start_iteration`` to ``iterations`` - 1 of a training run.
+
+    Args:
+        dataset: where images and labels come from.
+        batch_size: B; every batch is full, the stream runs on across epochs.
+        seed: non-negative integer that fixes the whole stream.
+        iterations: of the whole run, those before ``start_iteration`` included.
+        start_iteration: first batch; it equals the one that a run from 0 would see there.
+        workers: worker processes; 0 loads in this process, -1 picks a number.
+        pin_memory: page-locked batches, for fast copies to a CUDA device.
+        augment: keyword arguments of ``cosa.data.transforms.training_views``.
+
+    Batches are dicts of weak, strong (B, 3, S, S) float32, image_labels (B, C) float32,
+    valid (B, S, S) bool and index (B,) int64. Iterating raises ``UserError`` naming the file if an
+    image cannot be read.
+    """
+    positions = range(start_iteration * batch_size, iterations * batch_size)
+    workers = worker_count(workers)
+    loader = DataLoader(
+        TrainingViews(dataset, seed, **augment),
+        batch_size=batch_size,
+        sampler=positions,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_parent,
+        # Its own generator: the loader must not advance the global one, or resuming would.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return TrainingLoader(loader)
+
+
+def worker_count(requested: int) -> int:
+    """Worker processes for ``requested``; -1 means one per core but one, 8 at most."""
+    if requested >= 0:
+        return requested
+    return min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+
+
+def _collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:
+    return batch if isinstance(batch, UserError) else default_collate(batch)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group, yet are the main process's affair.
+
+    It saves first and then stops the workers; should it die, they notice and leave.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

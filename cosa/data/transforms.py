@@ -1,0 +1,167 @@
+"""The two training views of an image: one geometry, a weak and a strong colour treatment.
+
+Every random draw comes from the generator that is passed in, so a sample is a pure function of
+the image and the generator's state. Colour operations see the image content only, before it is
+padded: in the padding both views are the ImageNet mean, 0 after normalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from cosa.data.images import to_tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which part of an image lands where in the square crop.
+
+    Attributes:
+        source: (left, top, right, bottom) in image pixels, fractions allowed.
+        target: the same box in pixels of the crop; everything outside it is padding.
+        flip: whether the content is mirrored horizontally.
+    """
+
+    source: tuple[float, float, float, float]
+    target: tuple[int, int, int, int]
+    flip: bool
+
+
+def sample_geometry(
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    crop_size: int,
+    scale_min: float,
+    scale_max: float,
+    flip: float,
+) -> Geometry:
+    """Draw scale, position and flip for an image of ``size`` (width, height).
+
+    The image is scaled by a uniform factor in [scale_min, scale_max]. A side longer than
+    ``crop_size`` is cut at a uniform position, a shorter one is placed at a uniform position and
+    padded.
+    """
+    scale = rng.uniform(scale_min, scale_max)
+    horizontal = _sample_side(size[0], scale, crop_size, rng)
+    vertical = _sample_side(size[1], scale, crop_size, rng)
+    source, target = zip(horizontal, vertical, strict=True)
+    return Geometry(
+        source=tuple(pair[end] for end in (0, 1) for pair in source),
+        target=tuple(pair[end] for end in (0, 1) for pair in target),
+        flip=bool(rng.random() < flip),
+    )
+
+
+def _sample_side(
+    length: int, scale: float, crop_size: int, rng: np.random.Generator
+) -> tuple[tuple[float, float], tuple[int, int]]:
+    """One axis of the crop: its interval in the image and in the crop."""
+    scaled = max(1, round(length * scale))
+    start = int(rng.integers(abs(scaled - crop_size) + 1))
+    if scaled <= crop_size:
+        return (0.0, float(length)), (start, start + scaled)
+    ratio = length / scaled
+    return (start * ratio, min(length, (start + crop_size) * ratio)), (0, crop_size)
+
+
+def crop(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """The content of the crop, without padding: ``geometry.target``'s size, RGB.
+
+    Resampling only the part that is kept makes one pass over the pixels that are needed;
+    bilinear, antialiased when shrinking.
+    """
+    left, top, right, bottom = geometry.target
+    content = image.resize((right - left, bottom - top), Image.BILINEAR, box=geometry.source)
+    return content.transpose(Image.FLIP_LEFT_RIGHT) if geometry.flip else content
+
+
+def pad(content: Image.Image, geometry: Geometry, crop_size: int) -> torch.Tensor:
+    """(3, crop_size, crop_size) float32, normalised; 0, the mean colour, outside the content."""
+    left, top, right, bottom = geometry.target
+    canvas = torch.zeros(3, crop_size, crop_size)
+    canvas[:, top:bottom, left:right] = to_tensor(content)
+    return canvas
+
+
+def strong_operations() -> tuple[str, ...]:
+    """Names of the strong view's operations, each drawn with the same probability."""
+    return tuple(_STRONG)
+
+
+def apply_strong(image: Image.Image, operation: str, magnitude: float) -> Image.Image:
+    """Apply one operation of ``strong_operations`` at a ``magnitude`` in [0, 1].
+
+    Ranges are those of RandAugment: colour, contrast, brightness and sharpness factors 0.1..1.9
+    (1 changes nothing), solarize threshold 256..0, posterize 8..4 bits; identity, autocontrast
+    and equalize have no magnitude. The result has the size and mode of ``image``.
+    """
+    return _STRONG[operation](image, magnitude)
+
+
+def _factor(magnitude: float) -> float:
+    return 0.1 + 1.8 * magnitude
+
+
+_STRONG = {
+    "identity": lambda image, magnitude: image,
+    "autocontrast": lambda image, magnitude: ImageOps.autocontrast(image),
+    "equalize": lambda image, magnitude: ImageOps.equalize(image),
+    "solarize": lambda image, magnitude: ImageOps.solarize(image, round(256 * (1 - magnitude))),
+    "color": lambda image, magnitude: ImageEnhance.Color(image).enhance(_factor(magnitude)),
+    "contrast": lambda image, magnitude: ImageEnhance.Contrast(image).enhance(_factor(magnitude)),
+    "brightness": lambda image, magnitude: ImageEnhance.Brightness(image).enhance(
+        _factor(magnitude)
+    ),
+    "sharpness": lambda image, magnitude: ImageEnhance.Sharpness(image).enhance(_factor(magnitude)),
+    "posterize": lambda image, magnitude: ImageOps.posterize(image, 8 - round(4 * magnitude)),
+}
+
+
+def training_views(
+    image: Image.Image,
+    rng: np.random.Generator,
+    *,
+    crop_size: int = 448,
+    scale_min: float = 0.5,
+    scale_max: float = 2.0,
+    flip: float = 0.5,
+    blur: float = 0.5,
+    blur_min: float = 0.1,
+    blur_max: float = 2.0,
+    strong: bool = True,
+) -> dict[str, torch.Tensor]:
+    """The weak and the strong view of an image, aligned pixel for pixel.
+
+    Args:
+        image: RGB picture of any size.
+        rng: source of every draw.
+        crop_size: side S of the square views, in pixels.
+        scale_min, scale_max: range of the random scale.
+        flip, blur: probabilities of the horizontal flip and of the weak view's Gaussian blur.
+        blur_min, blur_max: range of the blur radius, in pixels of the crop.
+        strong: False makes the strong view equal to the weak one.
+
+    Returns:
+        weak, strong: (3, S, S) float32, normalised with the ImageNet mean and deviation;
+        valid: (S, S) bool, False in the padding, which is never supervised.
+    """
+    geometry = sample_geometry(
+        image.size, rng, crop_size=crop_size, scale_min=scale_min, scale_max=scale_max, flip=flip
+    )
+    content = crop(image, geometry)
+    if rng.random() < blur:
+        content = content.filter(ImageFilter.GaussianBlur(rng.uniform(blur_min, blur_max)))
+    weak_view = strong_view = pad(content, geometry, crop_size)
+    if strong:
+        operation = strong_operations()[rng.integers(len(_STRONG))]
+        strong_view = pad(apply_strong(content, operation, rng.random()), geometry, crop_size)
+
+    left, top, right, bottom = geometry.target
+    valid = torch.zeros(crop_size, crop_size, dtype=torch.bool)
+    valid[top:bottom, left:right] = True
+    return {"weak": weak_view, "strong": strong_view, "valid": valid}

@@ -1,0 +1,119 @@
+"""PASCAL VOC 2012, with image-level labels from the object names of its annotations."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from cosa.data.datasets import (
+    FileDataset,
+    existing_folder,
+    in_threads,
+    label_rows,
+    nearest,
+    note,
+)
+from cosa.errors import UserError
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+
+class VocDataset(FileDataset):
+    """One split of VOC 2012.
+
+    Args:
+        root: the folder with JPEGImages, Annotations, ...; or one that holds it as VOC2012 or
+            VOCdevkit/VOC2012.
+        split: name of a list in ImageSets/Segmentation, or "train_aug": the masks of
+            SegmentationClassAug that are not in val.txt (10,582 in the full set). A list
+            train_aug.txt goes first if there is one, and train.txt stands in, with a note on
+            stderr, if there is neither.
+        training: leave the masks untouched.
+
+    Labels are all object names of an image's XML file, those marked difficult included. Masks are
+    those of SegmentationClass; of SegmentationClassAug for training splits, if it exists.
+    Raises ``UserError`` naming the missing folder, list or annotation.
+    """
+
+    def __init__(self, root: str | Path, split: str, training: bool = False) -> None:
+        self.root = find_root(Path(root))
+        names = self._train_aug() if split == "train_aug" else self._read_list(split)
+        annotations = [self.root / "Annotations" / f"{name}.xml" for name in names]
+        masks = self.root / "SegmentationClass"
+        augmented = self.root / "SegmentationClassAug"
+        if training and augmented.is_dir():
+            masks = augmented
+        super().__init__(
+            classes=CLASSES,
+            names=names,
+            labels=label_rows(in_threads(read_objects, annotations), len(CLASSES)),
+            image_paths=[self.root / "JPEGImages" / f"{name}.jpg" for name in names],
+            mask_paths=[masks / f"{name}.png" for name in names] if masks.is_dir() else None,
+            verify_masks=not training,
+        )
+
+    def _read_list(self, split: str) -> list[str]:
+        path = self._list_path(split)
+        if not path.is_file():
+            known = [other.stem for other in sorted(path.parent.glob("*.txt"))]
+            raise UserError(
+                f"{path}: there is no such list of images{nearest(split, known)}; "
+                "set data.train_split or data.val_split to the name of one"
+            )
+        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some published lists hold "JPEGImages/x.jpg SegmentationClassAug/x.png" per line.
+        names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+        if len(set(names)) < len(names):
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise UserError(f"{path}: the image {twice} is listed twice; remove one line")
+        return names
+
+    def _train_aug(self) -> list[str]:
+        masks = self.root / "SegmentationClassAug"
+        if self._list_path("train_aug").is_file():
+            names = self._read_list("train_aug")
+        elif masks.is_dir():
+            names = sorted(path.stem for path in masks.glob("*.png"))
+        else:
+            note(
+                f"{masks} does not exist; training on the images of train.txt instead of the "
+                "10,582 of train_aug"
+            )
+            names = self._read_list("train")
+        held_out = set(self._read_list("val"))
+        return [name for name in names if name not in held_out]
+
+    def _list_path(self, split: str) -> Path:
+        return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def find_root(root: Path) -> Path:
+    """The folder that holds JPEGImages: ``root`` or the usual places below it."""
+    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (folder / "JPEGImages").is_dir():
+            return folder
+    existing_folder(root, "data.root")
+    raise UserError(
+        f"{root}: no folder JPEGImages here or in VOCdevkit/VOC2012; "
+        "set data.root to the unpacked VOC2012"
+    )
+
+
+def read_objects(path: Path) -> set[int]:
+    """Class indices, from 0, of the objects in a VOC annotation; ``UserError`` if unreadable."""
+    try:
+        tree = ElementTree.parse(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the annotation with the image's labels is missing") from None
+    except (OSError, ElementTree.ParseError) as error:
+        raise UserError(f"{path}: the annotation cannot be read ({error})") from error
+    # Parts of objects have names too, one level further down.
+    names = {(element.text or "").strip() for element in tree.iterfind("object/name")}
+    unknown = sorted(names.difference(CLASSES))
+    if unknown:
+        raise UserError(f"{path}: '{unknown[0]}' is no class of VOC{nearest(unknown[0], CLASSES)}")
+    return {CLASSES.index(name) for name in names}

@@ -1,0 +1,53 @@
+"""Where and in which precision the networks run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from cosa.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: unknown name, or no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device '{name}' is unknown: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
+                        "devices found): use device=auto or device=cpu")
+    return device
+
+
+def choose_autocast(
+    device: torch.device, precision: str = "auto"
+) -> Callable[[], AbstractContextManager]:
+    """A factory of autocast contexts.
+
+    Args:
+        precision: "auto" (bf16 on CUDA devices that have it, float32 elsewhere), "bf16" or
+            "fp32".
+    """
+    bf16 = precision == "bf16"
+    if precision == "auto" and device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported()
+    if not bf16:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products on CUDA use TensorFloat-32 (10 bits of mantissa)."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -1,0 +1,74 @@
+"""The assignment network: an exponential moving average that makes the pseudo-labels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cosa.network import CoSANetwork, NetworkOutput
+
+
+class AssignmentNetwork(nn.Module):
+    """Frozen moving average of the online network, always in evaluation mode.
+
+    It starts as a copy of ``online``. ``state_dict`` and ``load_state_dict`` have the keys of
+    the plain network, so that checkpoints of both are interchangeable; the plain network is
+    ``.network``.
+    """
+
+    def __init__(self, online: CoSANetwork):
+        super().__init__()
+        self.network = copy.deepcopy(online)
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.eval()
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    @property
+    def patch_size(self) -> int:
+        return self.network.patch_size
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """The copy's output for images (B, 3, H, W); nothing of it carries a gradient."""
+        return self.network(images)
+
+    def train(self, mode: bool = True) -> AssignmentNetwork:
+        """Stay in evaluation mode: pseudo-labels are made without dropout, whoever asks."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, online: CoSANetwork, momentum: float) -> None:
+        """One step of the average: ``theta <- momentum * theta + (1 - momentum) * online``.
+
+        Buffers are copied.
+
+        Args:
+            online: the trained network, of the same architecture and on the same device.
+            momentum: in [0, 1]; 0 copies, 1 keeps the average as it is.
+
+        Raises:
+            ValueError: the momentum is outside [0, 1], or the architectures differ.
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"the EMA momentum must lie in [0, 1], not {momentum}")
+        mine, theirs = list(self.network.parameters()), list(online.parameters())
+        if [p.shape for p in mine] != [p.shape for p in theirs]:
+            raise ValueError("the online network has another architecture than the average")
+        # One fused call: a loop over some 170 tensors costs more than the arithmetic.
+        torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
+        for average, current in zip(self.network.buffers(), online.buffers(), strict=True):
+            average.copy_(current)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self.network.load_state_dict(state_dict, *args, **kwargs)

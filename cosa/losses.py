@@ -1,0 +1,197 @@
+"""The training losses of CoSA (Eq. 1, 5, 8 and 9-11).
+
+Every loss is computed in float32 (float64 for float64 predictions), under autocast too, and
+sends gradients to its first argument only. Positions that do not count (padding) are in neither
+the sum nor its normaliser; a batch without any counted position gives 0, with zero gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa.cam import at_least_float32
+
+IGNORE = 255
+
+# Below this norm a vector has no direction to speak of; its cosine with anything is taken as 0.
+_MIN_NORM = 1e-6
+
+# Stands for log(0); finite, so that no step of the gradient meets inf - inf.
+_LOG_ZERO = -1e9
+
+
+def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
+    """Multi-label soft-margin loss: Eq. (1) of CoSA.
+
+    Args:
+        logits: (B, C) class scores.
+        image_labels: (B, C) image-level labels in {0, 1}, any dtype.
+
+    Returns:
+        The scalar binary cross-entropy, averaged over classes and images.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_shape("image_labels", image_labels, logits.shape)
+    logits = at_least_float32(logits)
+    return F.binary_cross_entropy_with_logits(logits, image_labels.detach().to(logits))
+
+
+def cam_to_seg(
+    seg: Tensor, labels: Tensor, perplexity: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the segmentation with the CAM pseudo-labels: Eq. (5) of CoSA.
+
+    Reliability-based weighting: a pixel weighs 1/P, normalised to mean 1 over the counted
+    pixels of the batch, so doubtful pixels weigh less.
+
+    Args:
+        seg: (B, C+1, h, w) segmentation logits, channel 0 the background; resized bilinearly
+            to the labels.
+        labels: (B, H, W) int64 in 0..C, or ``IGNORE`` for a pixel that does not count.
+        perplexity: (B, H, W), P >= 0; None gives every pixel the same weight.
+        valid: (B, H, W) bool, False where the image is padding; None counts every pixel.
+
+    Returns:
+        The scalar weighted mean over the counted pixels of the batch.
+
+    Raises:
+        ValueError: the shapes of labels, perplexity and valid differ.
+    """
+    _require_shape("labels", labels, (seg.shape[0], *labels.shape[-2:]))
+    counted = labels != IGNORE
+    if valid is not None:
+        _require_shape("valid", valid, labels.shape)
+        counted = counted & valid.bool()
+    if perplexity is None:
+        weight = counted.to(at_least_float32(seg).dtype)
+    else:
+        _require_shape("perplexity", perplexity, labels.shape)
+        reliability = _reliability(perplexity.detach())
+        weight = torch.where(counted, reliability, 0)
+    # The resized logits are the largest tensor of a training step: no name holds on to them.
+    loss = F.cross_entropy(
+        _resize(at_least_float32(seg), labels.shape[-2:]),
+        labels.masked_fill(~counted, IGNORE),
+        ignore_index=IGNORE,
+        reduction="none",
+    )
+    return (weight * loss).sum() / _nonzero(weight.sum())
+
+
+def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of the CAM with the segmentation pseudo-labels: Eq. (8) of CoSA.
+
+    Args:
+        cam: (B, C, h, w) raw activations, the logits of the sigmoid.
+        seg_targets: (B, C+1, H, W) probabilities, channel 0 the background, which is left out;
+            brought to the grid of the CAM by averaging over areas.
+        valid: (B, H', W') bool, False where the image is padding, on any grid that covers the
+            same image; a position of the CAM counts only if its cell is valid throughout, so
+            no padding enters its target. None counts every position.
+
+    Returns:
+        The scalar mean over classes and counted positions.
+
+    Raises:
+        ValueError: the batch or channel sizes do not fit.
+    """
+    batch, classes, *grid = cam.shape
+    _require_shape("seg_targets", seg_targets, (batch, classes + 1, *seg_targets.shape[2:]))
+    cam = at_least_float32(cam)
+    target = F.interpolate(seg_targets.detach().to(cam), size=grid, mode="area")[:, 1:]
+    loss = F.binary_cross_entropy_with_logits(cam, target, reduction="none")
+    if valid is None:
+        return loss.mean()
+    _require_shape("valid", valid, (batch, *valid.shape[1:]))
+    padding = F.interpolate((~valid.bool())[:, None].to(cam), size=grid, mode="area")
+    counted = (padding == 0).to(cam)
+    return (loss * counted).sum() / _nonzero(classes * counted.sum())
+
+
+def contrastive_separation(
+    cam: Tensor,
+    labels: Tensor,
+    perplexity: Tensor,
+    epsilon: float = 1.0,
+    temperature: float = 0.5,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Contrast the CAM's positions by confident labels of the auxiliary CAM: Eq. (9)-(11) of CoSA.
+
+    Per image, the positions of low perplexity (P <= epsilon) are the anchors. With L = exp(cosine
+    of two positions' class vectors / temperature), an anchor's term is the mean, over the other
+    anchors of its own label, of -log(L / (L + the sum of L over anchors of other labels)). The
+    background is a label like the others. An anchor without a partner of its label, an image
+    with one label only and an image without anchors contribute 0.
+
+    Args:
+        cam: (B, C, h, w) raw activations of the online network.
+        labels: (B, h, w) int64 in 0..C, CAM pseudo-labels of the auxiliary CAM; positions
+            marked ``IGNORE`` are no anchors.
+        perplexity: (B, h, w) perplexity of these labels.
+        epsilon: ε, the largest perplexity of an anchor.
+        temperature: τ > 0 of the similarities.
+        valid: (B, h, w) bool, False where the image is padding; None counts every position.
+
+    Returns:
+        The scalar mean over anchors, then over the images of the batch.
+
+    Raises:
+        ValueError: the shapes do not fit, or the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    grid = (cam.shape[0], *cam.shape[2:])
+    _require_shape("labels", labels, grid)
+    _require_shape("perplexity", perplexity, grid)
+    anchor = (perplexity.detach() <= epsilon) & (labels != IGNORE)
+    if valid is not None:
+        _require_shape("valid", valid, grid)
+        anchor = anchor & valid.bool()
+    anchor, labels = anchor.flatten(1), labels.flatten(1)
+    both = anchor[:, :, None] & anchor[:, None, :]
+    same = labels[:, :, None] == labels[:, None, :]
+    itself = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+    positive, negative = both & same & ~itself, both & ~same
+
+    with torch.autocast(cam.device.type, enabled=False):
+        direction = _directions(at_least_float32(cam).flatten(2))
+        similarity = direction.transpose(1, 2) @ direction / temperature
+        negatives = similarity.masked_fill(~negative, _LOG_ZERO).logsumexp(dim=2, keepdim=True)
+        # -log(L / (L + N)) = log(1 + exp(log N - log L))
+        pair = F.softplus(negatives - similarity) * positive
+        per_anchor = pair.sum(dim=2) / positive.sum(dim=2).clamp_min(1)
+        per_image = per_anchor.sum(dim=1) / anchor.sum(dim=1).clamp_min(1)
+        return per_image.mean()
+
+
+def _directions(vectors: Tensor) -> Tensor:
+    """Scale the (B, C, N) vectors to length 1; those of no length become 0, without gradient."""
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    usable = norm > _MIN_NORM
+    return torch.where(usable, vectors / torch.where(usable, norm, 1), 0)
+
+
+def _reliability(perplexity: Tensor) -> Tensor:
+    """1/P, bounded: with alpha = 1 the perplexity of Eq. (4) reaches 0."""
+    return 1 / at_least_float32(perplexity).clamp_min(1e-6)
+
+
+def _resize(maps: Tensor, size: torch.Size) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _nonzero(total: Tensor) -> Tensor:
+    """The normaliser of a sum that is 0 when the normaliser is."""
+    return total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")

@@ -1,0 +1,315 @@
+"""Scores of segmentations, CAMs and image classification, all in [0, 1].
+
+The pixel scores stream: they keep a confusion matrix and a few counts, whatever the number
+of images. Inputs may be NumPy arrays or PyTorch tensors on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+BOUNDARY_TOLERANCE = 0.008
+"""Distance within which two contours match, as a share of the image diagonal (DAVIS)."""
+
+
+def iou_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union per class; NaN for a class that the targets never show.
+
+    Args:
+        confusion: (K, K) pixel counts, rows are targets and columns predictions.
+
+    Returns:
+        (K,) float64 in [0, 1] or NaN.
+    """
+    hits = np.diag(confusion).astype(np.float64)
+    there, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    iou = np.full(len(confusion), np.nan)
+    np.divide(hits, there + predicted - hits, out=iou, where=there > 0)
+    return iou
+
+
+def mean_over_present(values: Sequence[float] | np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    values = np.asarray(values, dtype=np.float64)
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else math.nan
+
+
+class SegmentationMetrics:
+    """Region similarity J (mean IoU) and, on request, contour quality F of label maps.
+
+    Args:
+        num_classes: number of classes K, the background (class 0) included; at least 2.
+        boundary: also compute the contour quality F of "High-fidelity Pseudo-labels for
+            Boosting Weakly-Supervised Segmentation", after the DAVIS benchmark.
+        ignore_index: value of target pixels that count for nothing in J. F has no such
+            notion: there these pixels are background of the target.
+    """
+
+    def __init__(self, num_classes: int, boundary: bool = False, ignore_index: int = 255):
+        if num_classes < 2:
+            raise ValueError(f"num_classes counts the background and is at least 2: {num_classes}")
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} classes")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self._contours = _ContourCounts(num_classes) if boundary else None
+
+    def update(self, prediction: np.ndarray | torch.Tensor, target: np.ndarray | torch.Tensor):
+        """Add one image.
+
+        Args:
+            prediction: (H, W) integers in 0..K-1; at ignored pixels also ``ignore_index``.
+            target: (H, W) integers in 0..K-1 or ``ignore_index``.
+
+        Raises:
+            ValueError: for other shapes, types or labels.
+        """
+        prediction, target = _label_map(prediction, "prediction"), _label_map(target, "target")
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"prediction {prediction.shape} and target {target.shape} differ in shape"
+            )
+        ignored = target == self.ignore_index
+        seen = ~ignored
+        self._check_range(target[seen], "target")
+        self._check_range(prediction[seen | (prediction != self.ignore_index)], "prediction")
+        pairs = target[seen].astype(np.int64) * self.num_classes + prediction[seen]
+        self.confusion += np.bincount(pairs, minlength=self.num_classes**2).reshape(
+            self.num_classes, self.num_classes
+        )
+        if self._contours is not None:
+            target = np.where(ignored, 0, target)
+            prediction = np.where(prediction == self.ignore_index, 0, prediction)
+            self._contours.update(prediction, target)
+
+    def compute(self) -> dict[str, float | list[float]]:
+        """Scores of all images so far.
+
+        Returns:
+            ``iou``: K values, NaN for classes that the targets never show; ``miou``: the mean
+            of the others. With ``boundary``: ``boundary_f_classes``: K values, 1 for a class
+            that neither side shows; ``boundary_f``: their mean over the foreground classes
+            1..K-1; ``jf``: the mean of ``miou`` and ``boundary_f``.
+        """
+        iou = iou_per_class(self.confusion)
+        scores: dict[str, float | list[float]] = {
+            "miou": mean_over_present(iou),
+            "iou": iou.tolist(),
+        }
+        if self._contours is not None:
+            contour = self._contours.f_measure()
+            scores["boundary_f_classes"] = contour.tolist()
+            scores["boundary_f"] = float(contour[1:].mean())
+            scores["jf"] = (scores["miou"] + scores["boundary_f"]) / 2
+        return scores
+
+    def _check_range(self, labels: np.ndarray, what: str) -> None:
+        if labels.size and (labels.min() < 0 or labels.max() >= self.num_classes):
+            raise ValueError(
+                f"{what} holds labels {labels.min()}..{labels.max()}; expected "
+                f"0..{self.num_classes - 1}, or {self.ignore_index} where the target is ignored"
+            )
+
+
+class _ContourCounts:
+    """Contour pixels and matches per class, summed over the data set."""
+
+    def __init__(self, num_classes: int):
+        # [0]: of the prediction (precision), [1]: of the target (recall)
+        self.contour = np.zeros((2, num_classes), dtype=np.int64)
+        self.unmatched = np.zeros((2, num_classes), dtype=np.int64)
+
+    def update(self, prediction: np.ndarray, target: np.ndarray) -> None:
+        """Add one pair of (H, W) label maps in 0..K-1."""
+        counts = np.bincount(prediction.ravel()), np.bincount(target.ravel())
+        classes = np.union1d(*(np.flatnonzero(count) for count in counts))
+        radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*target.shape))
+        maps = [_contours(labels, classes, radius) for labels in (prediction, target)]
+        plane = maps[0][0].size
+        stride = maps[0].shape[-1]
+        flat = [contour.ravel() for contour in maps]
+        for side, (own, other) in enumerate((flat, flat[::-1])):
+            pixels = np.flatnonzero(own)
+            self._add(self.contour[side], classes, pixels // plane)
+            for step in _disk(radius, stride):
+                pixels = pixels[~other[pixels + step]]
+                if not pixels.size:
+                    break
+            self._add(self.unmatched[side], classes, pixels // plane)
+
+    @staticmethod
+    def _add(total: np.ndarray, classes: np.ndarray, positions: np.ndarray) -> None:
+        total[classes] += np.bincount(positions, minlength=len(classes))
+
+    def f_measure(self) -> np.ndarray:
+        """(K,) F; 1 where neither side has a contour, 0 where one side alone has."""
+        share = np.ones(self.contour.shape)
+        np.divide(self.contour - self.unmatched, self.contour, out=share, where=self.contour > 0)
+        precision, recall = share
+        total = precision + recall
+        return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _contours(labels: np.ndarray, classes: np.ndarray, margin: int) -> np.ndarray:
+    """Contours of all classes at once, as DAVIS defines them.
+
+    A pixel lies on the contour of a class if the class mask is not constant over the pixel and
+    its neighbours east, south and south-east. So the classes of a pixel's contours are just
+    the labels of the four, where these are not all equal. The image's border is no contour.
+
+    Returns:
+        (len(classes), H + 2 * margin, W + 2 * margin) bool, False in the margin.
+    """
+    height, width = labels.shape
+    padded = np.pad(labels, ((0, 1), (0, 1)), mode="edge")
+    corners = np.stack([padded[y : y + height, x : x + width] for y in (0, 1) for x in (0, 1)])
+    rows, columns = np.nonzero((corners[1:] != corners[0]).any(axis=0))
+    positions = np.searchsorted(classes, corners[:, rows, columns])
+    contours = np.zeros((len(classes), height + 2 * margin, width + 2 * margin), dtype=bool)
+    contours[positions, rows + margin, columns + margin] = True
+    return contours
+
+
+def _disk(radius: int, stride: int) -> np.ndarray:
+    """Flat index steps to all pixels within ``radius``, nearest first."""
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1)
+    distance = y**2 + x**2
+    order = np.argsort(distance, kind="stable")[: np.count_nonzero(distance <= radius**2)]
+    return (y * stride + x)[order]
+
+
+class CamMetrics:
+    """Mean IoU of CAM pseudo-labels at many thresholds in one pass.
+
+    A pixel's label at threshold t is its strongest class if that class's activation is at
+    least t and above 0, else background (Eq. 3 of CoSA). It is therefore enough to count
+    (target, strongest class, number of thresholds reached) once; the confusion matrix of each
+    threshold is a sum over that histogram.
+
+    Args:
+        num_classes: number of classes K, the background included.
+        thresholds: activations in [0, 1], in any order.
+        ignore_index: value of target pixels that do not count.
+    """
+
+    def __init__(self, num_classes: int, thresholds: Sequence[float], ignore_index: int = 255):
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.thresholds = tuple(thresholds)
+        self._sorted = torch.tensor(sorted(self.thresholds), dtype=torch.float32)
+        bins = len(self.thresholds) + 1
+        self._histogram = np.zeros((num_classes, num_classes - 1, bins), dtype=np.int64)
+
+    def update(self, cam: torch.Tensor, target: np.ndarray | torch.Tensor) -> None:
+        """Add one image.
+
+        Args:
+            cam: (K-1, H, W) activations in [0, 1] of the foreground classes, already filtered
+                by the image's labels.
+            target: (H, W) integers in 0..K-1 or ``ignore_index``.
+
+        Raises:
+            ValueError: for other shapes or labels.
+        """
+        target = _label_map(target, "target")
+        if tuple(cam.shape) != (self.num_classes - 1, *target.shape):
+            raise ValueError(
+                f"cam {tuple(cam.shape)} should be {(self.num_classes - 1, *target.shape)}"
+            )
+        confidence, strongest = cam.detach().float().max(dim=0)
+        reached = torch.bucketize(confidence, self._sorted.to(cam.device), right=True)
+        reached = reached.masked_fill(confidence <= 0, 0)
+        bins = self._histogram.shape[-1]
+        code = (strongest * bins + reached).to(torch.int32).cpu().numpy()
+        seen = target != self.ignore_index
+        target = target[seen].astype(np.int64)
+        if target.size and (target.min() < 0 or target.max() >= self.num_classes):
+            raise ValueError(f"target holds labels outside 0..{self.num_classes - 1}")
+        code = target * (self.num_classes - 1) * bins + code[seen]
+        self._histogram += np.bincount(code, minlength=self._histogram.size).reshape(
+            self._histogram.shape
+        )
+
+    def confusion(self, threshold: float) -> np.ndarray:
+        """(K, K) pixel counts at one of the thresholds given at construction."""
+        first = sorted(self.thresholds).index(threshold) + 1
+        below = self._histogram[..., :first].sum(axis=(1, 2))
+        above = self._histogram[..., first:].sum(axis=2)
+        return np.concatenate((below[:, None], above), axis=1)
+
+    def iou(self, threshold: float) -> np.ndarray:
+        """(K,) IoU at one of the thresholds, NaN for classes that the targets never show."""
+        return iou_per_class(self.confusion(threshold))
+
+    def miou(self, threshold: float) -> float:
+        """Mean IoU of the classes that occur in the targets, at one of the thresholds."""
+        return mean_over_present(self.iou(threshold))
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Average precision per class: the sum of precision times the step in recall.
+
+    Images of equal score are ranked together, so that their order does not matter.
+
+    Args:
+        scores: (N, C) float, any monotonous score.
+        labels: (N, C) 0 or 1.
+
+    Returns:
+        (C,) float64 in [0, 1]; NaN for a class without positives.
+    """
+    scores, labels = _check_pair(scores, labels)
+    result = np.full(scores.shape[1], np.nan)
+    for index in np.flatnonzero(labels.any(axis=0)):
+        order = np.argsort(-scores[:, index], kind="stable")
+        ranked = scores[order, index]
+        hits = np.cumsum(labels[order, index])
+        last_of_ties = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        precision = hits[last_of_ties] / (last_of_ties + 1)
+        recall_steps = np.diff(hits[last_of_ties], prepend=0) / hits[-1]
+        result[index] = (precision * recall_steps).sum()
+    return result
+
+
+def f1_scores(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+    """F1 per class of ``scores > threshold``; 0 is the threshold of logits.
+
+    Args:
+        scores: (N, C) float.
+        labels: (N, C) 0 or 1.
+
+    Returns:
+        (C,) float64 in [0, 1]; NaN for a class without positives.
+    """
+    scores, labels = _check_pair(scores, labels)
+    predicted = scores > threshold
+    hits = (predicted & labels).sum(axis=0)
+    total = predicted.sum(axis=0) + labels.sum(axis=0)
+    result = np.full(scores.shape[1], np.nan)
+    return np.divide(2 * hits, total, out=result, where=labels.any(axis=0))
+
+
+def _check_pair(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} should both be (N, C)")
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN")
+    return scores, labels.astype(bool)
+
+
+def _label_map(labels: np.ndarray | torch.Tensor, what: str) -> np.ndarray:
+    if isinstance(labels, torch.Tensor):
+        labels = labels.detach().cpu().numpy()
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not labels.size:
+        raise ValueError(f"{what} should be one (H, W) map of labels, got shape {labels.shape}")
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"{what} should hold integers, got {labels.dtype}")
+    return labels.astype(np.int64)

@@ -1,0 +1,103 @@
+"""Multi-scale and flip prediction, shared by the teacher, the evaluation and infer.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa.cam import normalize
+from cosa.network import NetworkOutput
+
+
+@dataclass
+class Prediction:
+    """Fused maps at pixel resolution, float32."""
+
+    cam: Tensor  # (B, C, H, W) in [0, 1], M' of the paper
+    aux_cam: Tensor  # (B, C, H, W) in [0, 1], the auxiliary M'
+    seg: Tensor  # (B, C+1, H, W) logits summed over scales and flips, S'; channel 0: background
+
+
+@torch.no_grad()
+def multi_scale(
+    network: Callable[[Tensor], NetworkOutput],
+    images: Tensor,
+    scales: Sequence[float] = (1.0, 0.5, 1.5),
+    flip: bool = True,
+    size: tuple[int, int] | None = None,
+) -> Prediction:
+    """CAMs and segmentation logits, fused over scales and horizontal flips (Sec. 3 of CoSA).
+
+    CAMs: resized to the output, maximum over the two flips, ReLU, sum over the scales, then
+    min-max normalised per image and class. Logits: summed over flips and scales, so that their
+    size grows with the number of passes (the temperature of Eq. 7 is meant for this sum).
+
+    Args:
+        network: a ``CoSANetwork`` in evaluation mode, or an ``AssignmentNetwork``; its
+            ``patch_size`` is read. Its mode is left as it is.
+        images: (B, 3, H, W) float, normalised with ImageNet's mean and standard deviation. Any
+            size: each scaled size is rounded to a multiple of the patch size, at least one
+            patch; images that have that size already are not resampled.
+        scales: factors of the image size, at least one, all above 0.
+        flip: see the mirrored images too, in the same forward pass.
+        size: (height, width) of the output; the images' own by default.
+
+    Returns:
+        A ``Prediction`` without gradients.
+
+    Raises:
+        ValueError: there is no scale, or one is not above 0.
+    """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be one or more positive numbers, not {list(scales)}")
+    image_size = (images.shape[-2], images.shape[-1])
+    size = image_size if size is None else size
+    cam = aux_cam = seg = None
+    for scale in scales:
+        scaled = resize(images, scaled_size(image_size, scale, network.patch_size))
+        if flip:
+            scaled = torch.cat([scaled, scaled.flip(-1)])
+        output = network(scaled)
+        cam = _add(cam, _fuse_cam(output.cam, flip, size))
+        aux_cam = _add(aux_cam, _fuse_cam(output.aux_cam, flip, size))
+        # Resizing is linear: the sum over the flips may come first, at the small token grid.
+        seg = _add(seg, resize(sum(_unflip(output.seg, flip)), size))
+    return Prediction(cam=normalize(cam), aux_cam=normalize(aux_cam), seg=seg)
+
+
+def scaled_size(size: tuple[int, int], scale: float, patch_size: int) -> tuple[int, int]:
+    """``size`` (height, width) times ``scale``, rounded to whole patches, at least one each."""
+    height, width = (max(1, int(side * scale / patch_size + 0.5)) * patch_size for side in size)
+    return height, width
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B, K, h, w) to ``size``, corners not aligned; a no-op if it fits."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def _fuse_cam(cam: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
+    # The maximum is taken at full resolution, as the released programs do: at the token grid it
+    # would be cheaper, but interpolating maxima gives larger values than the maximum of both.
+    views = [resize(view, size) for view in _unflip(cam, flip)]
+    fused = torch.maximum(*views) if flip else views[0]
+    return F.relu(fused)
+
+
+def _unflip(maps: Tensor, flip: bool) -> list[Tensor]:
+    """Float32 maps of the images, and those of the mirrored images turned back."""
+    maps = maps.float()
+    if not flip:
+        return [maps]
+    straight, mirrored = maps.chunk(2)
+    return [straight, mirrored.flip(-1)]
+
+
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total.add_(term)

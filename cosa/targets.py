@@ -1,0 +1,108 @@
+"""Pseudo-labels of the assignment network and their perplexity (Eq. 3, 4 and 7 of CoSA).
+
+Everything here is a target: no result carries a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cosa.cam import at_least_float32
+
+# The smallest distance to the threshold that enters the logarithm of Eq. (4). With the default
+# constants it bounds the perplexity at 14.
+MIN_DISTANCE = 1e-6
+
+
+@torch.no_grad()
+def cam_pseudo_labels(cam: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Label every position with its strongest class, or background: Eq. (3) of CoSA.
+
+    Args:
+        cam: (B, C, H, W) activations in [0, 1], absent classes set to 0
+            (``cosa.cam.filter_by_labels``).
+        threshold: ξ in [0, 1], the confidence from which a position is foreground.
+
+    Returns:
+        ``labels`` (B, H, W) int64 in 0..C with 0 for the background, and ``confidence``
+        (B, H, W), ν, the strongest activation, in the dtype of ``cam``.
+
+    A position without any activation is background at every threshold, ξ = 0 included:
+    otherwise it would be given the first class, present in the image or not.
+    """
+    confidence, strongest = cam.max(dim=1)
+    # Compared in the precision that `perplexity` uses, so both agree on the side of ξ.
+    wide = at_least_float32(confidence)
+    foreground = (wide >= threshold) & (wide > 0)
+    labels = torch.where(foreground, strongest + 1, 0)
+    return labels, confidence
+
+
+@torch.no_grad()
+def perplexity(
+    confidence: Tensor, threshold: float, alpha: float = 0.8, beta: float = 1.0
+) -> Tensor:
+    """How doubtful a CAM pseudo-label is: Eq. (4) of CoSA.
+
+    The perplexity is ``(-log(alpha * d)) ** beta``, where d in [0, 1] is the distance of the
+    confidence to the threshold, divided by the largest possible one on that side. It is least
+    at d = 1 (0.223 for the default constants) and largest at the threshold, where d is bounded
+    from below by ``MIN_DISTANCE`` so that the result is finite.
+
+    Args:
+        confidence: ν, any shape (usually (B, H, W)), in [0, 1]; values outside count as the
+            nearer bound.
+        threshold: ξ in [0, 1].
+        alpha: λα in (0, 1]; larger values lower the least perplexity.
+        beta: λβ > 0; the sharpness.
+
+    Returns:
+        A tensor of the shape of ``confidence``, float32 (float64 for float64 input), >= 0.
+
+    Raises:
+        ValueError: a constant or the threshold is out of range.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    confidence = at_least_float32(confidence)
+    # At ξ = 0 or 1 one side has no extent: what lies there is at the threshold, d = 0.
+    above = (confidence - threshold) / max(1 - threshold, MIN_DISTANCE)
+    below = (threshold - confidence) / max(threshold, MIN_DISTANCE)
+    distance = torch.where(confidence >= threshold, above, below).clamp(MIN_DISTANCE, 1)
+    return (-torch.log(alpha * distance)).clamp_min(0).pow(beta)
+
+
+@torch.no_grad()
+def seg_pseudo_labels(seg: Tensor, image_labels: Tensor, temperature: float = 0.01) -> Tensor:
+    """Sharpened class probabilities over the classes an image holds: Eq. (7) of CoSA.
+
+    Args:
+        seg: (B, C+1, H, W) segmentation logits, channel 0 the background.
+        image_labels: (B, C) image-level labels of any dtype; positive means present. The
+            background is always present.
+        temperature: τ > 0.
+
+    Returns:
+        (B, C+1, H, W) probabilities, float32 (float64 for float64 input), under autocast too;
+        exactly 0 for absent classes.
+
+    Raises:
+        ValueError: the shapes do not fit, or the temperature is not positive.
+    """
+    batch, channels = seg.shape[:2]
+    if image_labels.shape != (batch, channels - 1):
+        raise ValueError(
+            f"image_labels must have shape {(batch, channels - 1)}, got {tuple(image_labels.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    absent = (image_labels <= 0).to(seg.device)
+    absent = torch.cat([absent.new_zeros(batch, 1), absent], dim=1)[:, :, None, None]
+    with torch.autocast(seg.device.type, enabled=False):
+        logits = at_least_float32(seg) / temperature
+        return logits.masked_fill(absent, float("-inf")).softmax(dim=1)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from cosa.cam import at_least_float32, filter_by_labels, normalize
+
+
+def test_normalize_scales_each_map_on_its_own():
+    cam = torch.tensor([[[[-1.0, 0.0], [1.0, 3.0]], [[10.0, 20.0], [10.0, 30.0]]]])
+    expected = torch.tensor([[[[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.5], [0.0, 1.0]]]])
+    assert torch.equal(normalize(cam), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.5, -3.0])
+def test_normalize_turns_a_constant_map_into_zeros(value):
+    assert torch.equal(normalize(torch.full((2, 3, 4, 4), value)), torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_normalize_keeps_the_dtype_and_reaches_both_bounds(dtype):
+    cam = torch.linspace(-60000, 60000, 25).reshape(1, 1, 5, 5).to(dtype)
+    scaled = normalize(cam)
+    assert scaled.dtype == dtype
+    assert scaled.min() == 0 and scaled.max() == 1
+
+
+def test_normalize_ignores_a_positive_scale_and_a_shift():
+    cam = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=torch.manual_seed(0))
+    assert torch.allclose(normalize(3 * cam - 5), normalize(cam))
+
+
+def test_filter_zeroes_absent_classes_only():
+    cam = torch.rand(2, 3, 4, 4) + 0.1
+    cam[0, 1] = float("nan")
+    filtered = filter_by_labels(cam, torch.tensor([[1, 0, 0], [0, 1, 1]]))
+    assert torch.equal(filtered[0, 0], cam[0, 0])
+    assert torch.equal(filtered[1, 1:], cam[1, 1:])
+    assert not filtered[0, 1:].any() and not filtered[1, 0].any()
+
+
+def test_filter_reports_labels_of_another_shape():
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        filter_by_labels(torch.rand(2, 3, 4, 4), torch.ones(2, 4))
+
+
+def test_at_least_float32():
+    assert at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert at_least_float32(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64

@@ -1,0 +1,271 @@
+"""Evaluation against values that follow from the pictures, with a network that reads colours."""
+
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from cosa.data.datasets import SegmentationDataset
+from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input
+from cosa.errors import UserError
+from cosa.evaluate import CAM_THRESHOLDS, evaluate, format_table
+from cosa.metrics import SegmentationMetrics
+from cosa.network import CoSANetwork, NetworkOutput
+from cosa.palette import voc_palette
+from cosa.predict import multi_scale, resize
+
+
+class ColorNetwork(nn.Module):
+    """Sees class k wherever channel k shines; (1, 1, 1) minus the colour is background."""
+
+    patch_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.forwards = 0
+
+    def forward(self, images):
+        self.forwards += 1
+        assert not self.training and not torch.is_grad_enabled()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        rgb = F.avg_pool2d(images * std + mean, self.patch_size)
+        logits = rgb.amax(dim=(-2, -1)) - 0.5
+        background = 1 - rgb.sum(dim=1, keepdim=True)
+        seg = torch.cat([background, rgb], dim=1)
+        return NetworkOutput(logits, logits, rgb, rgb.flip(-1), seg, rgb)
+
+
+class Stripes(SegmentationDataset):
+    """32 x 32 pictures of vertical stripes, one class per stripe, in red, green and blue."""
+
+    def __init__(self, painted, truth, size=32):
+        self.classes = ("red", "green", "blue")
+        self.palette = voc_palette(4)
+        self.painted, self.truth = ([self._widen(row, size) for row in x] for x in (painted, truth))
+        self.names = [f"folder/{k}" for k in range(len(truth))]
+        self.labels = np.array([[c in row for c in (1, 2, 3)] for row in truth], np.uint8)
+        self.has_masks = True
+
+    @staticmethod
+    def _widen(row, size):
+        return np.tile(np.repeat(np.array(row, np.uint8), size // len(row)), (size, 1))
+
+    def image(self, index):
+        colors = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
+        return Image.fromarray(colors[self.painted[index]])
+
+    def mask(self, index):
+        return self.truth[index]
+
+
+PAINTED = [[0, 1, 1, 0], [0, 2, 2, 0], [3, 3, 0, 0], [1, 1, 2, 2], [0, 0, 0, 1]]
+# The green of the fourth picture and the red of the last one are not there in truth
+TRUTH = [[0, 1, 1, 0], [0, 2, 2, 0], [3, 3, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+OPTIONS = {"image_size": 32, "scales": (1.0,), "flip": False, "progress": False}
+
+
+@pytest.fixture
+def dataset():
+    return Stripes(PAINTED, TRUTH)
+
+
+def run(dataset, network=None, **options):
+    return evaluate(network or ColorNetwork(), dataset, **OPTIONS | options)
+
+
+def without_time(scores):
+    return {key: value for key, value in scores.items() if key != "seconds"}
+
+
+def test_perfect_network():
+    scores = run(Stripes(TRUTH, TRUTH))
+    for key in ("miou", "miou_label_filtered", "boundary_f", "jf", "cam_miou", "cam_best_miou"):
+        assert scores[key] == 1, key
+    assert scores["classification_map"] == scores["classification_f1"] == 1
+    assert scores["images"] == len(TRUTH)
+    assert scores["iou"] == dict.fromkeys(("background", "red", "green", "blue"), 1.0)
+
+
+def test_scores_by_hand(dataset):
+    scores = run(dataset, coexistence_classes=("red", "green"))
+    # In quarters of an image: 12 of background, of which 2 + 1 are taken for classes
+    assert scores["iou"] == pytest.approx(
+        {"background": 9 / 12, "red": 4 / 5, "green": 2 / 4, "blue": 1.0}
+    )
+    assert scores["miou"] == pytest.approx((9 / 12 + 4 / 5 + 2 / 4 + 1) / 4)
+    # Without green, red wins two more columns at its right edge in the fourth picture
+    red, background = 4 * 8 / (4 * 8 + 2), (12 * 8 - 2) / (12 * 8)
+    assert scores["miou_label_filtered"] == pytest.approx((background + red + 1 + 1) / 4)
+    assert scores["cmiou"] == pytest.approx((4 / 5 + 2 / 4) / 2)
+    assert scores["cam_miou"] == scores["cam_cmiou"] == 1, "CAMs are filtered by the labels"
+    # Of three reds two are right, of two greens one, in ties
+    assert scores["classification_f1"] == pytest.approx((4 / 5 + 2 / 3 + 1) / 3)
+    assert scores["classification_map"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+
+
+def test_label_free_score_does_not_see_the_labels(dataset):
+    before = run(dataset)
+    dataset.labels = np.roll(dataset.labels, 1, axis=0)
+    after = run(dataset)
+    for key in ("miou", "iou", "boundary_f", "jf"):
+        assert after[key] == before[key], key
+    for key in ("miou_label_filtered", "cam_miou", "classification_map"):
+        assert after[key] < before[key], key
+
+
+def test_order_and_batch_size_do_not_matter(dataset):
+    expected = without_time(run(dataset, batch_size=1))
+    backwards = Stripes(PAINTED[::-1], TRUTH[::-1])
+    for data, size in ((dataset, 2), (dataset, 7), (backwards, 3)):
+        assert without_time(run(data, batch_size=size)) == expected
+
+
+def test_auxiliary_and_ensemble_cams(dataset):
+    scores = run(Stripes([[0, 1, 1, 0], [2, 2, 0, 3]], [[0, 1, 1, 0], [2, 2, 0, 3]]))
+    # The auxiliary CAM is the mirrored one: right on the first picture alone
+    assert scores["cam_miou"] == 1
+    assert scores["aux_cam_miou"] == pytest.approx((2 / 4 + 1 + 0 + 0) / 4)
+    # Their mean makes all of the second picture green: 0.5 is reached everywhere, first wins ties
+    assert scores["ensemble_cam_miou"] == pytest.approx((2 / 3 + 1 + 2 / 4 + 0) / 4)
+
+
+def test_each_cam_has_its_own_threshold(dataset):
+    scores = run(dataset, thresholds=(1.0, 0.5))
+    assert scores["cam_miou"] < scores["cam_best_miou"] == 1
+    assert scores["aux_cam_miou"] == run(dataset, thresholds=(0.5, 0.5))["aux_cam_miou"]
+    assert scores["cam_best_threshold"] in CAM_THRESHOLDS
+    middle = [run(dataset, thresholds=pair) for pair in ((0.2, 0.6), (0.4, 0.4), (0.2, 0.2))]
+    ensemble = [scores["ensemble_cam_miou"] for scores in middle]
+    assert ensemble[0] == ensemble[1] != ensemble[2]
+    assert run(dataset, thresholds=(0.5, 1.0))["cam_miou"] == 1
+
+
+def test_masks_of_any_size():
+    scores = run(Stripes(TRUTH, TRUTH, size=64))
+    assert scores["miou"] > 0.9 and scores["cam_miou"] > 0.9
+
+
+def test_without_masks_only_classification(dataset):
+    dataset.has_masks = False
+    network = ColorNetwork()
+    scores = run(dataset, network, batch_size=5)
+    assert set(scores) == {"classification_map", "classification_f1", "images", "seconds"}
+    assert network.forwards == 1, "no multi-scale pass"
+    assert "mIoU" not in format_table(scores)
+
+
+def test_images_without_a_mask_count_for_classification_alone(dataset):
+    expected = run(Stripes(PAINTED[:3], TRUTH[:3]))
+    dataset.truth[3] = dataset.truth[4] = None
+    scores = run(dataset)
+    assert scores["miou"] == expected["miou"]
+    assert scores["images"] == 5
+    assert scores["classification_f1"] < 1
+
+
+def test_absent_classes_are_none_and_json_works():
+    scores = run(Stripes([[0, 1]], [[0, 1]]), coexistence_classes=["green"])
+    assert scores["iou"]["green"] is None and scores["cmiou"] is None
+    assert scores["miou"] == 1
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+    assert "green           -      -" in format_table(scores)
+
+
+def test_unknown_coexistence_class(dataset):
+    with pytest.raises(UserError, match="'grene'.*'green'"):
+        run(dataset, coexistence_classes=("grene",))
+
+
+def test_max_images_are_spread(dataset):
+    seen = []
+    read = dataset.image
+    dataset.image = lambda index: seen.append(index) or read(index)
+    assert run(dataset, max_images=2)["images"] == 2
+    assert sorted(seen) == [1, 3]
+    assert run(dataset, max_images=99)["images"] == 5
+
+
+def test_panels(dataset, tmp_path):
+    run(dataset, panels_folder=tmp_path, panels=2)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert files == ["folder/1.png", "folder/3.png"]
+    dataset.has_masks = False
+    run(dataset, panels_folder=tmp_path / "no_masks", panels=9)
+    panels = list((tmp_path / "no_masks").rglob("*.png"))
+    assert len(panels) == 5
+    assert Image.open(panels[0]).width < Image.open(tmp_path / files[0]).width
+
+
+def test_network_keeps_its_mode_even_after_an_error(dataset):
+    network = ColorNetwork().train()
+    run(dataset, network)
+    assert network.training
+    dataset.labels[0] = 0
+    dataset.truth[0][:] = 9
+    with pytest.raises(ValueError, match="target holds"):
+        run(dataset, network)
+    assert network.training
+
+
+def test_errors_of_the_reading_threads_arrive(dataset):
+    def broken(index):
+        raise UserError(f"image {index} is broken")
+
+    dataset.image = broken
+    with pytest.raises(UserError, match="image 0 is broken"):
+        run(dataset)
+
+
+def test_network_runs_in_the_autocast_context(dataset):
+    active = []
+
+    @contextmanager
+    def autocast():
+        active.append(True)
+        yield
+        active.pop()
+
+    class Watched(ColorNetwork):
+        def forward(self, images):
+            assert active
+            return super().forward(images)
+
+    assert run(dataset, Watched(), autocast=autocast)["images"] == 5
+    assert not active
+
+
+def test_table(dataset):
+    scores = run(dataset, coexistence_classes=("red",))
+    table = format_table(scores)
+    assert "red          80.0  100.0" in table
+    assert f"{100 * scores['miou']:.1f}" in table.split("label-free")[1].splitlines()[0]
+    rows = table.splitlines()[: 1 + len(scores["iou"])]
+    assert len({len(row) for row in rows}) == 1, "aligned"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_real_network(dataset, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    torch.manual_seed(0)
+    encoder = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32}
+    network = CoSANetwork(3, "vit_tiny_patch16_224", encoder, decoder_width=16).to(device)
+    network.decoder.conv8.weight.data.normal_()
+    options = {"image_size": 30, "scales": (1.0, 0.5), "flip": True, "device": device}
+    first = run(dataset, network, **options)
+    metrics = SegmentationMetrics(4, boundary=True)
+    network.eval()
+    for index in range(len(dataset)):
+        image = network_input(dataset.image(index), 30)[None].to(device)
+        seg = multi_scale(network, image, scales=(1.0, 0.5)).seg
+        metrics.update(resize(seg, (32, 32))[0].argmax(0), dataset.mask(index))
+    expected = metrics.compute()
+    assert 0 < expected["miou"] < 1
+    assert first["miou"] == pytest.approx(expected["miou"], abs=0.01)
+    assert first["jf"] == pytest.approx(expected["jf"], abs=0.01)
+    assert without_time(run(dataset, network, **options)) == without_time(first)

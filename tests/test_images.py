@@ -1,0 +1,176 @@
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cosa.data import images
+from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input, read_image, to_tensor
+from cosa.errors import UserError
+
+
+def pixel(image, x=0, y=0):
+    return image.getpixel((x, y))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize(
+    ("orientation", "corner"),  # where the stored top left corner is shown, as (x, y) of 0 or -1
+    [(1, (0, 0)), (2, (-1, 0)), (3, (-1, -1)), (4, (0, -1))]
+    + [(5, (0, 0)), (6, (-1, 0)), (7, (-1, -1)), (8, (0, -1))],
+)
+def test_exif_rotation(tmp_path, suffix, orientation, corner):
+    stored = Image.new("RGB", (64, 32))
+    stored.paste((255, 255, 255), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a.{suffix}", exif=exif)
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.size == ((64, 32) if orientation < 5 else (32, 64))
+    corners = {
+        (x, y): pixel(image, x % image.width, y % image.height) for x in (0, -1) for y in (0, -1)
+    }
+    assert max(corners, key=lambda at: sum(corners[at])) == corner
+    assert sum(corners[corner]) > 700
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "suffix", "expected"),
+    [
+        ("RGB", (10, 20, 30), "png", (10, 20, 30)),
+        ("L", 77, "png", (77, 77, 77)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("LA", (0, 51), "png", (204, 204, 204)),
+        ("RGBA", (255, 0, 0, 255), "png", (255, 0, 0)),
+        ("RGBA", (0, 0, 0, 0), "png", (255, 255, 255)),
+        ("RGBA", (0, 0, 255, 51), "webp", (204, 204, 255)),
+        ("CMYK", (0, 255, 255, 0), "tif", (255, 0, 0)),
+        ("I;16", 65535, "png", (255, 255, 255)),
+        ("I;16", 257 * 100, "png", (100, 100, 100)),
+        ("I;16", 300, "tif", (1, 1, 1)),
+        ("I", 200, "tif", (200, 200, 200)),
+        ("I", 257 * 9, "tif", (9, 9, 9)),
+        ("F", 0.2, "tif", (51, 51, 51)),
+        ("F", 51.0, "tif", (51, 51, 51)),
+        ("F", 257 * 40.0, "tif", (40, 40, 40)),
+    ],
+)
+def test_modes(tmp_path, mode, color, suffix, expected):
+    Image.new(mode, (5, 3), color).save(tmp_path / f"a.{suffix}", **LOSSLESS.get(suffix, {}))
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert (image.mode, image.size) == ("RGB", (5, 3))
+    assert np.abs(np.subtract(pixel(image), expected)).max() <= (2 if suffix == "webp" else 0)
+
+
+LOSSLESS = {"webp": {"lossless": True, "exact": True}}
+
+
+def test_adobe_cmyk_jpeg_is_not_inverted(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    assert np.abs(np.subtract(pixel(read_image(tmp_path / "a.jpg")), (255, 0, 0))).max() < 4
+
+
+def test_palette_with_transparency(tmp_path):
+    stored = Image.new("P", (2, 1))
+    stored.putpalette([255, 0, 0, 0, 255, 0])
+    stored.putpixel((1, 0), 1)
+    stored.save(tmp_path / "a.png", transparency=1)
+    image = read_image(tmp_path / "a.png")
+    assert [pixel(image, 0), pixel(image, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_float_beyond_the_usual_ranges_uses_its_own(tmp_path):
+    values = np.array([[-2.0, 0.0, 3.0, np.nan]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 102, 255, 102]
+    Image.fromarray(np.full((2, 2), -1.0, np.float32)).save(tmp_path / "b.tif")
+    assert pixel(read_image(tmp_path / "b.tif")) == (0, 0, 0)
+
+
+def test_one_pixel_wide_and_unusual_names(tmp_path):
+    Image.new("RGB", (1, 700), (1, 2, 3)).save(tmp_path / "ä b %s.PNG")
+    image = read_image(str(tmp_path / "ä b %s.PNG"))
+    assert image.size == (1, 700)
+    assert network_input(image, 32).shape == (3, 32, 32)
+
+
+def test_hundred_megapixels_pass_without_a_warning(tmp_path):
+    Image.new("L", (10_000, 10_000), 9).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "a.png").size == (10_000, 10_000)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [80, 30])  # 99 pixels: over the limit, and over Pillow's twofold
+def test_too_many_pixels(tmp_path, monkeypatch, limit):
+    Image.new("L", (33, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError, match=r"a\.png has over .* megapixels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_unreadable_files_are_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    for name, content in {
+        "cut.jpg": (tmp_path / "whole.jpg").read_bytes()[:1500],
+        "cut.png": (tmp_path / "whole.png").read_bytes()[:3000],
+        "text.jpg": b"not an image",
+        "zero.jpg": b"",
+        "head.png": (tmp_path / "whole.png").read_bytes()[:20],
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"^[^\n]*{name}[^\n]*$"):
+            read_image(tmp_path / name)
+    for name in ["absent.jpg", "."]:
+        with pytest.raises(UserError, match="absent" if name != "." else str(tmp_path)):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads every file")
+def test_forbidden_file(tmp_path):
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(UserError, match=r"a\.png.*ermission"):
+        read_image(tmp_path / "a.png")
+
+
+def test_damaged_metadata_is_no_hindrance(tmp_path):
+    broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_image(tmp_path / "a.jpg").size == (8, 4)
+
+
+def test_to_tensor():
+    rgb = np.array([[[0, 255, 51]]], np.uint8)
+    expected = (torch.tensor([0.0, 1.0, 0.2]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(
+        IMAGENET_STD
+    )
+    for image in (rgb, Image.fromarray(rgb)):
+        tensor = to_tensor(image)
+        assert tensor.shape == (3, 1, 1) and tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor.flatten(), expected)
+
+
+def test_network_input_is_plain_bilinear_for_benchmark_sizes():
+    rgb = np.random.default_rng(0).integers(0, 256, (50, 37, 3), np.uint8)
+    expected = F.interpolate(to_tensor(rgb)[None], (32, 32), mode="bilinear")[0]
+    torch.testing.assert_close(network_input(Image.fromarray(rgb), 32), expected)
+
+
+def test_network_input_does_not_alias_large_images():
+    stripes = np.zeros((640, 640, 3), np.uint8)
+    stripes[:, ::2] = 255  # plain bilinear sampling at a twentieth would hit arbitrary stripes
+    tensor = network_input(Image.fromarray(stripes), 32)
+    gray = tensor * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(
+        3, 1, 1
+    )
+    assert (gray - 0.5).abs().max() < 0.01

@@ -1,0 +1,470 @@
+import csv
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import cosa
+import cosa.inference
+from cosa.checkpoint import save_weights
+from cosa.config import from_dict, to_dict
+from cosa.data.images import network_input
+from cosa.errors import UserError
+from cosa.inference import argmax_at_size, parallel_map, plan, segment_files
+from cosa.network import CoSANetwork
+from cosa.palette import voc_palette
+from cosa.predict import multi_scale
+from infer import main
+
+ROOT = Path(__file__).parent.parent
+SIZE = 32
+SCALES = (1.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    options = dict(patch_size=8, embed_dim=24, depth=3, num_heads=2, img_size=SIZE)
+    network = CoSANetwork(3, "vit_tiny_patch16_224", options, decoder_width=16)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    model = dict(encoder="vit_tiny_patch16_224", encoder_options=options, decoder_width=16)
+    scores = dict(image_size=SIZE, scales=list(SCALES))
+    config = to_dict(from_dict(dict(model=model, evaluate=scores)))
+    classes = ("cat", "dog, big", "ship")
+    save_weights(path, network, config=config, classes=classes, palette=voc_palette(4))
+    return path
+
+
+@pytest.fixture
+def infer(weights, capfd):
+    """Run the program in this process: exit code, stdout, stderr."""
+
+    def run(source, output, *options):
+        command = [str(source), "--weights", str(weights), "--output", str(output), *options]
+        code = main([*command, "--device", "cpu"])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def program(monkeypatch, capfd):
+    """Run the file as the command line does: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
+        return left.value.code, *capfd.readouterr()
+
+    return run
+
+
+def save(path, size=(20, 12), mode="RGB", seed=0, **options):
+    """Write a random image; size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.frombytes(mode, size, noise.tobytes())
+    image.save(path, **options)
+    return path
+
+
+def read(path):
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        return np.asarray(image)
+
+
+def files(folder):
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def test_hostile_images(tmp_path, infer):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos = tmp_path / "photos"
+    expected = {
+        save(photos / "turned.jpg", (20, 12), exif=exif): (20, 12),
+        save(photos / "gray.png", mode="L"): (12, 20),
+        save(photos / "rgba.png", mode="RGBA"): (12, 20),
+        save(photos / "cmyk.jpg", mode="CMYK"): (12, 20),
+        save(photos / "deep.png", mode="I;16"): (12, 20),
+        save(photos / "thin.png", (1, 50)): (50, 1),
+        save(photos / "flat.png", (50, 1)): (1, 50),
+        save(photos / "dot.png", (1, 1)): (1, 1),
+        save(photos / "a b/ünï 日本.JPEG", (33, 44)): (44, 33),
+        save(photos / "a b/v1.2.png", (9, 8)): (8, 9),
+    }
+    whole = save(tmp_path / "whole.jpg", (64, 64)).read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[:1000])
+    (photos / "text.jpg").write_text("not an image")
+    (photos / "zero.png").write_bytes(b"")
+    (photos / "notes.txt").write_text("not an image, and not meant to be one")
+    save(photos / ".hidden.png")
+    save(photos / ".cache/thumb.png")
+
+    code, out, err = infer(photos, tmp_path / "out", "--batch-size", "3", "--workers", "2")
+
+    assert code == 1
+    assert "10 done" in out and "0 skipped" in out and "3 failed" in out
+    assert str(tmp_path / "out") in out
+    lines = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 3
+    for name in ("cut.jpg", "text.jpg", "zero.png"):
+        assert sum(str(photos / name) in line for line in lines) == 1
+    names = [path.relative_to(photos).with_suffix(".png") for path in expected]
+    assert files(tmp_path / "out") == sorted([*map(str, names), "classes.csv"])
+    for path, size in expected.items():
+        mask = read(tmp_path / "out" / path.relative_to(photos).with_suffix(".png"))
+        assert mask.shape == size and mask.max() <= 3
+
+
+def test_masks_are_those_of_the_evaluation(tmp_path, infer, weights):
+    paths = [save(tmp_path / f"in/{k}.png", (50 + 9 * k, 41), seed=k) for k in range(5)]
+    code, *_ = infer(tmp_path / "in", tmp_path / "out", "--batch-size", "2")
+    assert code == 0
+    network = cosa.load(weights)
+    seen = set()
+    for path in paths:
+        with Image.open(path) as image:
+            square = network_input(image, SIZE)
+            logits = multi_scale(network, square[None], SCALES, True).seg
+            logits = F.interpolate(logits, image.size[::-1], mode="bilinear")[0]
+        mask = read(tmp_path / "out" / path.name)
+        assert (mask == logits.argmax(0).numpy()).mean() > 0.999
+        seen |= set(np.unique(mask))
+    assert len(seen) > 1  # else the comparison shows nothing
+
+
+def test_options_of_the_prediction(tmp_path, infer, weights):
+    path = save(tmp_path / "a.png", (40, 30))
+    options = ("--scales", "1.5", "--no-flip", "--size", "24")
+    assert infer(path, tmp_path / "out", *options)[0] == 0
+    with Image.open(path) as image:
+        square = network_input(image, 24)
+    logits = multi_scale(cosa.load(weights), square[None], (1.5,), False).seg
+    expected = argmax_at_size(logits[0], (30, 40)).numpy()
+    assert np.array_equal(read(tmp_path / "out/a.png"), expected)
+    assert infer(path, tmp_path / "default")[0] == 0
+    assert not np.array_equal(read(tmp_path / "default/a.png"), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 90), (33, 5), (64, 64), (6, 9), (129, 50)])
+def test_argmax_in_strips_equals_the_whole(size, monkeypatch):
+    logits = torch.randn(5, 6, 9, generator=torch.Generator().manual_seed(1))
+    expected = F.interpolate(logits[None], size, mode="bilinear")[0].argmax(0)
+    for limit in (2**22, 1000, 1):
+        monkeypatch.setattr(cosa.inference, "MAX_LOGITS", limit)
+        mask = argmax_at_size(logits, size)
+        assert mask.dtype == torch.uint8 and mask.shape == size
+        assert torch.equal(mask.long(), expected)
+
+
+def test_memory_of_a_large_mask_is_bounded(monkeypatch):
+    widest = []
+    interpolate = F.interpolate
+
+    def spy(rows, size, **options):
+        widest.append(rows.shape[1] * size[0] * size[1])
+        return interpolate(rows, size, **options)
+
+    monkeypatch.setattr(cosa.inference.F, "interpolate", spy)
+    logits = torch.zeros(21, 4, 4)
+    logits[7] = 1
+    assert (argmax_at_size(logits, (900, 1200)) == 7).all()
+    assert max(widest) <= cosa.inference.MAX_LOGITS < 21 * 900 * 1200
+    assert sum(widest) == 21 * 900 * 1200
+
+
+def test_thirty_megapixels(tmp_path, infer):
+    path = tmp_path / "wide.png"
+    Image.new("L", (6000, 5000), 40).save(path, compress_level=1)
+    code, out, _ = infer(path, tmp_path / "out", "--scales", "1", "--no-flip")
+    assert code == 0 and "1 done" in out
+    with Image.open(tmp_path / "out/wide.png") as mask:
+        assert mask.size == (6000, 5000)
+
+
+def test_overlay_and_classes(tmp_path, infer):
+    path = save(tmp_path / "in/a/b.jpg", (30, 20))
+    assert infer(tmp_path / "in", tmp_path / "out", "--overlay")[0] == 0
+    assert files(tmp_path / "out") == ["a/b.overlay.png", "a/b.png", "classes.csv"]
+    mask = read(tmp_path / "out/a/b.png")
+    with Image.open(tmp_path / "out/a/b.overlay.png") as blended, Image.open(path) as image:
+        assert blended.mode == "RGB" and blended.size == (30, 20)
+        changed = (np.asarray(blended) != np.asarray(image)).any(-1)
+    assert not changed[mask == 0].any()
+    with open(tmp_path / "out/classes.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[1] == ["0", "background", "0", "0", "0"]
+    assert rows[3] == ["2", "dog, big", "0", "128", "0"] and len(rows) == 5
+
+
+def test_finished_files_are_skipped(tmp_path, infer):
+    for k in range(3):
+        save(tmp_path / f"in/{k}.png")
+    assert infer(tmp_path / "in", tmp_path / "out")[0] == 0
+    (tmp_path / "out/1.png").unlink()
+    (tmp_path / "out/2.png").write_bytes(b"kept")
+    code, out, _ = infer(tmp_path / "in", tmp_path / "out")
+    assert code == 0 and "1 done" in out and "2 skipped" in out
+    assert (tmp_path / "out/2.png").read_bytes() == b"kept"
+    _, out, _ = infer(tmp_path / "in", tmp_path / "out")
+    assert "0 done" in out and "3 skipped" in out
+    _, out, _ = infer(tmp_path / "in", tmp_path / "out", "--overlay")
+    assert "3 done" in out  # a mask without the wanted overlay is not finished
+    _, out, _ = infer(tmp_path / "in", tmp_path / "out", "--overlay", "--overwrite")
+    assert "3 done" in out and "0 skipped" in out
+    assert read(tmp_path / "out/2.png").shape == (12, 20)
+
+
+def test_output_inside_the_input_is_not_read(tmp_path, infer):
+    save(tmp_path / "in/a.jpg")
+    save(tmp_path / "in/sub/b.jpg")
+    for _ in range(2):
+        code, out, _ = infer(tmp_path / "in", tmp_path / "in/sub/masks")
+        assert code == 0 and "0 failed" in out
+    assert "2 skipped" in out
+    assert files(tmp_path / "in/sub/masks") == ["a.png", "classes.csv", "sub/b.png"]
+
+
+def sources(jobs):
+    return [job.source.name for job in jobs]
+
+
+def test_plan_of_globs(tmp_path, monkeypatch):
+    for name in ("x/a.jpg", "x/b.png", "y/z/a.jpg", "y/c[1].jpg", "y/notes.txt", ".h/a.jpg"):
+        save(tmp_path / name) if name[-1] == "g" else (tmp_path / name).write_text("")
+    jobs = plan(f"{tmp_path}/*/*.jpg", "out")
+    assert [str(job.mask) for job in jobs] == ["out/x/a.png", "out/y/c[1].png"]
+    assert sources(plan(f"{tmp_path}/**/*", tmp_path / "out")) == [
+        "a.jpg", "b.png", "c[1].jpg", "a.jpg",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert [str(job.mask) for job in plan("x/*.jpg", "out")] == ["out/a.png"]
+    assert [str(job.mask) for job in plan("*/a.jpg", "out")] == ["out/x/a.png"]
+    assert [str(job.mask) for job in plan("y/c[1].jpg", "out")] == ["out/c[1].png"]
+    assert [str(job.mask) for job in plan(".", "out")][0] == "out/x/a.png"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_plan_follows_links_but_not_in_circles(tmp_path):
+    save(tmp_path / "store/a.jpg")
+    save(tmp_path / "in/b.jpg")
+    (tmp_path / "in/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "in/circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in/broken.jpg").symlink_to(tmp_path / "absent.jpg")
+    assert [job.mask for job in plan(str(tmp_path / "in"), "out")] == [
+        Path("out/b.png"),
+        Path("out/linked/a.png"),
+    ]
+
+
+def test_plan_refuses_two_inputs_of_one_name(tmp_path):
+    a, b = save(tmp_path / "in/a.jpg"), save(tmp_path / "in/a.png")
+    with pytest.raises(UserError, match="both become") as caught:
+        plan(str(tmp_path / "in"), tmp_path / "out")
+    assert str(a) in str(caught.value) and str(b) in str(caught.value)
+    b.rename(tmp_path / "in/a.overlay.png")
+    assert len(plan(str(tmp_path / "in"), tmp_path / "out")) == 2
+    with pytest.raises(UserError, match="both become"):
+        plan(str(tmp_path / "in"), tmp_path / "out", overlays=True)
+
+
+def test_plan_never_overwrites_images(tmp_path):
+    png = save(tmp_path / "in/a.png")
+    with pytest.raises(UserError, match=r"in/a\.png would be overwritten"):
+        plan(str(png), tmp_path / "in")
+    for source in (tmp_path / "in", tmp_path / "in/*"):
+        with pytest.raises(UserError, match="choose another --output"):
+            plan(str(source), tmp_path / "x/../in")
+    save(tmp_path / "in/in/b.jpg")  # as in/b.png of the folder above, another image
+    save(tmp_path / "in/b.png")
+    with pytest.raises(UserError, match=r"in/b\.png would be overwritten"):
+        plan(str(tmp_path / "in"), tmp_path)
+
+
+def test_nothing_to_do_is_an_error(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("")
+    for source in ("in", "in/*.jpg"):
+        with pytest.raises(UserError, match="no image in"):
+            plan(str(tmp_path / source), tmp_path / "out")
+    with pytest.raises(UserError, match="absent does not exist"):
+        plan(str(tmp_path / "absent"), tmp_path / "out")
+
+
+def test_unwritable_output_is_reported_for_the_file(tmp_path, infer):
+    save(tmp_path / "in/a.jpg")
+    save(tmp_path / "in/b/c.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/b").write_text("a file where a folder must be")
+    code, out, err = infer(tmp_path / "in", tmp_path / "out")
+    assert code == 1 and "1 done" in out and "1 failed" in out
+    assert f"failed: the result of {tmp_path / 'in/b/c.jpg'} cannot be written" in err
+    assert files(tmp_path / "out") == ["a.png", "b", "classes.csv"]
+
+
+def test_parallel_map_is_bounded_ordered_and_lazy():
+    started, lock, fed, most = 0, threading.Lock(), 0, 0
+    release = threading.Event()
+
+    def feed():
+        nonlocal fed
+        for k in range(200):
+            fed += 1
+            yield k
+
+    def work(k):
+        nonlocal started
+        with lock:
+            started += 1
+        if k == 0:  # the slow one, behind which the others must not pile up
+            release.wait(0.2)
+        return k * k
+
+    results = []
+    for result in parallel_map(work, feed(), workers=3, ahead=7):
+        results.append(result)
+        most = max(most, fed - len(results))
+    assert results == [k * k for k in range(200)]
+    assert started == 200
+    assert 1 <= most <= 6  # with the one handed out: 7
+
+
+def test_parallel_map_stops_when_closed():
+    begun = []
+
+    def work(k):
+        begun.append(k)
+        time.sleep(0.01)
+        return k
+
+    results = parallel_map(work, range(10_000), workers=2, ahead=4)
+    assert next(results) == 0
+    results.close()
+    count = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == count <= 10
+
+
+def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, weights, monkeypatch):
+    """Between the first reading and the last writing of an image, few others are begun."""
+    network = cosa.load(weights)
+    path = save(tmp_path / "a.png")
+    lock, read_so_far, written, most = threading.Lock(), 0, 0, 0
+    real_read, real_write = cosa.inference.read_image, cosa.inference._write
+
+    def counting_read(source):
+        nonlocal read_so_far, most
+        with lock:
+            read_so_far += 1
+            most = max(most, read_so_far - written)
+        return real_read(source)
+
+    def slow_write(*arguments):
+        nonlocal written
+        time.sleep(0.005)
+        real_write(*arguments)
+        with lock:
+            written += 1
+
+    monkeypatch.setattr(cosa.inference, "read_image", counting_read)
+    monkeypatch.setattr(cosa.inference, "_write", slow_write)
+    jobs = (cosa.inference.Job(path, tmp_path / f"out/{k}.png") for k in range(120))
+    results = segment_files(
+        network, jobs, size=16, scales=(1.0,), flip=False, batch_size=4, workers=2
+    )
+    assert sum(error is None for _, error in results) == 120
+    assert most <= 4 + (4 + 2) + 2 * 2 + 1  # the batch, those read ahead, those being written
+
+
+def test_out_of_memory_is_told(tmp_path, weights, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cosa.inference, "multi_scale", fail)
+    save(tmp_path / "a.png")
+    jobs = plan(str(tmp_path / "a.png"), tmp_path / "out")
+    with pytest.raises(UserError, match="lower --batch-size"):
+        list(segment_files(cosa.load(weights), jobs, size=16, scales=(1.0,), flip=False))
+
+
+def test_program_with_relative_paths(tmp_path, weights, program, monkeypatch):
+    save(tmp_path / "in/a b/ü.jpg")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = program("in", "--weights", weights, "--output", "out", "--device", "cpu")
+    assert (code, err) == (0, "") and out.count("\n") == 1
+    assert files(tmp_path / "out") == ["a b/ü.png", "classes.csv"]
+
+
+def test_program_says_why_it_cannot_start(tmp_path, weights, program):
+    save(tmp_path / "in/a.jpg")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad.pt").write_bytes(b"not weights")
+    wrong = {
+        "absent.pt": (tmp_path / "in", tmp_path / "absent.pt", tmp_path / "out"),
+        "bad.pt": (tmp_path / "in", tmp_path / "bad.pt", tmp_path / "out"),
+        "--output": (tmp_path / "in", weights, tmp_path / "file"),
+        "nowhere": (tmp_path / "nowhere", weights, tmp_path / "out"),
+    }
+    for name, (source, file, output) in wrong.items():
+        with pytest.raises(UserError, match=f"^[^\n]*{name}[^\n]*$"):
+            main([str(source), "--weights", str(file), "--output", str(output)])
+    absent = tmp_path / "absent.jpg"
+    code, out, err = program(absent, "--weights", weights, "--output", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {absent} does not exist") and err.count("\n") == 1
+    for options in (["--size", "0"], ["--scales", "-1"], ["--batch-size", "x"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["in", "--weights", "w", "--output", "o", *options])
+        assert caught.value.code == 2
+    with pytest.raises(UserError, match="device 'quantum'"):
+        main([str(tmp_path / "in"), *f"--weights {weights} --output o --device quantum".split()])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interruption_leaves_nothing_half_written(tmp_path, weights):
+    for k in range(300):
+        save(tmp_path / f"in/{k:03}.png", (150, 100), seed=k)
+    command = [sys.executable, ROOT / "infer.py", tmp_path / "in", "--weights", weights]
+    command += ["--output", tmp_path / "out", "--device", "cpu", "--batch-size", "1"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err and "stopped" in err
+    names = files(tmp_path / "out")
+    assert 1 < len(names) < 301 and not [name for name in names if name.endswith(".tmp")]
+    for name in names:
+        if name.endswith(".png"):
+            assert read(tmp_path / "out" / name).shape == (100, 150)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_agrees_with_the_cpu(tmp_path, weights):
+    save(tmp_path / "in/a.png", (60, 50))
+    for device in ("cpu", "cuda"):
+        arguments = f"--weights {weights} --output {tmp_path / device} --device {device}"
+        assert main([str(tmp_path / "in"), *arguments.split()]) == 0
+    assert (read(tmp_path / "cpu/a.png") == read(tmp_path / "cuda/a.png")).mean() > 0.9

@@ -1,0 +1,195 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cosa.errors import UserError
+from cosa.network import CoSANetwork, embed, resize_position_embedding
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    return CoSANetwork(3, "vit_tiny_patch16_224", TINY, decoder_width=8, **options).eval()
+
+
+ENCODERS = {
+    "vit_small_patch16_224": 1,
+    "deit_base_patch16_224": 1,
+    "deit_base_distilled_patch16_224": 2,
+    "deit3_small_patch16_224": 1,  # no_embed_class
+    "vit_small_patch14_dinov2": 1,
+    "vit_small_patch14_reg4_dinov2": 5,
+    "vit_small_patch16_dinov3": 5,  # rotary, no absolute position embedding
+    "eva02_tiny_patch14_224": 1,  # rotary and absolute, the final norm behind the pooling
+    "vit_base_patch16_siglip_224": 0,  # attention pooling
+}
+
+
+@pytest.mark.parametrize(("name", "prefix"), ENCODERS.items())
+def test_encoders_of_timm(name, prefix):
+    torch.manual_seed(0)
+    options = {"depth": 3, "embed_dim": 96, "num_heads": 2, "img_size": 56 if "14" in name else 64}
+    network = CoSANetwork(5, name, options, aux_layer=-2, decoder_width=8).eval()
+    encoder, patch = network.encoder, network.patch_size
+    assert patch == (14 if "14" in name else 16)
+    with torch.no_grad():
+        output = network(torch.randn(2, 3, 2 * patch, 3 * patch))
+        assert output.logits.shape == output.aux_logits.shape == (2, 5)
+        assert output.cam.shape == output.aux_cam.shape == (2, 5, 2, 3)
+        assert output.seg.shape == (2, 6, 2, 3)
+        assert output.features.shape == (2, 96, 2, 3)
+        # At the pre-training size nothing is resized: timm's own forward is the reference.
+        images = torch.randn(2, 3, 4 * patch, 4 * patch)
+        features, aux_features = network.encode(images)
+        final, (aux,) = encoder.forward_intermediates(images, indices=[1], norm=False)
+        assert final.shape[1] == 16 + prefix
+        final = encoder.fc_norm(final)[:, prefix:].transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(features, final)
+    torch.testing.assert_close(aux_features, aux)
+    assert not torch.allclose(features, aux_features, atol=1e-3)
+    # the final tokens are normalised: a fresh LayerNorm leaves mean 0 and variance 1
+    torch.testing.assert_close(features.mean(1), torch.zeros(2, 4, 4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("layer", "block"), [(-3, 1), (-1, 3), (0, 0), (2, 2)])
+def test_aux_layer_is_the_raw_output_of_its_block(layer, block):
+    network = tiny(aux_layer=layer)
+    caught = {}
+    network.encoder.blocks[block].register_forward_hook(
+        lambda module, inputs, output: caught.update(tokens=output)
+    )
+    output = network(torch.randn(1, 3, 16, 24))
+    tokens = caught["tokens"][:, 1:].transpose(1, 2).unflatten(2, (2, 3))
+    expected = torch.einsum("bdhw,cd->bchw", tokens, network.aux_classifier.weight[:, :, 0, 0])
+    torch.testing.assert_close(output.aux_cam, expected)
+    expected = tokens.amax((2, 3)) @ network.aux_classifier.weight[:, :, 0, 0].T
+    torch.testing.assert_close(output.aux_logits, expected)
+
+
+def test_aux_norm_normalises_the_auxiliary_tokens():
+    plain, normed = tiny(), tiny(aux_norm=True)
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.randn(1, 3, 16, 16)
+    raw, norm = plain.encode(images)[1], normed.encode(images)[1]
+    expected = F.layer_norm(raw.permute(0, 2, 3, 1), (24,), eps=1e-6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(norm, expected)
+
+
+def test_scores_pool_the_tokens_before_classifying():
+    network = tiny()
+    with torch.no_grad():
+        output = network(torch.randn(2, 3, 24, 16))
+    weight = network.classifier.weight[:, :, 0, 0]
+    for image in range(2):
+        tokens = output.features[image].flatten(1)
+        torch.testing.assert_close(output.cam[image].flatten(1), weight @ tokens)
+        torch.testing.assert_close(output.logits[image], weight @ tokens.amax(1))
+    # classify, then pool would give other scores
+    assert not torch.allclose(output.logits, output.cam.amax((2, 3)))
+    torch.testing.assert_close(output.seg, network.decoder(output.features))
+
+
+def test_decoder_sees_at_most_two_dilations_far():
+    network = tiny()
+    features = torch.zeros(1, 24, 31, 31, requires_grad=True)
+    torch.nn.init.normal_(features)
+    network.decoder(features)[0, 0, 15, 15].backward()
+    rows = features.grad.abs().sum((0, 1, 3)).nonzero().flatten().tolist()
+    assert rows == [5, 10, 15, 20, 25]  # two 3x3 kernels, dilation 5
+
+
+def test_state_dict_has_the_released_keys():
+    keys = set(tiny().state_dict())
+    heads = {key for key in keys if not key.startswith("encoder.")}
+    assert heads == {
+        "classifier.weight",
+        "aux_classifier.weight",
+        "decoder.conv6.weight",
+        "decoder.conv7.weight",
+        "decoder.conv8.weight",
+    }
+    assert {"encoder.pos_embed", "encoder.cls_token", "encoder.blocks.3.mlp.fc2.bias"} <= keys
+    assert not any("head" in key for key in keys)
+
+
+@pytest.mark.parametrize("grid", [(7, 4), (2, 3), (3, 3)])
+def test_position_embedding_is_resized_without_antialiasing(grid):
+    torch.manual_seed(0)
+    position = torch.randn(1, 1 + 16, 5)
+    resized = resize_position_embedding(position, (4, 4), grid)
+    square = position[:, 1:].reshape(1, 4, 4, 5).permute(0, 3, 1, 2)
+    expected = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=False)
+    torch.testing.assert_close(resized[:, 1:], expected.permute(0, 2, 3, 1).flatten(1, 2))
+    assert torch.equal(resized[:, :1], position[:, :1])
+    other = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
+    assert (other - expected).abs().max() > 1e-3  # timm's default
+
+
+def test_resized_position_embedding_reaches_the_tokens():
+    network = tiny()
+    encoder = network.encoder
+    images = torch.randn(1, 3, 48, 16)  # grid (6, 2); the embedding's own is (4, 4)
+    before, grid = embed(encoder, images)
+    assert grid == (6, 2)
+    resized = resize_position_embedding(encoder.pos_embed, (4, 4), grid)
+    torch.testing.assert_close(before[:, :1], encoder.cls_token + resized[:, :1])
+    patches = encoder.patch_embed(images).flatten(1, 2)
+    torch.testing.assert_close(before[:, 1:], patches + resized[:, 1:])
+    assert encoder.pos_embed.shape == (1, 17, 24)  # stays at the pre-training grid
+
+
+def test_parameter_groups():
+    network = tiny(aux_norm=True)
+    network.freeze_position_embedding()
+    groups = {g["name"]: g for g in network.parameter_groups(1e-3, 10.0, 0.01)}
+    assert set(groups) == {"encoder", "encoder_no_decay", "heads", "heads_no_decay"}
+    names = {id(p): name for name, p in network.named_parameters()}
+    members = {n: {names[id(p)] for p in g["params"]} for n, g in groups.items()}
+    assert "encoder.pos_embed" not in set().union(*members.values())
+    assert sum(map(len, members.values())) == len(names) - 1
+    assert members["heads_no_decay"] == {"aux_norm.weight", "aux_norm.bias"}
+    assert "decoder.conv8.weight" in members["heads"]
+    assert "encoder.blocks.0.attn.qkv.weight" in members["encoder"]
+    assert {"encoder.cls_token", "encoder.norm.weight"} <= members["encoder_no_decay"]
+    for name, group in groups.items():
+        scale = 10.0 if name.startswith("heads") else 1.0
+        assert group["lr"] == pytest.approx(1e-3 * scale) and group["lr_scale"] == scale
+        assert group["weight_decay"] == (0.0 if name.endswith("no_decay") else 0.01)
+    torch.optim.AdamW(network.parameter_groups(1e-3))  # the form that optimizers take
+
+
+def test_frozen_position_embedding_gets_no_gradient():
+    network = tiny()
+    network.freeze_position_embedding()
+    output = network(torch.randn(1, 3, 16, 16))
+    loss = sum(x.sum() for x in (output.logits, output.aux_logits, output.cam, output.seg))
+    loss.backward()
+    without = {name for name, p in network.named_parameters() if p.grad is None}
+    assert without == {"encoder.pos_embed"}
+
+
+@pytest.mark.parametrize("size", [(17, 16), (16, 12), (0, 8)])
+def test_sizes_that_do_not_fit_the_patches(size):
+    with pytest.raises(ValueError, match="patch size 8.*multi_scale"):
+        tiny()(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoder": "vit_bse_patch16_224"}, "did you mean vit_base_patch16_224"),
+        ({"encoder": "resnet18"}, "vit_base_patch16_224"),
+        ({"encoder": "swin_tiny_patch4_window7_224"}, "plain ViT"),
+        ({"encoder": "vit_tiny_patch16_224.no_such_tag"}, "no_such_tag"),
+        ({"encoder_options": {"banana": 1}}, "banana"),
+        ({"encoder_options": {"num_classes": 7}}, "num_classes"),
+        ({"encoder_options": TINY, "aux_layer": -5}, "aux_layer=-5.*4 blocks"),
+        ({"encoder_options": TINY, "aux_layer": 4}, "choose -4 to 3"),
+        ({"num_classes": 0}, "at least one class"),
+    ],
+)
+def test_user_mistakes(arguments, message):
+    arguments = {"num_classes": 2, "encoder": "vit_tiny_patch16_224", **arguments}
+    with pytest.raises(UserError, match=message):
+        CoSANetwork(**arguments)
