@@ -23,10 +23,12 @@ from cosa import checkpoint
 from cosa.config import Config, load_config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
+from cosa.data.datasets import nearest
 from cosa.data.loader import training_loader
 from cosa.device import allow_tf32, choose_autocast, choose_device
 from cosa.errors import UserError, run_program
 from cosa.evaluate import evaluate, format_table
+from cosa.network import CoSANetwork
 from cosa.run_folder import RunFolder
 from cosa.schedule import learning_rate_factor
 from cosa.weights import load_encoder_weights
@@ -76,6 +78,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         raise UserError("training and validation images have different classes: use one list")
 
     network = checkpoint.build_network(to_dict(config), len(train_set.classes))
+    check_fit(config, network, train_set.classes)
     if config.model.pretrained and not resume:
         print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
     if config.model.freeze_position_embedding:
@@ -89,9 +92,9 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     state = {"iteration": 0, "best": -1.0, "seconds": 0.0}
     if resume:
         state = restore(run, cotraining, optimizer, device)
+        run.write_config(config)
     else:
         run.create(config)
-    augment = {key: value for key, value in to_dict(config.augment).items()}
     loader = training_loader(
         train_set,
         batch_size=config.train.batch_size,
@@ -100,50 +103,66 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         start_iteration=state["iteration"],
         workers=config.data.workers,
         pin_memory=device.type == "cuda",
-        **augment,
+        **to_dict(config.augment),
     )
     total = config.train.iterations
-    bar = tqdm(total=total, initial=state["iteration"], desc=config.name, unit="it")
     started = time.monotonic() - state["seconds"]
-    stop = StopRequest()
+    bar = tqdm(total=total, initial=state["iteration"], desc=config.name, unit="it")
+    with bar, StopRequest() as stop:
+        for batch in loader:
+            iteration = state["iteration"]
+            factor = learning_rate_factor(
+                iteration, total, options.warmup_iterations, options.power
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = options.lr * group["lr_scale"] * factor
+            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
-    for batch in loader:
-        iteration = state["iteration"]
-        factor = learning_rate_factor(iteration, total, options.warmup_iterations, options.power)
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * group["lr_scale"] * factor
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            loss, terms = cotraining.step(batch, iteration)
+            if not torch.isfinite(loss):
+                raise UserError(describe_divergence(iteration, terms, batch, train_set, run))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if options.clip_norm > 0:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+            optimizer.step()
+            cotraining.update_assignment(iteration)
 
-        loss, terms = cotraining.step(batch, iteration)
-        if not torch.isfinite(loss):
-            raise UserError(describe_divergence(iteration, terms, batch, train_set, run))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if options.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        optimizer.step()
-        cotraining.update_assignment(iteration)
-
-        iteration += 1
-        state |= {"iteration": iteration, "seconds": time.monotonic() - started}
-        bar.update()
-        if iteration % config.train.log_every == 0 or iteration == total:
-            log_training(run, bar, cotraining, config, state, loss, terms, factor)
-        due = config.train.evaluate_every
-        if due and iteration % due == 0 and iteration < total:
-            scores = score(config, cotraining, val_set, device, autocast, run)
-            log_scores(run, bar, iteration, scores)
-            keep_best(run, config, cotraining, val_set, scores, state)
-        if stop.signal or iteration % config.train.checkpoint_every == 0 or iteration == total:
-            save(run, config, cotraining, optimizer, train_set, state)
-        if stop.signal:
-            bar.close()
-            print(f"stopped at iteration {iteration}; continue with: "
-                  f"python train.py --resume {run.path}", file=sys.stderr)
-            return 128 + stop.signal
-
-    bar.close()
+            iteration += 1
+            state |= {"iteration": iteration, "seconds": time.monotonic() - started}
+            bar.update()
+            if iteration % config.train.log_every == 0 or iteration == total:
+                log_training(run, bar, cotraining, config, state, loss, terms, factor)
+            due = config.train.evaluate_every
+            if due and iteration % due == 0 and iteration < total:
+                scores = score(config, cotraining, val_set, device, autocast, run)
+                log_scores(run, bar, iteration, scores)
+                keep_best(run, config, cotraining, val_set, scores, state)
+            if stop.signal or iteration % config.train.checkpoint_every == 0 or iteration == total:
+                save(run, config, cotraining, optimizer, train_set, state)
+            if stop.signal:
+                bar.close()
+                print(f"stopped at iteration {iteration}; continue with: "
+                      f"python train.py --resume {run.path}", file=sys.stderr)
+                return 128 + stop.signal
     return finish(config, run, cotraining, val_set, device, autocast, state)
+
+
+def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> None:
+    """Find what would otherwise fail in the first step or the first evaluation.
+
+    Raises:
+        UserError: the crop is no whole number of patches, or an evaluated class is unknown.
+    """
+    crop, patch = config.augment.crop_size, network.patch_size
+    if crop % patch:
+        near = max(1, round(crop / patch)) * patch
+        raise UserError(f"augment.crop_size={crop} is no multiple of the encoder's patch size "
+                        f"{patch}: use {near}")
+    for name in config.evaluate.coexistence_classes:
+        if name not in classes:
+            raise UserError(f"evaluate.coexistence_classes: the data set has no class '{name}'"
+                            f"{nearest(name, classes)}")
 
 
 def finish(
@@ -180,13 +199,18 @@ def finish(
 class StopRequest:
     """Remembers SIGINT or SIGTERM so that the loop can save before it leaves.
 
-    A second signal of the same kind acts at once.
+    A second signal of the same kind acts at once. Outside of the ``with`` block all is as before.
     """
 
-    def __init__(self) -> None:
+    def __enter__(self) -> StopRequest:
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._former = {number: signal.signal(number, self._remember) for number in numbers}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -279,18 +303,24 @@ def restore(
 ) -> dict[str, Any]:
     """Load last.pth into the networks, thresholds, optimizer and random generators."""
     content = checkpoint.read(run.last)
+    # The file's options would undo an override given on resuming.
+    configured = [{k: v for k, v in group.items() if k != "params"}
+                  for group in optimizer.param_groups]
     try:
         cotraining.load_state_dict(content)
         optimizer.load_state_dict(content["optimizer"])
+        state, rng = content["state"], content["rng"]
     except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = checkpoint.one_line(error)
         raise UserError(f"{run.last} does not fit this configuration ({reason}): "
                         "resume with the model and classes that the run began with") from error
-    torch.set_rng_state(content["rng"]["cpu"])
-    if device.type == "cuda" and len(content["rng"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(content["rng"]["cuda"])
-    run.forget_after(content["state"]["iteration"])
-    return content["state"]
+    for group, options in zip(optimizer.param_groups, configured, strict=True):
+        group.update(options)
+    torch.set_rng_state(rng["cpu"])
+    if device.type == "cuda" and len(rng["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(rng["cuda"])
+    run.forget_after(state["iteration"])
+    return state
 
 
 def log_training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ from cosa.errors import UserError
 from cosa.network import CoSANetwork
 
 FORMAT = "cosa-1"
+# What PyTorch's reader raises on files with flipped bits or a missing end, found by trying.
+DAMAGE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, struct.error,
+)
 
 
 def describe(
@@ -102,9 +108,9 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, or is no PyTorch file: it is "
             "refused, since loading it could run code; use a file written by train.py"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} cannot be read as a checkpoint, it may be damaged or of "
-                        f"another kind: {_first_line(error)}") from error
+                        f"another kind: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
     return content
@@ -125,19 +131,20 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
         UserError: no such file, damaged, or not written by this program.
     """
     about, tensors = _read_weights(Path(path))
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path} is of format {about.get('format')!r}, this version reads {FORMAT}")
-    network = build_network(about["config"], len(about["classes"]))
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"{path} is not of the format {FORMAT} that this version reads: "
+                        "give a file written by it")
     try:
+        network = build_network(about["config"], len(about["classes"]))
         network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit its own configuration: {_first_line(error)}; "
+        network.classes = tuple(about["classes"])
+        network.palette = [tuple(rgb) for rgb in about["palette"]]
+        network.config = about["config"]
+        network.thresholds = tuple(about["thresholds"])
+        network.image_size = about["image_size"]
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its own configuration: {one_line(error)}; "
                         "the file was altered or is of another version") from error
-    network.classes = tuple(about["classes"])
-    network.palette = [tuple(rgb) for rgb in about["palette"]]
-    network.config = about["config"]
-    network.thresholds = tuple(about["thresholds"])
-    network.image_size = about["image_size"]
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -150,12 +157,15 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
         except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is no readable safetensors file: {_first_line(error)}; "
+            raise UserError(f"{path} is no readable safetensors file: {one_line(error)}; "
                             "copy it again") from error
         if "cosa" not in metadata:
             raise UserError(f"{path} holds tensors but no description of a CoSA network: "
                             "give a file written by train.py")
-        return json.loads(metadata["cosa"]), tensors
+        try:
+            return json.loads(metadata["cosa"]), tensors
+        except json.JSONDecodeError as error:
+            raise UserError(f"the description in {path} is damaged: {error}") from error
     content = read(path)
     if "about" not in content or "assignment" not in content:
         raise UserError(f"{path} is no checkpoint of this program: give the best.pth, last.pth "
@@ -180,13 +190,14 @@ def _atomically(path: str | Path, write) -> None:
         os.replace(temporary, path)
         temporary = None
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {_first_line(error)}; "
+        raise UserError(f"cannot write {path}: {one_line(error)}; "
                         "check the folder's rights and the free space") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
 
 
-def _first_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first two lines of an error's message as one: PyTorch's first line alone says little."""
     lines = str(error).strip().splitlines()
     return " ".join(line.strip() for line in lines[:2]) if lines else type(error).__name__

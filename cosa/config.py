@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,10 @@ class ThresholdConfig:
     """Confidences are averaged over squares of this side (pixels) before the fit."""
 
     def __post_init__(self) -> None:
-        _unit(self, "fixed", "initial", "smoothing")
+        _unit(self, "fixed", "initial")
+        _at_least(self, 0, "smoothing")
+        _below(self, 1, "smoothing", "min_confidence")
+        _above(self, 0, "variance_floor")
         _at_least(self, 1, "queue_length", "cell")
 
 
@@ -179,6 +183,8 @@ class MethodConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "cls_iterations", "s2c_start", "csc_epsilon")
         _above(self, 0, "perplexity_alpha", "perplexity_beta", "temperature", "csc_temperature")
+        # A larger alpha would make the logarithm of Eq. (4) positive: a negative perplexity.
+        _at_most(self, 1, "perplexity_alpha")
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _above(self, 0, "lr", "head_lr_factor")
         _at_least(self, 0, "weight_decay", "warmup_iterations", "power", "clip_norm")
-        _unit(self, "beta1", "beta2")
+        _at_least(self, 0, "beta1", "beta2")
+        _below(self, 1, "beta1", "beta2")
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed")
+        if not self.name:
+            raise ValueError("name is empty: it names the run folder")
+        cell, crop = self.threshold.cell, self.augment.crop_size
+        if cell > crop:
+            raise ValueError(
+                f"threshold.cell is {cell}: it must fit into augment.crop_size, which is {crop}"
+            )
 
 
 def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
@@ -371,7 +385,10 @@ def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
 
 
 def _unknown(key: str, source: str) -> str:
-    near = difflib.get_close_matches(key, list(_all_keys(Config)), n=1, cutoff=0.0)
+    known = list(_all_keys(Config))
+    # The right word in the wrong section is meant more often than the nearest spelling.
+    moved = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, moved or known, n=1, cutoff=0.0)
     return f"unknown key '{key}' in {source}: did you mean '{near[0]}'?"
 
 
@@ -398,6 +415,8 @@ def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise UserError(f"'{key}' in {source} must be of type {kind.__name__}, not {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"'{key}' in {source} must be a finite number, not {value}")
     return value
 
 
@@ -417,6 +436,18 @@ def _above(config: Any, low: float, *keys: str) -> None:
     for key in keys:
         if not getattr(config, key) > low:
             raise ValueError(f"{key} is {getattr(config, key)}: it must be above {low}")
+
+
+def _at_most(config: Any, high: float, *keys: str) -> None:
+    for key in keys:
+        if not getattr(config, key) <= high:
+            raise ValueError(f"{key} is {getattr(config, key)}: it must be at most {high}")
+
+
+def _below(config: Any, high: float, *keys: str) -> None:
+    for key in keys:
+        if not getattr(config, key) < high:
+            raise ValueError(f"{key} is {getattr(config, key)}: it must be below {high}")
 
 
 def _unit(config: Any, *keys: str) -> None:

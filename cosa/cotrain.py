@@ -20,6 +20,7 @@ from cosa import losses
 from cosa.cam import filter_by_labels
 from cosa.config import Config
 from cosa.ema import AssignmentNetwork
+from cosa.errors import UserError
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.predict import Prediction, multi_scale
 from cosa.targets import cam_pseudo_labels, perplexity, seg_pseudo_labels
@@ -50,6 +51,9 @@ class CoTraining:
         network: the online network, on its device.
         config: its ``loss``, ``method``, ``teacher`` and ``threshold`` sections are read.
         autocast: makes the context in which the networks run; losses and targets are float32.
+
+    Raises:
+        UserError: no loss term is switched on at the first iteration.
     """
 
     def __init__(
@@ -63,6 +67,9 @@ class CoTraining:
         self.config = config
         self.autocast = autocast
         self.thresholds = {"cam": self._new_threshold(), "aux_cam": self._new_threshold()}
+        if not self.active_terms(0):
+            raise UserError("no loss term is switched on at the first iteration: set loss.cls or "
+                            "loss.cls_aux above 0, or another one and method.cls_iterations=0")
 
     def step(
         self, batch: dict[str, Tensor], iteration: int

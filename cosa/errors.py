@@ -13,12 +13,15 @@ class UserError(Exception):
 def run_program(main: Callable[[], int | None]) -> None:
     """Run a program's ``main`` and leave with its exit code.
 
-    A ``UserError`` becomes one line on stderr and exit code 2; every other exception is a
-    defect of ours and keeps its traceback.
+    A ``UserError`` becomes one line on stderr and exit code 2, Ctrl-C exit code 130; every other
+    exception is a defect of ours and keeps its traceback.
     """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code or 0)

@@ -27,7 +27,8 @@ from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.errors import run_program
 
 HUES = 10
-TEXTURES = ("plain", "grating4", "grating7", "spiral", "waves", "half", "eye", "fan", "zigzag", "brick")
+TEXTURES = ("plain", "grating4", "grating7", "spiral", "waves", "half", "eye", "fan", "zigzag",
+            "brick")
 SHAPES = ("ellipse", "box", "triangle", "diamond", "ring", "bean")
 SIZE = 64
 
@@ -93,6 +94,10 @@ class AttributeClassifier(nn.Module):
             # Attention that starts small keeps tokens local: trained from nothing, a ViT
             # otherwise mixes every token into every other.
             nn.init.constant_(block.ls1.gamma, 0.05)
+            # With timm's 0.02 the GELU is all but linear, and no linear map sees a texture
+            # of random phase.
+            for linear in (block.mlp.fc1, block.mlp.fc2):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         width = self.encoder.num_features
         self.heads = nn.ModuleList(
             nn.Linear(width, n) for n in (HUES, len(TEXTURES), len(SHAPES)))
@@ -102,6 +107,26 @@ class AttributeClassifier(nn.Module):
         tokens = self.encoder.forward_features(images)
         pooled = tokens[:, self.encoder.num_prefix_tokens:].mean(1)
         return [head(pooled) for head in self.heads]
+
+
+@torch.no_grad()
+def whiten_patch_embedding(encoder: nn.Module, images: torch.Tensor) -> None:
+    """Start the patch embedding as a PCA whitening of the training images' patches.
+
+    Patches are dominated by their mean colour; from random weights, fine texture is a whisper
+    that takes thousands of steps to be heard. ``images``: uint8 (N, 3, SIZE, SIZE).
+    """
+    projection = encoder.patch_embed.proj
+    side = projection.kernel_size[0]
+    still = torch.Generator().manual_seed(0)
+    patches = F.unfold(augment(images, still), side, stride=side).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(0)
+    variance, basis = torch.linalg.eigh(torch.cov(patches.T))
+    noise = 0.01  # keeps directions without content from being blown up
+    width = projection.out_channels
+    rows = (basis / (variance + noise).sqrt()).T.flip(0)[:width]
+    projection.weight.copy_(rows.view_as(projection.weight))
+    projection.bias.copy_(-rows @ mean)
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -136,6 +161,7 @@ def pretrain(steps: int, count: int, batch_size: int, lr: float, seed: int) -> n
     generator = torch.Generator().manual_seed(seed)
     train, val = draw_set(seed, count), draw_set(seed + 1, 1000)
     network = AttributeClassifier()
+    whiten_patch_embedding(network.encoder, train[0][:1000])
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.05)
     for step in tqdm(range(steps), "pretraining"):
         rate = lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))

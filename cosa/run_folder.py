@@ -43,11 +43,21 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(to_yaml(config), encoding="utf-8")
             self.metrics.write_text("", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"cannot write the run folder {self.path}: {error.strerror}; "
-                            "choose another with output=...") from error
+            raise self._unwritable(error) from error
+        self.write_config(config)
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, at the beginning or when a run resumes with overrides.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.config.write_text(to_yaml(config), encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def reopen(self, overrides: list[str]) -> Config:
         """Configuration of an interrupted run, with overrides over it.
@@ -56,7 +66,8 @@ class RunFolder:
             UserError: there is no run to resume.
         """
         if not self.last.is_file() or not self.config.is_file():
-            raise UserError(f"{self.path} holds no run to resume: it needs config.yaml and last.pth")
+            raise UserError(f"{self.path} holds no run to resume: "
+                            "config.yaml or last.pth is missing")
         return load_config(self.config, overrides)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -82,3 +93,7 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         self.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write the run folder {self.path}: {error.strerror}; "
+                         "choose another with output=...")

@@ -66,9 +66,12 @@ class TrainingViews(Dataset):
         """
         index = self.sample_index(position)
         rng = np.random.default_rng((self.seed, _SAMPLE, position))
-        views = training_views(self.dataset.image(index), rng, **self.augment)
         labels = torch.from_numpy(self.dataset.labels[index]).float()
-        return {**views, "image_labels": labels, "index": index}
+        return {**self.views(index, rng), "image_labels": labels, "index": index}
+
+    def views(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """What ``training_views`` makes of image ``index``."""
+        return training_views(self.dataset.image(index), rng, **self.augment)
 
     def __getitems__(self, positions: list[int]) -> list[dict] | UserError:
         """A whole batch; a user's mistake is returned, for ``TrainingLoader`` to raise.
@@ -106,6 +109,7 @@ def training_loader(
     start_iteration: int = 0,
     workers: int = -1,
     pin_memory: bool = False,
+    stream: type[TrainingViews] = TrainingViews,
     **augment,
 ) -> TrainingLoader:
     """Batches ``start_iteration`` to ``iterations`` - 1 of a training run.
@@ -118,6 +122,7 @@ def training_loader(
         start_iteration: first batch; it equals the one that a run from 0 would see there.
         workers: worker processes; 0 loads in this process, -1 picks a number.
         pin_memory: page-locked batches, for fast copies to a CUDA device.
+        stream: what makes the samples; a subclass may add to them.
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
     Batches are dicts of weak, strong (B, 3, S, S) float32, image_labels (B, C) float32,
@@ -127,7 +132,7 @@ def training_loader(
     positions = range(start_iteration * batch_size, iterations * batch_size)
     workers = worker_count(workers)
     loader = DataLoader(
-        TrainingViews(dataset, seed, **augment),
+        stream(dataset, seed, **augment),
         batch_size=batch_size,
         sampler=positions,
         num_workers=workers,

@@ -15,6 +15,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from cosa.data.images import to_tensor
 
+IGNORE = 255
+"""In masks: a pixel that does not count."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -88,6 +91,22 @@ def pad(content: Image.Image, geometry: Geometry, crop_size: int) -> torch.Tenso
     return canvas
 
 
+def crop_mask(mask: np.ndarray, geometry: Geometry, crop_size: int) -> torch.Tensor:
+    """A mask (H, W) uint8 through the geometry of its image, padding ``IGNORE``.
+
+    Returns (crop_size, crop_size) int64; nearest neighbour, so no value is made up.
+    """
+    left, top, right, bottom = geometry.target
+    content = Image.fromarray(mask).resize(
+        (right - left, bottom - top), Image.NEAREST, box=geometry.source
+    )
+    if geometry.flip:
+        content = content.transpose(Image.FLIP_LEFT_RIGHT)
+    canvas = torch.full((crop_size, crop_size), IGNORE, dtype=torch.int64)
+    canvas[top:bottom, left:right] = torch.from_numpy(np.array(content, dtype=np.int64))
+    return canvas
+
+
 def strong_operations() -> tuple[str, ...]:
     """Names of the strong view's operations, each drawn with the same probability."""
     return tuple(_STRONG)
@@ -134,6 +153,7 @@ def training_views(
     blur_min: float = 0.1,
     blur_max: float = 2.0,
     strong: bool = True,
+    mask: np.ndarray | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weak and the strong view of an image, aligned pixel for pixel.
 
@@ -145,10 +165,13 @@ def training_views(
         flip, blur: probabilities of the horizontal flip and of the weak view's Gaussian blur.
         blur_min, blur_max: range of the blur radius, in pixels of the crop.
         strong: False makes the strong view equal to the weak one.
+        mask: (H, W) uint8 truth of the image's size. Weak supervision has none; the fully
+            supervised bound of the benchmark does.
 
     Returns:
         weak, strong: (3, S, S) float32, normalised with the ImageNet mean and deviation;
-        valid: (S, S) bool, False in the padding, which is never supervised.
+        valid: (S, S) bool, False in the padding, which is never supervised;
+        mask, if one is given: (S, S) int64, the truth of the views' pixels, see ``crop_mask``.
     """
     geometry = sample_geometry(
         image.size, rng, crop_size=crop_size, scale_min=scale_min, scale_max=scale_max, flip=flip
@@ -164,4 +187,7 @@ def training_views(
     left, top, right, bottom = geometry.target
     valid = torch.zeros(crop_size, crop_size, dtype=torch.bool)
     valid[top:bottom, left:right] = True
-    return {"weak": weak_view, "strong": strong_view, "valid": valid}
+    views = {"weak": weak_view, "strong": strong_view, "valid": valid}
+    if mask is not None:
+        views["mask"] = crop_mask(mask, geometry, crop_size)
+    return views

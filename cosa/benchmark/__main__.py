@@ -1,0 +1,35 @@
+"""Benchmarks: `python -m cosa.benchmark COMMAND ...`, with --help after any command.
+
+    ablation     train CoSA, its parts and its bounds; write the table and the verdicts
+    supervised   train one fully supervised bound, as the ablation does
+    peak         score best.pth of a run on the test images, as the ablation does
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cosa.errors import run_program
+
+COMMANDS = ("ablation", "supervised", "peak")
+"""Modules of this package, each with a ``main(arguments)``."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hand the rest of the command line to the command's module; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cosa.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = parser.parse_args(given[:1]).command
+    return importlib.import_module(f"cosa.benchmark.{command}").main(given[1:])
+
+
+if __name__ == "__main__":
+    run_program(main)

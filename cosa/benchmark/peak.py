@@ -1,0 +1,52 @@
+"""The peak of a run: its best network on the validation images, scored on the test images.
+
+CAMs of a network that learns classification alone get worse when it trains on. Against its last
+CAMs CoSA would look too good; the fair rival is the run's peak. train.py keeps it as best.pth,
+chosen by ``cam_best_miou`` on the validation images where no segmentation is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cosa import checkpoint
+from cosa.benchmark.files import write_atomically
+from cosa.benchmark.scoring import score, scored_split
+from cosa.config import load_config
+from cosa.data import build_dataset
+from cosa.device import allow_tf32, choose_device
+from cosa.run_folder import RunFolder
+
+PEAK_FILE = "peak.json"
+
+
+def peak_iteration(metrics: Path) -> int:
+    """Iteration of the first highest ``cam_best_miou`` in a metrics.jsonl; 0 without any."""
+    best, iteration = -1.0, 0
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        record: dict[str, Any] = json.loads(line)
+        value = record.get("evaluation", {}).get("cam_best_miou")
+        if value is not None and value > best:
+            best, iteration = value, record["iteration"]
+    return iteration
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score best.pth of a classification-only run on the test images; write peak.json."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cosa.benchmark peak", description=main.__doc__
+    )
+    parser.add_argument("folder", help="run folder of train.py")
+    run = RunFolder(parser.parse_args(arguments).folder)
+    network = checkpoint.load(run.best)
+    config = load_config(run.config)
+    allow_tf32(config.train.tf32)
+    network = network.to(choose_device(config.device))
+    scores = score(network, config, build_dataset(config.data, "test"), network.thresholds)
+    scores |= {"split": scored_split(config), "iteration": peak_iteration(run.metrics)}
+    write_atomically(run.path / PEAK_FILE, json.dumps(scores, indent=2) + "\n")
+    return 0

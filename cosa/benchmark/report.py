@@ -1,0 +1,178 @@
+"""The ablation's table, as aligned text and as Markdown, and its place in the report file."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cosa.benchmark.files import write_atomically
+from cosa.benchmark.verdicts import Results, mean_and_deviation, paired
+from cosa.errors import UserError
+
+START, END = "<!-- ablation:start -->", "<!-- ablation:end -->"
+TITLE = "# Benchmarks\n"
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table. Heads that a row does not train have no score there."""
+
+    row: str
+    label: str
+    trains_segmentation: bool = True
+    trains_cams: bool = True
+
+
+LINES = (
+    Line("supervised", "fully supervised", trains_cams=False),
+    Line("classification-only-end", "classification only, at the end", trains_segmentation=False),
+    Line("classification-only-peak", "classification only, at its peak",
+         trains_segmentation=False),
+    Line("cosa", "CoSA"),
+    Line("without-swapping", "without swapping"),
+    Line("without-raw", "without RAW"),
+    Line("without-csc", "without CSC"),
+    Line("fixed-0.3", "fixed threshold 0.3"),
+    Line("fixed-0.5", "fixed threshold 0.5"),
+    Line("fixed-0.7", "fixed threshold 0.7"),
+)
+
+SEGMENTATION = {"miou": "mIoU", "share": "% of supervised", "cmiou": "C-mIoU",
+                "miou_label_filtered": "mIoU filtered"}
+CAMS = {"cam_miou": "CAM at ξ", "cam_best_miou": "CAM best", "aux_cam_miou": "aux CAM at ξ†",
+        "cam_cmiou": "CAM C-mIoU"}
+COLUMNS = {
+    key: (SEGMENTATION | CAMS)[key]
+    for key in ("miou", "share", "cam_miou", "cam_best_miou", "aux_cam_miou", "cmiou",
+                "cam_cmiou", "miou_label_filtered")
+} | {"training_seconds": "seconds"}
+
+LEGEND = """\
+All scores are in percent, mean ± standard deviation over the seeds, of the averaged (EMA) network.
+`mIoU` is label-free: nothing but the image leads to the prediction. `mIoU filtered` leaves out the
+classes that the image does not have, as published tables do. CAMs are always filtered so; `CAM at
+ξ` uses the run's own threshold (classification alone adapts none: it stays at its initial value),
+`CAM best` the best of 19 thresholds, chosen on the masks, hence an upper bound. `C-mIoU` averages
+the coexistence classes. `seconds` is the training time without evaluations.
+*At its peak* is the checkpoint with the best `CAM best` on the validation images, of about 12
+during the run, scored as the others are."""
+
+SPLIT_NOTES = {
+    "test": "Training, validation and test scenes come from different splits and never share an "
+            "image. Choices are made on validation scenes, the table is on test scenes.",
+    "val": "This data set has no test split: choices and scores are on the same validation images.",
+}
+
+
+def table(results: Results) -> list[list[str]]:
+    """Header and one list of cells for each line of the table that was run."""
+    rows = [["row", *COLUMNS.values()]]
+    for line in LINES:
+        if line.row in results:
+            rows.append([line.label, *(_cell(results, line, key) for key in COLUMNS)])
+    return rows
+
+
+def plain(cells: list[list[str]]) -> str:
+    """The table as aligned text."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]),
+                   *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    )
+
+
+def markdown(cells: list[list[str]]) -> str:
+    """The table as Markdown."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([head, "|---|" + "---:|" * (len(cells[0]) - 1), *body])
+
+
+def machine(device: torch.device) -> str:
+    """Processor, number of cores, GPU if it is used, and PyTorch version."""
+    parts = [f"{_processor()}, {core_count()} cores"]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    return ", ".join([*parts, f"PyTorch {torch.__version__}"])
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def replace_section(old: str, section: str, name: str = "the report") -> str:
+    """``old`` with the text between the markers replaced, or with a section at its end.
+
+    Raises:
+        UserError: one marker is missing, twice there, or they are in the wrong order.
+    """
+    block = f"{START}\n{section.strip()}\n{END}"
+    counts = old.count(START), old.count(END)
+    if counts == (0, 0):
+        return f"{(old or TITLE).rstrip()}\n\n{block}\n"
+    before, _, rest = old.partition(START)
+    _, end, after = rest.partition(END)
+    if counts != (1, 1) or not end:
+        raise UserError(f"{name} must have {START} and then {END}, once each: mend the markers")
+    return before + block + after
+
+
+def read_report(path: Path) -> str:
+    """The report so far, "" if there is none; fails now rather than after hours of training.
+
+    Raises:
+        UserError: it cannot be read, or its markers are damaged.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; choose another --report") from error
+    replace_section(text, "", str(path))
+    return text
+
+
+def write_report(path: Path, section: str) -> None:
+    """Put the section into the report file, atomically.
+
+    Raises:
+        UserError: the file cannot be read or written, or its markers are damaged.
+    """
+    write_atomically(path, replace_section(read_report(path), section, str(path)))
+
+
+def _cell(results: Results, line: Line, key: str) -> str:
+    if key in SEGMENTATION and not line.trains_segmentation:
+        return NOTHING
+    if key in CAMS and not line.trains_cams:
+        return NOTHING
+    if key == "share":
+        pairs = paired(results, (line.row, "miou"), ("supervised", "miou"))
+        if not pairs or not all(bound for _, bound in pairs):
+            return NOTHING
+        return f"{100 * mean_and_deviation([x / bound for x, bound in pairs])[0]:.1f}"
+    values = [scores[key] for scores in results[line.row].values() if scores.get(key) is not None]
+    if not values:
+        return NOTHING
+    mean, deviation = mean_and_deviation(values)
+    if key == "training_seconds":
+        return f"{mean:.0f}"
+    return f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

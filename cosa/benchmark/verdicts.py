@@ -1,0 +1,136 @@
+"""What the numbers of an ablation say about each claim, without anyone's wishes in between.
+
+Runs are paired by seed: both see the same batches. The noise of a mean difference is its standard
+error over the seeds; a difference of less than two of them is noise.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Results = dict[str, dict[int, dict[str, Any]]]
+"""Row -> seed -> scores."""
+
+HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim and what became of it."""
+
+    claim: str
+    status: str
+    details: str
+
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.status} ({self.details})"
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN deviation for a single value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return statistics.fmean(values), deviation
+
+
+def judge(differences: Sequence[float]) -> tuple[str, float, float]:
+    """Status of "the differences are above 0", with their mean and its standard error.
+
+    One value has no standard error (NaN), and decides nothing.
+    """
+    mean, deviation = mean_and_deviation(differences)
+    error = deviation / math.sqrt(len(differences))
+    if math.isnan(error):
+        return f"{OPEN}, one seed shows no noise", mean, error
+    if abs(mean) <= 2 * error:
+        return NOISE, mean, error
+    return (HOLDS if mean > 0 else FAILS), mean, error
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """All claims; "not measured" where rows or scores are missing."""
+    cosa = "cosa"
+    return [
+        _share(results, 0.8, "CoSA reaches 80 % of the supervised bound"),
+        _share(results, 0.9, "CoSA reaches 90 % of the supervised bound (the aim)"),
+        _difference(
+            results, "CoSA is 10 points above the CAMs of classification alone at their peak",
+            (cosa, "miou"), ("classification-only-peak", "cam_best_miou"), margin=0.1,
+            note="label-free against CAMs at their best threshold and with image labels",
+        ),
+        _dynamic(results),
+        _difference(results, "CSC helps coexistence classes (C-mIoU)",
+                    (cosa, "cmiou"), ("without-csc", "cmiou")),
+        _difference(results, "CSC helps the CAMs of coexistence classes (CAM C-mIoU)",
+                    (cosa, "cam_cmiou"), ("without-csc", "cam_cmiou")),
+        _difference(results, "swapping (Seg2CAM) helps (mIoU)",
+                    (cosa, "miou"), ("without-swapping", "miou")),
+        _difference(results, "swapping (Seg2CAM) helps the CAMs (CAM mIoU)",
+                    (cosa, "cam_miou"), ("without-swapping", "cam_miou")),
+        _difference(results, "RAW helps (mIoU)", (cosa, "miou"), ("without-raw", "miou")),
+    ]
+
+
+def paired(
+    results: Results, first: tuple[str, str], second: tuple[str, str]
+) -> list[tuple[float, float]]:
+    """Both scores, given as (row, score), of every seed that has both."""
+    (row_a, key_a), (row_b, key_b) = first, second
+    a, b = results.get(row_a, {}), results.get(row_b, {})
+    pairs = [(a[seed].get(key_a), b[seed].get(key_b)) for seed in sorted(a.keys() & b.keys())]
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _difference(
+    results: Results,
+    claim: str,
+    first: tuple[str, str],
+    second: tuple[str, str],
+    margin: float = 0.0,
+    note: str = "",
+) -> Verdict:
+    pairs = paired(results, first, second)
+    if not pairs:
+        rows = f"{first[0]} and {second[0].removesuffix('-peak')}"
+        return Verdict(claim, OPEN, f"needs the score {first[1]} and the rows {rows}")
+    status, mean, error = judge([x - y - margin for x, y in pairs])
+    details = [f"difference {_points(mean + margin, error)}", f"{len(pairs)} seeds"]
+    return Verdict(claim, status, "; ".join([*details, note] if note else details))
+
+
+def _share(results: Results, target: float, claim: str) -> Verdict:
+    pairs = paired(results, ("cosa", "miou"), ("supervised", "miou"))
+    if not pairs or any(bound == 0 for _, bound in pairs):
+        return Verdict(claim, OPEN, "needs the rows cosa and supervised")
+    status, mean, error = judge([x / bound - target for x, bound in pairs])
+    share = f"{100 * (mean + target):.1f}"
+    spread = "" if math.isnan(error) else f" ± {100 * error:.1f} (SE)"
+    return Verdict(claim, status, f"{share}{spread} %; {len(pairs)} seeds")
+
+
+def _dynamic(results: Results) -> Verdict:
+    claim = "the dynamic threshold is at least as good as the best fixed one"
+    fixed = {row: paired(results, ("cosa", "miou"), (row, "miou"))
+             for row in results if row.startswith("fixed-")}
+    fixed = {row: pairs for row, pairs in fixed.items() if pairs}
+    if not fixed:
+        return Verdict(claim, OPEN, "needs the row cosa and rows fixed-*")
+    best = max(fixed, key=lambda row: statistics.fmean(y for _, y in fixed[row]))
+    pairs = fixed[best]
+    status, mean, error = judge([x - y for x, y in pairs])
+    if status == NOISE:
+        status = f"{HOLDS}, the difference is {NOISE}"
+    deviations = [mean_and_deviation(values)[1] for values in zip(*pairs, strict=True)]
+    pooled = math.sqrt(statistics.fmean(d * d for d in deviations))
+    spread = "" if math.isnan(pooled) else f"; pooled std {100 * pooled:.1f}"
+    name = best.removeprefix("fixed-")
+    return Verdict(claim, status, f"to {name}: {_points(mean, error)}{spread}; {len(pairs)} seeds; "
+                   "the fixed one is picked by the scores shown here, in its favour")
+
+
+def _points(mean: float, error: float) -> str:
+    spread = "" if math.isnan(error) else f" ± {100 * error:.1f} (SE)"
+    return f"{100 * mean:+.1f}{spread} points"

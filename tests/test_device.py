@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from cosa.device import allow_tf32, choose_autocast, choose_device
+from cosa.errors import UserError
+
+NO_CUDA = torch.cuda.device_count() == 0
+
+
+def test_auto_takes_cuda_only_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+
+
+def test_cpu():
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "mps", "meta", "cuda:x", "tpu:0"])
+def test_unknown_devices_are_named_with_the_choices(name):
+    with pytest.raises(UserError, match="use auto, cpu, cuda or cuda:N") as caught:
+        choose_device(name)
+    assert f"'{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_absent_cuda_devices_are_refused(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="0 CUDA devices found.*device=cpu"):
+        choose_device(name)
+
+
+def test_a_cuda_index_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="cuda:2"):
+        choose_device("cuda:2")
+
+
+def product(autocast):
+    with autocast():
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_precisions_on_the_cpu():
+    cpu = torch.device("cpu")
+    assert product(choose_autocast(cpu, "auto")) is torch.float32
+    assert product(choose_autocast(cpu, "fp32")) is torch.float32
+    bf16 = choose_autocast(cpu, "bf16")
+    assert product(bf16) is torch.bfloat16
+    assert product(bf16) is torch.bfloat16, "a factory can be used again"
+
+
+@pytest.mark.skipif(NO_CUDA, reason="needs a CUDA device")
+def test_auto_precision_on_cuda_is_bf16():
+    ones = torch.ones(2, 2, device="cuda")
+    with choose_autocast(torch.device("cuda"), "auto")():
+        expected = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        assert (ones @ ones).dtype is expected
+
+
+@pytest.fixture
+def restored_precision():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_tf32_is_switched_on_and_off(restored_precision):
+    allow_tf32(True)
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32

@@ -1,0 +1,448 @@
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SIZE, tiny_tree, write_yaml
+from PIL import Image
+
+import cosa
+import train
+from cosa import losses
+from cosa.checkpoint import read
+from cosa.config import load_config
+from cosa.cotrain import CoTraining
+from cosa.data.scenes import ScenesDataset, export
+from cosa.errors import UserError
+from cosa.run_folder import RunFolder
+
+TERMS = ("cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc")
+# Dropout in the online network draws from the global generator: resuming must restore it.
+RANDOM = {"encoder_options": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4,
+                              "num_heads": 2, "proj_drop_rate": 0.1}}
+
+
+def configure(folder, **sections):
+    """Write a tiny configuration; its runs go to folder/runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(write_yaml(folder / "config.yaml", tiny_tree(folder / "runs", **sections)))
+
+
+def lines(run):
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def training_lines(run):
+    """The logged terms, without the time."""
+    found = [line for line in lines(run) if "loss" in line]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+
+@pytest.fixture
+def program(monkeypatch, capfd):
+    """Run train.py as the command line does: exit code, stdout, stderr."""
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        return left.value.code, *capfd.readouterr()
+
+    return start
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run by a process of its own, never interrupted: (its folder, its output)."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = configure(folder, model=RANDOM, train={"evaluate_every": 6})
+    command = [sys.executable, str(ROOT / "train.py"), config]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return RunFolder(folder / "runs" / "tiny"), done
+
+
+# A whole run
+
+
+def test_a_run_leaves_the_files_it_promises(finished):
+    run, done = finished
+    config = load_config(run.config)
+    assert config.train.iterations == 12 and config.optimizer.beta2 == 0.999
+    assert read(run.last)["state"]["iteration"] == 12
+    panels = sorted(run.panels.glob("*.png"))
+    assert panels and all(Image.open(panel).size[0] > SIZE for panel in panels)
+    summary = json.loads(run.summary.read_text())
+    for name in ("miou", "miou_label_filtered", "cam_miou", "aux_cam_miou", "cam_best_miou",
+                 "classification_map", "best_validation_score", "xi", "xi_aux"):
+        assert 0 <= summary[name] <= 1, name
+    assert summary["iterations"] == 12 and summary["images"] == 5 and summary["split"] == "test"
+    assert summary["seconds"] > 0
+    assert "mIoU, label-free" in done.stdout and str(run.path) in done.stdout
+
+
+def test_the_metrics_follow_the_stages(finished):
+    run, _ = finished
+    logged = training_lines(run)
+    assert [line["iteration"] for line in logged] == list(range(1, 13))
+    assert set(logged[2]) & set(TERMS) == {"cls", "cls_aux"}
+    assert set(logged[3]) & set(TERMS) == {"cls", "cls_aux", "c2s", "c2s_aux", "csc"}
+    assert set(logged[4]) & set(TERMS) == set(TERMS)
+    weights = load_config(run.config).loss
+    for line in logged:
+        total = sum(getattr(weights, term) * line[term] for term in TERMS if term in line)
+        assert line["loss"] == pytest.approx(total, rel=1e-4)
+    assert logged[0]["lr"] == pytest.approx(1e-3 / 3)
+    assert logged[-1]["lr"] == pytest.approx(1e-3 * (1 / 12) ** 0.9)
+    evaluations = [line for line in lines(run) if "evaluation" in line]
+    assert [line["iteration"] for line in evaluations] == [6, 12]
+    assert all("miou" in line["evaluation"] for line in evaluations)
+
+
+def test_the_weights_of_a_run_load_for_inference(finished):
+    run, _ = finished
+    best, last = cosa.load(str(run.best)), cosa.load(str(run.last))
+    assert best.classes == last.classes and len(best.classes) == 7
+    assert best.image_size == SIZE
+    xi = json.loads(run.summary.read_text())
+    assert last.thresholds == (xi["xi"], xi["xi_aux"])
+
+
+# Resuming
+
+
+def stop_after(monkeypatch, iterations, how):
+    """Interrupt the training in this process once so many iterations are done."""
+    original = CoTraining.update_assignment
+
+    def update(self, iteration):
+        original(self, iteration)
+        if iteration + 1 == iterations:
+            how()
+
+    monkeypatch.setattr(CoTraining, "update_assignment", update)
+
+
+def assert_equal_runs(run, other):
+    assert training_lines(run) == training_lines(other)
+    mine, theirs = read(run.last), read(other.last)
+    for network in ("online", "assignment"):
+        for key, value in mine[network].items():
+            assert torch.equal(value, theirs[network][key]), f"{network} {key}"
+    for key, state in mine["optimizer"]["state"].items():
+        assert all(torch.equal(v, theirs["optimizer"]["state"][key][k]) for k, v in state.items())
+    for key, state in mine["thresholds"].items():
+        assert state["value"] == theirs["thresholds"][key]["value"]
+        assert torch.equal(state["histograms"], theirs["thresholds"][key]["histograms"])
+    assert torch.equal(mine["rng"]["cpu"], theirs["rng"]["cpu"])
+    scores, others = (json.loads(r.summary.read_text()) for r in (run, other))
+    for summary in (scores, others):
+        del summary["seconds"], summary["evaluation_seconds"]
+    assert scores == others
+
+
+@pytest.mark.parametrize("workers, then", [(0, 1), (1, 0)])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    finished, tmp_path, monkeypatch, workers, then
+):
+    config = configure(tmp_path, model=RANDOM, train={"evaluate_every": 6},
+                       data={"workers": workers})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    stop_after(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main([config]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert read(run.last)["state"]["iteration"] == len(training_lines(run)) == 6
+    torch.rand(7)  # the global generator is elsewhere now
+    assert train.main(["--resume", str(run.path), f"data.workers={then}"]) == 0
+    assert_equal_runs(run, finished[0])
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(finished, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    config = configure(tmp_path, model=RANDOM,
+                       train={"evaluate_every": 6, "checkpoint_every": 5})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    stop_after(monkeypatch, 9, kill)
+    with pytest.raises(Killed):
+        train.main([config])
+    monkeypatch.undo()
+    assert read(run.last)["state"]["iteration"] == 5 and len(training_lines(run)) == 8
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert_equal_runs(run, finished[0])
+    assert [line["iteration"] for line in lines(run) if "evaluation" in line] == [6, 12]
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run stopped after 4 of its 12 iterations."""
+    config = configure(tmp_path)
+    stop_after(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train.main([config]) == 128 + signal.SIGINT
+    monkeypatch.undo()
+    return RunFolder(tmp_path / "runs" / "tiny")
+
+
+def test_overrides_on_resuming_take_effect_and_are_kept(stopped):
+    overrides = ["optimizer.weight_decay=0.5", "optimizer.beta1=0.8", "train.iterations=6",
+                 "optimizer.head_lr_factor=3"]
+    assert train.main(["--resume", str(stopped.path), *overrides]) == 0
+    groups = read(stopped.last)["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+    assert {group["lr_scale"] for group in groups} == {1.0, 3.0}
+    assert all(group["betas"][0] == 0.8 for group in groups)
+    config = load_config(stopped.config)
+    assert config.train.iterations == 6 and config.optimizer.weight_decay == 0.5
+
+
+def test_resuming_a_finished_run_scores_it_again(stopped):
+    assert train.main(["--resume", str(stopped.path), "train.iterations=6"]) == 0
+    before, count = stopped.last.read_bytes(), len(training_lines(stopped))
+    stopped.summary.unlink()
+    assert train.main(["--resume", str(stopped.path)]) == 0
+    assert stopped.summary.exists() and stopped.last.read_bytes() == before
+    assert len(training_lines(stopped)) == count == 6
+
+
+def test_resuming_with_another_network_is_refused(stopped):
+    before = stopped.last.read_bytes(), stopped.config.read_text(), stopped.metrics.read_text()
+    with pytest.raises(UserError, match="does not fit this configuration.*decoder") as caught:
+        train.main(["--resume", str(stopped.path), "model.decoder_width=8"])
+    assert "\n" not in str(caught.value)
+    after = stopped.last.read_bytes(), stopped.config.read_text(), stopped.metrics.read_text()
+    assert before == after
+
+
+def test_resuming_from_weights_alone_is_refused(stopped):
+    content = read(stopped.last)
+    torch.save({"about": content["about"], "assignment": content["assignment"]}, stopped.last)
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        train.main(["--resume", str(stopped.path)])
+
+
+# Signals, from outside
+
+
+@pytest.mark.parametrize("number, group", [(signal.SIGINT, True), (signal.SIGTERM, True),
+                                           (signal.SIGTERM, False)])
+def test_signals_save_before_leaving(tmp_path, number, group):
+    config = configure(tmp_path, data={"workers": 1}, train={"iterations": 10**6})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    command = [sys.executable, str(ROOT / "train.py"), config]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run.metrics.exists() and run.metrics.read_text().count("\n") >= 5):
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr
+            time.sleep(0.05)
+        os.killpg(process.pid, number) if group else process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    iteration = read(run.last)["state"]["iteration"]
+    assert iteration == training_lines(run)[-1]["iteration"] >= 5
+    assert f"stopped at iteration {iteration}" in errors and f"--resume {run.path}" in errors
+    with pytest.raises(ProcessLookupError):  # no worker is left behind
+        os.killpg(process.pid, 0)
+
+
+def test_handlers_are_put_back(stopped):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ctrl_c_before_the_training_begins(program, tmp_path, monkeypatch):
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScenesDataset, "__init__", interrupted)
+    code, _, errors = program(configure(tmp_path))
+    assert code == 130 and "Traceback" not in errors
+
+
+# Things that go wrong
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    config = configure(tmp_path, train={"checkpoint_every": 2})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    calls = []
+    original = losses.seg_to_cam
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        loss = original(*args, **kwargs)
+        return loss * float("nan") if len(calls) == 4 else loss
+
+    monkeypatch.setattr(losses, "seg_to_cam", broken)
+    with pytest.raises(UserError) as caught:
+        train.main([config])
+    message = str(caught.value)
+    assert "not finite at iteration 7" in message and "terms: s2c;" in message
+    assert message.count("train_000") == 4, "all images of the batch are named"
+    content = read(run.last)
+    assert content["state"]["iteration"] == 6
+    assert all(torch.isfinite(value).all() for value in content["online"].values())
+    monkeypatch.undo()
+    assert train.main(["--resume", str(run.path)]) == 0
+
+
+def test_a_run_is_not_overwritten(stopped, tmp_path):
+    before = stopped.last.read_bytes(), stopped.metrics.read_text()
+    with pytest.raises(UserError, match="already holds a run"):
+        train.main([str(tmp_path / "config.yaml")])
+    assert (stopped.last.read_bytes(), stopped.metrics.read_text()) == before
+
+
+def test_a_run_that_saved_nothing_starts_anew(tmp_path):
+    config = configure(tmp_path, train={"iterations": 2})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    run.path.mkdir(parents=True)
+    run.metrics.write_text('{"iteration": 77, "loss": 1.0}\n')
+    assert train.main([config]) == 0
+    assert [line["iteration"] for line in training_lines(run)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["optimizer.lrr=3"], "unknown key 'optimizer.lrr'"),
+        (["--resume", "nowhere/run"], "nowhere/run holds no run to resume"),
+        (["device=cuda:99"], "device 'cuda:99' is not there"),
+        (["augment.crop_size=50"], "augment.crop_size=50 is no multiple of the encoder's patch"),
+        (["evaluate.coexistence_classes=[boat, brd]"], "no class 'brd'"),
+        (["model.encoder=vit_nonsense"], "vit_nonsense"),
+        (["model.aux_layer=9"], "model.aux_layer=9"),
+        (["loss.cls=0", "loss.cls_aux=0"], "no loss term"),
+        (["extra.yaml"], "'extra.yaml' is not an override"),
+        (["model.pretrained=true", "model.weights=nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(program, tmp_path, arguments, words):
+    config = [] if "--resume" in arguments else [configure(tmp_path)]
+    code, _, errors = program(*config, *arguments)
+    assert code == 2
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and words in errors
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
+def test_resume_and_a_configuration_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match="--resume takes its configuration from"):
+        train.main([configure(tmp_path), "--resume", str(tmp_path)])
+
+
+# Data
+
+
+def test_masks_are_never_read_in_training(tmp_path, monkeypatch):
+    read_masks = []
+    original = ScenesDataset.mask
+
+    def guarded(self, index):
+        read_masks.append(self.names[index])
+        return original(self, index)
+
+    monkeypatch.setattr(ScenesDataset, "mask", guarded)
+    assert train.main([configure(tmp_path)]) == 0
+    assert {name.split("_")[0] for name in read_masks} == {"val", "test"}
+
+
+@pytest.fixture
+def folder_data(tmp_path):
+    """A `folder` data set of ten scenes: (its folder, the data section)."""
+    root = tmp_path / "data"
+    export(ScenesDataset("train", seed=0, count=10, size=40), root)
+    section = {"name": "folder", "root": str(root), "images": "images", "labels": "labels.csv",
+               "classes": "classes.txt"}
+    return root, section
+
+
+def test_a_folder_of_images_trains_to_the_end(tmp_path, folder_data):
+    config = configure(tmp_path, data=folder_data[1] | {"masks": "masks"})
+    assert train.main([config]) == 0
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert 0 <= summary["miou"] <= 1 and summary["split"] == "val" and summary["images"] == 10
+
+
+def test_images_without_masks_train_to_the_end(tmp_path, folder_data):
+    root, section = folder_data
+    for mask in (root / "masks").iterdir():
+        mask.unlink()
+    assert train.main([configure(tmp_path, data=section, train={"evaluate_every": 6})]) == 0
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    summary = json.loads(run.summary.read_text())
+    assert "miou" not in summary and 0 <= summary["classification_map"] <= 1
+    assert summary["best_validation_score"] >= 0 and run.best.exists()
+
+
+def test_a_label_that_names_no_class_stops_before_training(program, tmp_path, folder_data):
+    root, section = folder_data
+    with open(root / "labels.csv", "a") as file:
+        (root / "images" / "train_00000.png").rename(root / "images" / "extra.png")
+        file.write("extra.png,boot\n")
+    text = (root / "labels.csv").read_text().splitlines(keepends=True)
+    (root / "labels.csv").write_text("".join(t for t in text if "train_00000" not in t))
+    code, _, errors = program(configure(tmp_path, data=section))
+    assert code == 2 and errors.count("\n") == 1
+    assert "labels.csv, line 11" in errors and "'boot' is no class" in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_classes_must_be_those_of_the_validation_images(tmp_path, monkeypatch):
+    original = ScenesDataset.__init__
+
+    def changed(self, split, **kwargs):
+        original(self, split, **kwargs)
+        if split == "val":
+            self.classes = self.classes[::-1]
+
+    monkeypatch.setattr(ScenesDataset, "__init__", changed)
+    with pytest.raises(UserError, match="different classes"):
+        train.main([configure(tmp_path)])
+
+
+# What is kept
+
+
+def test_best_holds_the_assignment_network_at_its_best_score(tmp_path, monkeypatch):
+    scores, seen = [0.5, 0.3, 0.4, 0.9], []
+
+    def fake(network, dataset, **options):
+        seen.append({key: value.clone() for key, value in network.state_dict().items()})
+        assert not any(p.requires_grad for p in network.parameters())
+        return {"miou": scores[len(seen) - 1], "classification_map": 0.1, "images": 1,
+                "seconds": 0.0}
+
+    monkeypatch.setattr(train, "evaluate", fake)
+    assert train.main([configure(tmp_path, train={"evaluate_every": 4})]) == 0
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    kept = read(run.best)["assignment"]
+    assert len(seen) == 4, "twice on the way, then validation and test images"
+    assert all(torch.equal(kept[key], value) for key, value in seen[0].items())
+    assert any(not torch.equal(kept[key], value) for key, value in seen[1].items())
+    summary = json.loads(run.summary.read_text())
+    assert summary["best_validation_score"] == 0.5, "test scores choose nothing"
+    assert summary["miou"] == 0.9
+
+
+def test_the_default_configuration_is_the_demo():
+    assert (ROOT / train.DEFAULT_CONFIG).is_file()
+    assert Path(train.DEFAULT_CONFIG).stem == "demo"
