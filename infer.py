@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import io
+import json
 import os
 import sys
 import time
@@ -18,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import cosa
-from cosa.device import choose_autocast, choose_device
+from cosa.device import allow_tf32, choose_autocast, choose_device
 from cosa.errors import UserError, run_program
 from cosa.inference import plan, segment_files
 from cosa.network import CoSANetwork
@@ -51,9 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = plan(args.input, args.output, args.overlay)
     device = choose_device(args.device)
     network = load_network(args.weights, device)
-    write_classes(Path(args.output), network)
-    todo = [job for job in jobs if args.overwrite or not job.finished]
-    settings = network.config["evaluate"]
+    record = Record(Path(args.output), network)
+    record.begin(args.overwrite)
+    todo = jobs if args.overwrite else jobs.unfinished()
+    settings, training = network.config["evaluate"], network.config.get("train", {})
+    allow_tf32(training.get("tf32", True))
     results = segment_files(
         network,
         todo,
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flip=settings["flip"] if args.flip is None else args.flip,
         batch_size=args.batch_size,
         workers=args.workers or min(8, os.cpu_count() or 1),
-        autocast=choose_autocast(device),
+        autocast=choose_autocast(device, training.get("precision", "auto")),
     )
     done = failed = 0
     interrupted = False
@@ -84,8 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{failed} failed; masks are in {args.output}"
     )
     if interrupted:
-        print("stopped; the same command goes on where it left off", file=sys.stderr)
+        again = "starts over" if args.overwrite else "goes on where it left off"
+        print(f"stopped; the same command {again}", file=sys.stderr)
         return 130
+    record.end()
     return 1 if failed else 0
 
 
@@ -97,18 +104,72 @@ def load_network(path: str, device: torch.device) -> CoSANetwork:
     return network
 
 
-def write_classes(folder: Path, network: CoSANetwork) -> None:
-    """Write classes.csv: index, name, red, green, blue. UserError if the folder refuses."""
-    names = ("background", *network.classes)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "classes.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["index", "name", "red", "green", "blue"])
-            rows = enumerate(zip(names, network.palette, strict=True))
-            table.writerows([index, name, *color] for index, (name, color) in rows)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written: {error.strerror}") from error
+class Record:
+    """What tells in the output folder where its masks come from.
+
+    ``classes.csv`` lists index, name, red, green and blue of the classes. ``.cosa.json`` holds a
+    digest of the weights, so that masks of two networks are not mixed unnoticed.
+    """
+
+    def __init__(self, folder: Path, network: CoSANetwork) -> None:
+        self.folder = folder
+        self.classes, self.digest = classes_table(network), weights_digest(network)
+
+    def begin(self, overwrite: bool) -> None:
+        """Raise UserError if other weights made the masks there, or the folder refuses."""
+        classes, mark = (self._read(name) for name in ("classes.csv", ".cosa.json"))
+        same = classes in (None, self.classes) and mark in (None, self._mark(self.digest))
+        if not (same or overwrite):
+            raise UserError(
+                f"{self.folder} holds masks made with other weights: --overwrite or another "
+                "--output"
+            )
+        # Until all files of the others are overwritten the folder holds masks of both.
+        self._write({"classes.csv": self.classes, ".cosa.json": self._mark(same and self.digest)})
+
+    def end(self) -> None:
+        """Note that all masks are of these weights."""
+        self._write({".cosa.json": self._mark(self.digest)})
+
+    @staticmethod
+    def _mark(digest: str | bool) -> str:
+        return json.dumps({"weights_sha256": digest or "several"}) + "\n"
+
+    def _read(self, name: str) -> str | None:
+        try:
+            return (self.folder / name).read_bytes().decode(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"{self.folder / name} cannot be read: {error.strerror}") from error
+
+    def _write(self, files: dict[str, str]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, text in files.items():
+                (self.folder / name).write_bytes(text.encode())
+        except OSError as error:
+            reason = error.strerror
+            raise UserError(f"--output {self.folder} cannot be written: {reason}") from error
+
+
+def classes_table(network: CoSANetwork) -> str:
+    """The content of classes.csv."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["index", "name", "red", "green", "blue"])
+    rows = zip(("background", *network.classes), network.palette, strict=True)
+    table.writerows([index, name, *color] for index, (name, color) in enumerate(rows))
+    return text.getvalue()
+
+
+def weights_digest(network: CoSANetwork) -> str:
+    """SHA-256 of all tensors, whichever kind of file they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def positive_integer(text: str) -> int:

@@ -1,8 +1,9 @@
-"""Class activation maps: scaling to [0, 1] and filtering by image-level labels."""
+"""Class activation maps: scaling, filtering, resizing."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,19 +12,27 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def normalize(cam: Tensor) -> Tensor:
+def normalize(cam: Tensor, valid: Tensor | None = None) -> Tensor:
     """Min-max scale every map to [0, 1], per image and class.
 
     Args:
         cam: (..., H, W) floating-point activations of any range, usually (B, C, H, W).
+        valid: bool, broadcast to ``cam``; False where the image is padding, which does not
+            take part in the scale and becomes 0. None counts every position.
 
     Returns:
         A tensor of the same shape and dtype; a map without any variation becomes all 0.
     """
     wide = at_least_float32(cam)  # in half precision the span itself could overflow
-    low = wide.amin(dim=(-2, -1), keepdim=True)
-    span = wide.amax(dim=(-2, -1), keepdim=True) - low
-    scaled = (wide - low) / span.clamp_min(torch.finfo(wide.dtype).tiny)
+    if valid is None:
+        low, high = wide, wide
+    else:
+        low = wide.masked_fill(~valid, float("inf"))
+        high = wide.masked_fill(~valid, float("-inf"))
+    low, high = low.amin(dim=(-2, -1), keepdim=True), high.amax(dim=(-2, -1), keepdim=True)
+    scaled = (wide - low) / (high - low).clamp_min(torch.finfo(wide.dtype).tiny)
+    if valid is not None:
+        scaled = scaled.masked_fill(~valid, 0)
     return scaled.to(cam.dtype)
 
 
@@ -47,3 +56,24 @@ def filter_by_labels(cam: Tensor, image_labels: Tensor) -> Tensor:
     absent = (image_labels <= 0).to(cam.device)[:, :, None, None]
     # Filling, rather than multiplying, also clears a non-finite value of an absent class.
     return cam.masked_fill(absent, 0)
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B, K, h, w) to ``size``, corners not aligned; a no-op if it fits."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def free_of_padding(valid: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which cells of a coarser grid hold no padding at all.
+
+    Args:
+        valid: (B, H, W) bool, False where the image is padding.
+        grid: (h, w), at most (H, W).
+
+    Returns:
+        (B, h, w) bool.
+    """
+    padding = (~valid.bool())[:, None].float()
+    return F.interpolate(padding, tuple(grid), mode="area")[:, 0] == 0

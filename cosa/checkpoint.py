@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from cosa.errors import UserError
+from cosa.files import replacing
 from cosa.network import CoSANetwork
 
 FORMAT = "cosa-1"
@@ -31,7 +31,7 @@ def describe(
     config: dict[str, Any],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
-    thresholds: tuple[float, float],
+    thresholds: tuple[float | None, float | None],
 ) -> dict[str, Any]:
     """What inference needs beside the weights, in plain types.
 
@@ -39,14 +39,15 @@ def describe(
         config: the whole configuration, as :func:`cosa.config.to_dict` gives it.
         classes: the C foreground names.
         palette: C + 1 RGB triples, background first.
-        thresholds: (xi, xi_aux), the thresholds of M' and of the auxiliary M'.
+        thresholds: (xi, xi_aux), the thresholds of M' and of the auxiliary M'; None where the
+            training fits none.
     """
     return {
         "format": FORMAT,
         "config": config,
         "classes": list(classes),
         "palette": [[int(value) for value in rgb] for rgb in palette],
-        "thresholds": [float(value) for value in thresholds],
+        "thresholds": [None if value is None else float(value) for value in thresholds],
         "image_size": int(config["evaluate"]["image_size"]),
     }
 
@@ -72,14 +73,15 @@ def save_weights(
     config: dict[str, Any],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
-    thresholds: tuple[float, float] = (0.5, 0.5),
+    thresholds: tuple[float | None, float | None] = (0.5, 0.5),
 ) -> None:
     """Write a network for inference: .safetensors, or anything else as a PyTorch file."""
     about = describe(config, classes, palette, thresholds)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     if Path(path).suffix == ".safetensors":
         metadata = {"cosa": json.dumps(about)}
-        _atomically(path, lambda t: safetensors.torch.save_file(tensors, t, metadata))
+        with _replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata)
     else:
         save(path, {"about": about, "assignment": tensors})
 
@@ -90,7 +92,8 @@ def save(path: str | Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the folder cannot be written or the disk is full; an older file stays.
     """
-    _atomically(path, lambda temporary: torch.save(content, temporary))
+    with _replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -125,7 +128,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
     Returns:
         The network in eval mode without gradients, with attributes ``classes`` (tuple of C
         names), ``palette`` (C + 1 RGB tuples), ``config`` (nested dict), ``thresholds``
-        (xi, xi_aux) and ``image_size`` (side in pixels that it was evaluated at).
+        (xi, xi_aux, None where none was fitted) and ``image_size`` (side in pixels that it was
+        evaluated at).
 
     Raises:
         UserError: no such file, damaged, or not written by this program.
@@ -173,28 +177,14 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return content["about"], content["assignment"]
 
 
-def _atomically(path: str | Path, write) -> None:
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a checkpoint is as readable as any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-        temporary = None
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {one_line(error)}; "
-                        "check the folder's rights and the free space") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[str]:
+    """Like ``cosa.files.replacing``, for writers that raise errors of their own on a full disk."""
+    with replacing(path) as temporary:
+        try:
+            yield temporary
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise OSError(one_line(error)) from error
 
 
 def one_line(error: Exception) -> str:

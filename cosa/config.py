@@ -56,6 +56,7 @@ class DataConfig:
         _at_least(self, 1, "scenes_train", "scenes_val", "scenes_test")
         _at_least(self, 32, "scenes_size")
         _at_least(self, -1, "workers")
+        _at_least(self, 0, "scenes_seed")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ModelConfig:
     """The network."""
 
     encoder: str = "vit_base_patch16_224"
-    """Any ViT of timm."""
+    """Any plain ViT of timm."""
     encoder_options: dict = field(default_factory=dict)
     """Passed to timm (img_size, patch_size, embed_dim, depth, num_heads, ...)."""
     pretrained: bool = True
@@ -95,7 +96,7 @@ class ModelConfig:
     weights: str = ""
     """A file with encoder weights; empty: weights/<encoder>.*"""
     aux_layer: int = -3
-    """Block whose tokens feed the auxiliary classifier, counted from the end."""
+    """Block whose tokens feed the auxiliary classifier; negative: counted from the end."""
     aux_norm: bool = False
     """Layer-normalise the auxiliary tokens."""
     decoder_width: int = 512
@@ -134,7 +135,7 @@ class ThresholdConfig:
     smoothing: float = 0.99
     """Decay of the moving average over the fits; 0 takes the newest fit."""
     min_confidence: float = 0.05
-    """Confidences up to here are left out of the fit; negative keeps all."""
+    """Confidences up to here are left out of the fit; 0 or negative keeps all."""
     variance_floor: float = 1e-4
     cell: int = 16
     """Confidences are averaged over squares of this side (pixels) before the fit."""
@@ -275,6 +276,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "seed")
+        _below(self, 2**63, "seed")
         if not self.name:
             raise ValueError("name is empty: it names the run folder")
         cell, crop = self.threshold.cell, self.augment.crop_size

@@ -17,17 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa import losses
-from cosa.cam import filter_by_labels
+from cosa.cam import filter_by_labels, free_of_padding, normalize
 from cosa.config import Config
 from cosa.ema import AssignmentNetwork
 from cosa.errors import UserError
 from cosa.network import CoSANetwork, NetworkOutput
-from cosa.predict import Prediction, multi_scale
+from cosa.predict import multi_scale
 from cosa.targets import cam_pseudo_labels, perplexity, seg_pseudo_labels
 from cosa.threshold import DynamicThreshold
 
 CLASSIFICATION = ("cls", "cls_aux")
 """The terms of the warm-up; all others need pseudo-labels."""
+
+TARGETS = {"c2s": "cam", "c2s_aux": "aux_cam", "csc": "aux_cam", "s2c": "seg"}
+"""Term -> the map of the assignment network that supervises it."""
 
 
 @dataclass
@@ -83,11 +86,14 @@ class CoTraining:
 
         Returns:
             The weighted sum, with gradient, and each active term unweighted, detached.
+
+        Raises:
+            NotFiniteError: the assignment network's activations are NaN.
         """
         active = self.active_terms(iteration)
         targets: dict[str, Any] = {}
-        if any(name not in CLASSIFICATION for name in active):
-            targets = self._make_targets(batch, active)
+        if maps := {TARGETS[name] for name in active if name in TARGETS}:
+            targets = self._make_targets(batch, maps)
         with self.autocast():
             output = self.online(batch["strong"])
         terms = {name: getattr(self, f"_{name}")(output, batch, targets) for name in active}
@@ -113,11 +119,15 @@ class CoTraining:
             momentum = min(momentum, (1 + iteration) / (10 + iteration))
         self.assignment.update(self.online, momentum)
 
-    def xi(self) -> tuple[float, float]:
-        """The thresholds in force, of M' and of the auxiliary M'."""
+    def xi(self) -> tuple[float | None, float | None]:
+        """The thresholds in force, of M' and of the auxiliary M'.
+
+        None for a dynamic one that no batch has adapted: no term uses it, or none has begun.
+        """
         if not self.config.threshold.dynamic:
             return (self.config.threshold.fixed,) * 2
-        return self.thresholds["cam"].value, self.thresholds["aux_cam"].value
+        cam, aux_cam = (self.thresholds[key] for key in ("cam", "aux_cam"))
+        return cam.value if cam.started else None, aux_cam.value if aux_cam.started else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs of this object."""
@@ -145,24 +155,25 @@ class CoTraining:
         )
 
     @torch.no_grad()
-    def _make_targets(self, batch: dict[str, Tensor], active: dict[str, float]) -> dict[str, Any]:
+    def _make_targets(self, batch: dict[str, Tensor], maps: set[str]) -> dict[str, Any]:
         teacher, labels = self.config.teacher, batch["image_labels"]
         with self.autocast():
-            prediction: Prediction = multi_scale(
-                self.assignment, batch["weak"], scales=teacher.scales, flip=teacher.flip
+            prediction = multi_scale(
+                self.assignment, batch["weak"], teacher.scales, teacher.flip, maps=maps
             )
-        targets: dict[str, Any] = {}
-        if "c2s" in active:
-            targets["cam"] = self._cam_targets("cam", prediction.cam, batch)
-        if "c2s_aux" in active or "csc" in active:
-            targets["aux_cam"] = self._cam_targets("aux_cam", prediction.aux_cam, batch)
-        if "s2c" in active:
+        targets: dict[str, Any] = {
+            key: self._cam_targets(key, getattr(prediction, key), batch)
+            for key in ("cam", "aux_cam") if key in maps
+        }
+        if "seg" in maps:
             targets["seg"] = seg_pseudo_labels(
                 prediction.seg, labels, self.config.method.temperature
             )
         return targets
 
     def _cam_targets(self, key: str, cam: Tensor, batch: dict[str, Tensor]) -> CamTargets:
+        # Whatever fires on the padding sets the scale of nothing.
+        cam = normalize(cam, batch["valid"][:, None])
         cam = filter_by_labels(cam, batch["image_labels"])
         xi = self.config.threshold.fixed
         if self.config.threshold.dynamic:
@@ -177,10 +188,9 @@ class CoTraining:
 
     def _confidence_cells(self, cam: Tensor, valid: Tensor) -> Tensor:
         """Confidences averaged over coarse cells; cells with padding are left out."""
-        cell = self.config.threshold.cell
-        confidence = F.avg_pool2d(cam.amax(dim=1, keepdim=True), cell)
-        whole = F.avg_pool2d(valid[:, None].float(), cell) > 0.999
-        return confidence[whole]
+        grid = [side // self.config.threshold.cell for side in cam.shape[-2:]]
+        confidence = F.interpolate(cam.amax(dim=1, keepdim=True), grid, mode="area")[:, 0]
+        return confidence[free_of_padding(valid, grid)]
 
     # One method for each term of the loss section, called by the name it has there.
 
@@ -208,12 +218,11 @@ class CoTraining:
         grid = output.cam.shape[-2:]
         target: CamTargets = targets["aux_cam"]
         cells = self._label(F.interpolate(target.cam, grid, mode="area"), target.threshold)
-        whole = F.interpolate(batch["valid"][:, None].float(), grid, mode="area")[:, 0] > 0.999
         return losses.contrastive_separation(
             output.cam,
             cells.labels,
             cells.perplexity,
             epsilon=self.config.method.csc_epsilon,
             temperature=self.config.method.csc_temperature,
-            valid=whole,
+            valid=free_of_padding(batch["valid"], grid),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -41,7 +41,8 @@ def choose_autocast(
     """
     bf16 = precision == "bf16"
     if precision == "auto" and device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported()
+        # Older devices only emulate it, slower than float32.
+        bf16 = torch.cuda.get_device_capability(device)[0] >= 8
     if not bf16:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
@@ -51,3 +52,18 @@ def allow_tf32(allowed: bool) -> None:
     """Let float32 products on CUDA use TensorFloat-32 (10 bits of mantissa)."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def memory_errors_explained() -> Iterator[None]:
+    """Turn "out of memory" of a GPU, in training or evaluation, into one sentence.
+
+    Raises:
+        UserError: naming the keys that need less memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU's memory is too small: lower train.batch_size or "
+                        "augment.crop_size; if it happened in an evaluation, "
+                        "evaluate.batch_size") from error

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from cosa.cam import filter_by_labels
+from cosa.cam import filter_by_labels, resize
 from cosa.data.datasets import SegmentationDataset, nearest
 from cosa.data.images import network_input
 from cosa.errors import UserError
@@ -33,9 +32,9 @@ from cosa.metrics import (
     f1_scores,
     mean_over_present,
 )
-from cosa.panels import save_panel
-from cosa.predict import Prediction, multi_scale, resize, scaled_size
-from cosa.targets import cam_pseudo_labels, perplexity
+from cosa.panels import save_prediction_panel
+from cosa.predict import Prediction, multi_scale, scaled_size
+from cosa.terminal import progress_bar
 
 CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
@@ -43,11 +42,15 @@ CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 _READERS = 3
 
 
+class EvaluationStopped(Exception):
+    """``should_stop`` said so; there are no scores."""
+
+
 def evaluate(
     network: nn.Module,
     dataset: SegmentationDataset,
     *,
-    thresholds: tuple[float, float] = (0.5, 0.5),
+    thresholds: tuple[float | None, float | None] = (0.5, 0.5),
     image_size: int = 448,
     scales: Sequence[float] = (1.0, 0.5, 1.5, 0.75, 1.25),
     flip: bool = True,
@@ -56,10 +59,14 @@ def evaluate(
     device: torch.device | str = "cpu",
     panels_folder: str | Path | None = None,
     panels: int = 8,
+    perplexity_alpha: float = 0.8,
+    perplexity_beta: float = 1.0,
+    epsilon: float = 1.0,
     autocast: Callable[[], AbstractContextManager] | None = None,
     max_images: int = 0,
     boundary: bool = True,
     progress: bool = True,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Score ``network`` on ``dataset``.
 
@@ -68,14 +75,18 @@ def evaluate(
     Args:
         network: a ``CoSANetwork`` on ``device``; evaluated in eval mode, its mode is restored.
         dataset: images, image-level labels and, for all but the classification scores, masks.
-        thresholds: (xi, xi_aux), in [0, 1]: where M' and the auxiliary M' become labels.
+        thresholds: (xi, xi_aux), in [0, 1]: where M' and the auxiliary M' become labels. None
+            where training fitted none: the scores at that threshold are None then.
         scales, flip: of ``predict.multi_scale``.
         coexistence_classes: names of the classes that ``cmiou`` averages.
         panels_folder: where to write ``panels`` pictures, evenly spread over the data set.
+        perplexity_alpha, perplexity_beta, epsilon: pseudo-labels of a perplexity (Eq. 4) above
+            epsilon are hatched on the panels, which show M' at 0.5 where xi is None.
         autocast: makes the context in which the network runs; None for full precision.
         max_images: score only so many images, evenly spread; 0 for all.
         boundary: also compute the contour quality (``boundary_f``, ``jf``).
         progress: show a progress bar on stderr.
+        should_stop: asked before each batch.
 
     Returns:
         JSON-serialisable scores in [0, 1], None where undefined:
@@ -94,17 +105,20 @@ def evaluate(
 
     Raises:
         UserError: if a coexistence class is unknown.
+        EvaluationStopped: ``should_stop`` returned True.
     """
     started = time.perf_counter()
-    coexistence = _class_indices(coexistence_classes, dataset.classes)
+    coexistence = class_indices(coexistence_classes, dataset.classes)
     indices = _spread(range(len(dataset)), max_images or len(dataset))
     shown = set(_spread(indices, panels)) if panels_folder is not None else set()
     pixels = _PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
     logits = []
-    bar = tqdm(total=len(indices), desc="evaluate", leave=False, disable=not progress)
+    bar = progress_bar(total=len(indices), desc="evaluate", leave=False, disable=not progress)
     with bar, _eval_mode(network), torch.no_grad():
         for batch in _batches(dataset, indices, image_size, batch_size):
+            if should_stop is not None and should_stop():
+                raise EvaluationStopped
             images = torch.stack([sample.image for sample in batch]).to(device)
             whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
             with autocast():
@@ -120,7 +134,19 @@ def evaluate(
                     if sample.mask is not None:
                         pixels.update(maps, labels.to(device), sample.mask)
                     if sample.index in shown:
-                        _save_panel(Path(panels_folder), dataset, sample, maps, labels, thresholds)
+                        save_prediction_panel(
+                            Path(panels_folder) / f"{dataset.names[sample.index]}.png",
+                            image=dataset.image(sample.index),
+                            truth=sample.mask,
+                            prediction=maps,
+                            image_labels=labels,
+                            threshold=0.5 if thresholds[0] is None else thresholds[0],
+                            perplexity_alpha=perplexity_alpha,
+                            perplexity_beta=perplexity_beta,
+                            epsilon=epsilon,
+                            classes=dataset.classes,
+                            palette=dataset.palette,
+                        )
             bar.update(len(batch))
 
     scores = pixels.compute(dataset.classes, coexistence) if pixels.images else {}
@@ -136,9 +162,17 @@ def evaluate(
 class _PixelScores:
     """All scores that need masks."""
 
-    def __init__(self, num_foreground: int, thresholds: tuple[float, float], boundary: bool):
+    def __init__(
+        self,
+        num_foreground: int,
+        thresholds: tuple[float | None, float | None],
+        boundary: bool,
+    ):
         classes = num_foreground + 1
-        self.threshold, self.aux_threshold = map(float, thresholds)
+        # A threshold of NaN has scores of NaN.
+        self.threshold, self.aux_threshold = (
+            math.nan if value is None else float(value) for value in thresholds
+        )
         self.ensemble_threshold = (self.threshold + self.aux_threshold) / 2
         self.seg = SegmentationMetrics(classes, boundary=boundary)
         self.filtered = SegmentationMetrics(classes)
@@ -253,31 +287,6 @@ def _batches(
                     batch = []
 
 
-def _save_panel(
-    folder: Path,
-    dataset: SegmentationDataset,
-    sample: _Sample,
-    maps: Prediction,
-    image_labels: Tensor,
-    thresholds: tuple[float, float],
-) -> None:
-    image = dataset.image(sample.index)
-    size = (image.height, image.width)
-    cam = filter_by_labels(resize(maps.cam.float(), size).cpu(), image_labels[None])
-    labels, confidence = cam_pseudo_labels(cam, thresholds[0])
-    save_panel(
-        folder / f"{dataset.names[sample.index]}.png",
-        image=image,
-        cam=cam[0].numpy(),
-        cam_labels=labels[0].numpy(),
-        uncertain=(perplexity(confidence, thresholds[0]) > 1)[0].numpy(),
-        prediction=_argmax(resize(maps.seg.float(), size)[0]).cpu().numpy(),
-        truth=sample.mask,
-        classes=dataset.classes,
-        palette=dataset.palette,
-    )
-
-
 def _split(prediction: Prediction) -> Iterator[Prediction]:
     """The images of a batch, one by one."""
     maps = zip(prediction.cam, prediction.aux_cam, prediction.seg, strict=True)
@@ -294,8 +303,12 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
-def _class_indices(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """0-based positions of foreground class names."""
+def class_indices(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """0-based positions of the names of ``evaluate.coexistence_classes`` in the data set's.
+
+    Raises:
+        UserError: there is no such class.
+    """
     for name in names:
         if name not in classes:
             raise UserError(

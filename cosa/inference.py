@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +46,39 @@ class Job:
         return self.mask.exists() and (self.overlay is None or self.overlay.exists())
 
 
-def plan(source: str, output: str | os.PathLike[str], overlays: bool = False) -> list[Job]:
+@dataclass(frozen=True)
+class Plan(Sequence[Job]):
+    """Jobs that are made when they are asked for: of each only the image's path is kept.
+
+    A million files take about 100 MB, twice that for a moment while they are searched.
+    """
+
+    root: Path
+    output: Path
+    overlays: bool
+    files: list[str]
+    """Paths of the images below ``root``, sorted, in "/" notation."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Job:
+        file = self.files[index]
+        results = (self.output / name for name in self.results(file))
+        return Job(self.root / file, *results)
+
+    def results(self, file: str) -> list[str]:
+        """Paths below ``output`` of what becomes of an image."""
+        stem = os.path.splitext(file)[0]
+        return [f"{stem}.png", f"{stem}.overlay.png"] if self.overlays else [f"{stem}.png"]
+
+    def unfinished(self) -> Plan:
+        """The part whose results are not all there."""
+        kept = [file for file, job in zip(self.files, self, strict=True) if not job.finished]
+        return replace(self, files=kept)
+
+
+def plan(source: str, output: str | os.PathLike[str], overlays: bool = False) -> Plan:
     """Find the images of ``source`` and name their outputs.
 
     Masks keep the relative path and stem: ``output/a/b.png`` for ``a/b.jpg``; overlays are
@@ -69,31 +101,31 @@ def plan(source: str, output: str | os.PathLike[str], overlays: bool = False) ->
     if not files:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"there is no image in {source}: none of its files ends in {known}")
-    real_root, real_output = Path(os.path.realpath(root)), Path(os.path.realpath(output))
-    sources = {real_root / file for file in files}
-    owners: dict[str, Path] = {}
-    jobs = []
+    jobs = Plan(root, Path(output), overlays, files)
+    written = set()
     for file in files:
-        stem = file.with_suffix("")
-        names = [f"{stem}.png", f"{stem}.overlay.png"][: 1 + overlays]
-        for name in names:
-            if real_output / name in sources:
-                raise UserError(f"{root / name} would be overwritten: choose another --output")
-            if name in owners:
+        for name in jobs.results(file):
+            if name in written:
+                first = next(other for other in files if name in jobs.results(other))
                 raise UserError(
-                    f"{owners[name]} and {root / file} would both become {Path(output, name)}: "
+                    f"{root / first} and {root / file} would both become {Path(output, name)}: "
                     "rename one of them"
                 )
-            owners[name] = root / file
-        jobs.append(Job(root / file, *(Path(output, name) for name in names)))
+            written.add(name)
+    real_root, real_output = Path(os.path.realpath(root)), Path(os.path.realpath(output))
+    if real_root.is_relative_to(real_output):
+        below = real_root.relative_to(real_output)
+        for file in files:
+            if (below / file).as_posix() in written:
+                raise UserError(f"{root / file} would be overwritten: choose another --output")
     return jobs
 
 
-def _find(source: str, output: Path) -> tuple[Path, list[Path]]:
+def _find(source: str, output: Path) -> tuple[Path, list[str]]:
     """The folder that relative paths start from, and the images' relative paths, sorted."""
     path = Path(source)
     if path.is_file():
-        return path.parent, [Path(path.name)]
+        return path.parent, [path.name]
     if path.is_dir():
         root, found = path, _walk(path)
     elif any(_is_pattern(part) for part in path.parts):
@@ -114,7 +146,7 @@ def _find(source: str, output: Path) -> tuple[Path, list[Path]]:
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or written in file.parents:
             continue
         if match.is_file():
-            files.add(file)
+            files.add(file.as_posix())
     return root, sorted(files)
 
 

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32
-
-IGNORE = 255
+from cosa.cam import at_least_float32, free_of_padding, resize
+from cosa.data.datasets import IGNORE
 
 # Below this norm a vector has no direction to speak of; its cosine with anything is taken as 0.
 _MIN_NORM = 1e-6
@@ -74,7 +73,7 @@ def cam_to_seg(
         weight = torch.where(counted, reliability, 0)
     # The resized logits are the largest tensor of a training step: no name holds on to them.
     loss = F.cross_entropy(
-        _resize(at_least_float32(seg), labels.shape[-2:]),
+        resize(at_least_float32(seg), labels.shape[-2:]),
         labels.masked_fill(~counted, IGNORE),
         ignore_index=IGNORE,
         reduction="none",
@@ -107,8 +106,7 @@ def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) ->
     if valid is None:
         return loss.mean()
     _require_shape("valid", valid, (batch, *valid.shape[1:]))
-    padding = F.interpolate((~valid.bool())[:, None].to(cam), size=grid, mode="area")
-    counted = (padding == 0).to(cam)
+    counted = free_of_padding(valid, grid)[:, None].to(cam)
     return (loss * counted).sum() / _nonzero(classes * counted.sum())
 
 
@@ -179,12 +177,6 @@ def _directions(vectors: Tensor) -> Tensor:
 def _reliability(perplexity: Tensor) -> Tensor:
     """1/P, bounded: with alpha = 1 the perplexity of Eq. (4) reaches 0."""
     return 1 / at_least_float32(perplexity).clamp_min(1e-6)
-
-
-def _resize(maps: Tensor, size: torch.Size) -> Tensor:
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _nonzero(total: Tensor) -> Tensor:

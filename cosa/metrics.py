@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cosa.data.datasets import IGNORE
+
 BOUNDARY_TOLERANCE = 0.008
 """Distance within which two contours match, as a share of the image diagonal (DAVIS)."""
 
@@ -50,7 +52,7 @@ class SegmentationMetrics:
             notion: there these pixels are background of the target.
     """
 
-    def __init__(self, num_classes: int, boundary: bool = False, ignore_index: int = 255):
+    def __init__(self, num_classes: int, boundary: bool = False, ignore_index: int = IGNORE):
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background and is at least 2: {num_classes}")
         if 0 <= ignore_index < num_classes:
@@ -194,14 +196,14 @@ class CamMetrics:
 
     Args:
         num_classes: number of classes K, the background included.
-        thresholds: activations in [0, 1], in any order.
+        thresholds: activations in [0, 1], in any order; NaN is left out.
         ignore_index: value of target pixels that do not count.
     """
 
-    def __init__(self, num_classes: int, thresholds: Sequence[float], ignore_index: int = 255):
+    def __init__(self, num_classes: int, thresholds: Sequence[float], ignore_index: int = IGNORE):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.thresholds = tuple(thresholds)
+        self.thresholds = tuple(t for t in thresholds if not math.isnan(t))
         self._sorted = torch.tensor(sorted(self.thresholds), dtype=torch.float32)
         bins = len(self.thresholds) + 1
         self._histogram = np.zeros((num_classes, num_classes - 1, bins), dtype=np.int64)
@@ -244,7 +246,12 @@ class CamMetrics:
         return np.concatenate((below[:, None], above), axis=1)
 
     def iou(self, threshold: float) -> np.ndarray:
-        """(K,) IoU at one of the thresholds, NaN for classes that the targets never show."""
+        """(K,) IoU at one of the thresholds, NaN for classes that the targets never show.
+
+        At a threshold of NaN, one that is not known, all are NaN.
+        """
+        if math.isnan(threshold):
+            return np.full(self.num_classes, math.nan)
         return iou_per_class(self.confusion(threshold))
 
     def miou(self, threshold: float) -> float:

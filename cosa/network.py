@@ -26,13 +26,22 @@ RESERVED_OPTIONS = (
     "pretrained",
 )
 
+# What timm raises for options that make no sense, such as a width that the heads do not divide.
+BUILD_ERRORS = (
+    TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError, LookupError,
+    AttributeError,
+)
+
 # timm's prefix tokens in the order in which it concatenates them.
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
 @dataclass
 class NetworkOutput:
-    """What one forward pass yields; (h, w) is the token grid, image size over patch size."""
+    """What one forward pass yields; (h, w) is the token grid, image size over patch size.
+
+    All but the features is float32 under autocast, too.
+    """
 
     logits: Tensor  # (B, C) class scores of the final tokens, before the sigmoid
     aux_logits: Tensor  # (B, C) class scores of the auxiliary tokens
@@ -56,7 +65,8 @@ class LargeFOV(nn.Module):
         nn.init.trunc_normal_(self.conv8.weight, std=0.01)  # starts near uniform probabilities
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.conv8(F.relu(self.conv7(F.relu(self.conv6(features)))))
+        hidden = F.relu(self.conv7(F.relu(self.conv6(features))))
+        return in_full_precision(self.conv8, hidden)
 
 
 class CoSANetwork(nn.Module):
@@ -126,8 +136,8 @@ class CoSANetwork(nn.Module):
         return NetworkOutput(
             logits=pooled_scores(features, self.classifier),
             aux_logits=pooled_scores(aux_features, self.aux_classifier),
-            cam=self.classifier(features),
-            aux_cam=self.aux_classifier(aux_features),
+            cam=in_full_precision(self.classifier, features),
+            aux_cam=in_full_precision(self.aux_classifier, aux_features),
             seg=self.decoder(features),
             features=features,
         )
@@ -205,7 +215,7 @@ def build_encoder(name: str, options: Mapping[str, Any]) -> nn.Module:
         encoder = timm.create_model(
             name, pretrained=False, num_classes=0, dynamic_img_size=True, **options
         )
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except BUILD_ERRORS as error:
         raise UserError(
             f"timm cannot build model.encoder={name} with encoder_options={dict(options)}: "
             f"{error}; choose a plain ViT such as vit_base_patch16_224 and options that it has"
@@ -290,4 +300,13 @@ def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def pooled_scores(features: Tensor, classifier: nn.Conv2d) -> Tensor:
     """(B, C) scores of the globally max-pooled features (B, D, h, w): pool, then classify."""
-    return classifier(features.amax(dim=(2, 3), keepdim=True)).flatten(1)
+    return in_full_precision(classifier, features.amax(dim=(2, 3), keepdim=True)).flatten(1)
+
+
+def in_full_precision(conv: nn.Conv2d, features: Tensor) -> Tensor:
+    """``conv(features)`` in the precision of its weights, float32, under autocast too.
+
+    Scores of 8 significant bits would tie, and thresholds on the CAMs would move in steps.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return conv(features.to(conv.weight.dtype))

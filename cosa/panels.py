@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from cosa.cam import filter_by_labels, resize
 from cosa.palette import Color, overlay, save_image
+from cosa.predict import Prediction
+from cosa.targets import cam_pseudo_labels, perplexity
 
 MIN_HEIGHT, MAX_HEIGHT = 192, 384
 """Images outside this range of pixels are scaled."""
@@ -25,6 +29,52 @@ _HATCH_PERIOD, _HATCH_WIDTH = 8, 3
 _HEAT = np.array(
     [(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)]
 )
+
+
+def save_prediction_panel(
+    path: str | PathLike[str],
+    *,
+    image: Image.Image,
+    truth: np.ndarray | None,
+    prediction: Prediction,
+    image_labels: Tensor,
+    threshold: float,
+    perplexity_alpha: float,
+    perplexity_beta: float,
+    epsilon: float,
+    classes: Sequence[str],
+    palette: Sequence[Color],
+) -> None:
+    """:func:`save_panel` of what a network makes of one image.
+
+    Args:
+        path, image, truth, classes, palette: as there.
+        prediction: of a batch of 1, of any size.
+        image_labels: (C,), positive means present.
+        threshold: xi in [0, 1], where M' becomes a pseudo-label.
+        perplexity_alpha, perplexity_beta: of Eq. (4); positions above ``epsilon`` are hatched.
+    """
+    if image.height > MAX_HEIGHT:
+        # Maps of a photograph's full size would need gigabytes for a picture of this height.
+        small = (max(1, round(image.width * MAX_HEIGHT / image.height)), MAX_HEIGHT)
+        image = image.resize(small, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        if truth is not None:
+            truth = np.asarray(Image.fromarray(truth).resize(small, Image.Resampling.NEAREST))
+    size = (image.height, image.width)
+    cam = filter_by_labels(resize(prediction.cam, size).cpu(), image_labels[None])
+    labels, confidence = cam_pseudo_labels(cam, threshold)
+    doubt = perplexity(confidence, threshold, perplexity_alpha, perplexity_beta)
+    save_panel(
+        path,
+        image=image,
+        cam=cam[0].numpy(),
+        cam_labels=labels[0].numpy(),
+        uncertain=(doubt > epsilon)[0].numpy(),
+        prediction=resize(prediction.seg, size)[0].argmax(dim=0).cpu().numpy(),
+        truth=truth,
+        classes=classes,
+        palette=palette,
+    )
 
 
 def save_panel(
@@ -46,7 +96,7 @@ def save_panel(
         image: RGB, W x H.
         cam: (C, H, W) float in [0, 1], filtered by the image's labels; its maximum is shown.
         cam_labels: (H, W) integers 0..C, the pseudo-label of the CAM.
-        uncertain: (H, W) bool, hatched on the pseudo-label (perplexity above 1).
+        uncertain: (H, W) bool, hatched on the pseudo-label.
         prediction: (H, W) integers 0..C.
         truth: (H, W) integers 0..C and 255 for ignored pixels; None leaves the column out.
         classes: names of the C foreground classes.

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import normalize
+from cosa.cam import normalize, resize
 from cosa.network import NetworkOutput
+
+MAPS = ("cam", "aux_cam", "seg")
 
 
 @dataclass
 class Prediction:
-    """Fused maps at pixel resolution, float32."""
+    """Fused maps at pixel resolution, float32; None for a map that was not asked for."""
 
-    cam: Tensor  # (B, C, H, W) in [0, 1], M' of the paper
-    aux_cam: Tensor  # (B, C, H, W) in [0, 1], the auxiliary M'
-    seg: Tensor  # (B, C+1, H, W) logits summed over scales and flips, S'; channel 0: background
+    cam: Tensor | None  # (B, C, H, W) in [0, 1], M' of the paper
+    aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], the auxiliary M'
+    seg: Tensor | None  # (B, C+1, H, W) logits summed over scales and flips, S'; 0: background
 
 
 @torch.no_grad()
@@ -29,6 +31,7 @@ def multi_scale(
     scales: Sequence[float] = (1.0, 0.5, 1.5),
     flip: bool = True,
     size: tuple[int, int] | None = None,
+    maps: Collection[str] = MAPS,
 ) -> Prediction:
     """CAMs and segmentation logits, fused over scales and horizontal flips (Sec. 3 of CoSA).
 
@@ -45,6 +48,7 @@ def multi_scale(
         scales: factors of the image size, at least one, all above 0.
         flip: see the mirrored images too, in the same forward pass.
         size: (height, width) of the output; the images' own by default.
+        maps: names of the maps to fuse, of ``MAPS``; the others cost nothing.
 
     Returns:
         A ``Prediction`` without gradients.
@@ -56,17 +60,18 @@ def multi_scale(
         raise ValueError(f"scales must be one or more positive numbers, not {list(scales)}")
     image_size = (images.shape[-2], images.shape[-1])
     size = image_size if size is None else size
-    cam = aux_cam = seg = None
+    total: dict[str, Tensor | None] = dict.fromkeys(MAPS)
     for scale in scales:
         scaled = resize(images, scaled_size(image_size, scale, network.patch_size))
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         output = network(scaled)
-        cam = _add(cam, _fuse_cam(output.cam, flip, size))
-        aux_cam = _add(aux_cam, _fuse_cam(output.aux_cam, flip, size))
-        # Resizing is linear: the sum over the flips may come first, at the small token grid.
-        seg = _add(seg, resize(sum(_unflip(output.seg, flip)), size))
-    return Prediction(cam=normalize(cam), aux_cam=normalize(aux_cam), seg=seg)
+        for name in maps:
+            fuse = _fuse_seg if name == "seg" else _fuse_cam
+            total[name] = _add(total[name], fuse(getattr(output, name), flip, size))
+    for name in {"cam", "aux_cam"}.intersection(maps):
+        total[name] = normalize(total[name])
+    return Prediction(**total)
 
 
 def scaled_size(size: tuple[int, int], scale: float, patch_size: int) -> tuple[int, int]:
@@ -75,19 +80,17 @@ def scaled_size(size: tuple[int, int], scale: float, patch_size: int) -> tuple[i
     return height, width
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B, K, h, w) to ``size``, corners not aligned; a no-op if it fits."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
-
-
 def _fuse_cam(cam: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
     # The maximum is taken at full resolution, as the released programs do: at the token grid it
     # would be cheaper, but interpolating maxima gives larger values than the maximum of both.
     views = [resize(view, size) for view in _unflip(cam, flip)]
     fused = torch.maximum(*views) if flip else views[0]
     return F.relu(fused)
+
+
+def _fuse_seg(seg: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
+    # Resizing is linear: the sum over the flips may come first, at the small token grid.
+    return resize(sum(_unflip(seg, flip)), size)
 
 
 def _unflip(maps: Tensor, flip: bool) -> list[Tensor]:

@@ -37,6 +37,9 @@ ENCODER_OPTIONS = {"img_size": SIZE, "patch_size": 8, "embed_dim": 96, "depth": 
                    "num_heads": 3, "init_values": 1.0}
 """Options of the encoder, as in configs/demo.yaml."""
 
+ATTENTION_START = 0.02
+"""Layer scale of the attention in the file that is written."""
+
 
 def generate(rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Draw one image (SIZE, SIZE, 3) uint8 and its attributes (hue, texture, shape)."""
@@ -83,6 +86,14 @@ def draw_set(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.contiguous(), torch.tensor([attributes for _, attributes in drawn])
 
 
+class NoAttention(nn.Module):
+    """Stands in for a block's attention and adds nothing."""
+
+    def forward(self, tokens: torch.Tensor, **options: object) -> torch.Tensor:
+        """Tokens (B, N, D) to zeros that broadcast to them."""
+        return tokens.new_zeros(())
+
+
 class AttributeClassifier(nn.Module):
     """The encoder and one linear head per attribute on the mean of its final tokens."""
 
@@ -91,13 +102,13 @@ class AttributeClassifier(nn.Module):
         self.encoder = timm.create_model(ENCODER, num_classes=0, dynamic_img_size=True,
                                          **ENCODER_OPTIONS)
         for block in self.encoder.blocks:
-            # Attention that starts small keeps tokens local: trained from nothing, a ViT
-            # otherwise mixes every token into every other.
-            nn.init.constant_(block.ls1.gamma, 0.05)
             # With timm's 0.02 the GELU is all but linear, and no linear map sees a texture
             # of random phase.
             for linear in (block.mlp.fc1, block.mlp.fc2):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        # Without attention, as in BagNet: pooled to one label, tokens that may look at each
+        # other all end up saying the same, and nothing local is left for a CAM.
+        self._attention = [replace_attention(b, NoAttention()) for b in self.encoder.blocks]
         width = self.encoder.num_features
         self.heads = nn.ModuleList(
             nn.Linear(width, n) for n in (HUES, len(TEXTURES), len(SHAPES)))
@@ -107,6 +118,20 @@ class AttributeClassifier(nn.Module):
         tokens = self.encoder.forward_features(images)
         pooled = tokens[:, self.encoder.num_prefix_tokens:].mean(1)
         return [head(pooled) for head in self.heads]
+
+    def finished_encoder(self) -> nn.Module:
+        """The encoder, with its untrained attention put back at a faint start."""
+        for block, attention in zip(self.encoder.blocks, self._attention, strict=True):
+            replace_attention(block, attention)
+            nn.init.constant_(block.ls1.gamma, ATTENTION_START)
+        return self.encoder
+
+
+def replace_attention(block: nn.Module, attention: nn.Module) -> nn.Module:
+    """Put another attention into a timm block, silent (layer scale 0); return the old one."""
+    old, block.attn = block.attn, attention
+    nn.init.constant_(block.ls1.gamma, 0.0).requires_grad_(False)
+    return old
 
 
 @torch.no_grad()
@@ -181,7 +206,7 @@ def pretrain(steps: int, count: int, batch_size: int, lr: float, seed: int) -> n
                        f"hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
     hue, texture, shape = accuracy(network, val)
     print(f"final validation accuracy: hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
-    return network.encoder
+    return network.finished_encoder()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,48 +2,94 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows; there nothing keeps two programs out of one folder.
+    fcntl = None
+
 from cosa.config import Config, load_config, to_yaml
 from cosa.errors import UserError
+from cosa.files import write_atomically
 
 
 class RunFolder:
     """Files of one run.
 
-    config.yaml      the whole configuration
-    metrics.jsonl    one JSON object per line: training terms, or scores under "evaluation"
-    last.pth         everything that resuming needs
-    best.pth         the assignment network at its best validation score, for inference
-    panels/          pictures of the last evaluation
-    summary.json     final scores
+    config.yaml         the whole configuration
+    metrics.jsonl       one JSON object per line: "iteration", "loss", its terms, thresholds
+    evaluations.jsonl   one JSON object per line: "iteration" and the scores
+    last.pth            everything that resuming needs
+    best.pth            the assignment network at its best validation score, for inference
+    panels/             pictures of the last evaluation
+    summary.json        final scores
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.evaluations = self.path / "evaluations.jsonl"
         self.last = self.path / "last.pth"
         self.best = self.path / "best.pth"
         self.panels = self.path / "panels"
         self.summary = self.path / "summary.json"
 
-    def create(self, config: Config) -> None:
-        """Make the folder for a new run.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other programs from training into this folder; it is made if it is missing.
+
+        The lock goes with the process, however that ends. Loader processes do not inherit it,
+        as they would one of ``flock``: it would outlive a killed run for seconds.
 
         Raises:
-            UserError: it holds a run already, or cannot be written.
+            UserError: another program holds it, or the folder cannot be written.
         """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        raise UserError(
+                            f"another program trains into {self.path} at this moment: "
+                            "stop it, or choose another name=..."
+                        ) from error
+                    # Some network file systems have no locks: go on without.
+            yield
+
+    def check_free(self) -> None:
+        """Raise ``UserError`` if the folder holds a run already."""
         if self.last.exists():
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume {self.path}, "
                 "or choose another name=..."
             )
+
+    def create(self, config: Config) -> None:
+        """Make the folder for a new run; what a run without a checkpoint left is removed.
+
+        Raises:
+            UserError: it holds a run already, or cannot be written.
+        """
+        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.metrics.write_text("", encoding="utf-8")
+            for path in (self.metrics, self.evaluations):
+                path.write_text("", encoding="utf-8")
+            for path in (self.best, self.summary):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
         self.write_config(config)
@@ -54,10 +100,7 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
-            self.config.write_text(to_yaml(config), encoding="utf-8")
-        except OSError as error:
-            raise self._unwritable(error) from error
+        write_atomically(self.config, to_yaml(config))
 
     def reopen(self, overrides: list[str]) -> Config:
         """Configuration of an interrupted run, with overrides over it.
@@ -72,28 +115,58 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        _append(self.metrics, record)
+
+    def log_evaluation(self, iteration: int, scores: dict[str, Any]) -> None:
+        """Append the scores to evaluations.jsonl, in place of others at or after the iteration."""
+        _keep_lines(self.evaluations, iteration - 1)
+        _append(self.evaluations, {"iteration": iteration, **scores})
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl; none if there is no such file.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        try:
+            return [json.loads(line) for line in _lines(self.evaluations)]
+        except ValueError as error:
+            raise UserError(f"{self.evaluations} is damaged ({error}): delete it") from error
 
     def forget_after(self, iteration: int) -> None:
-        """Drop the metrics of later iterations: the resumed run writes them again.
+        """Drop the metrics and evaluations of later iterations: a resumed run repeats them.
 
         A last line that was cut off in the middle is dropped, too.
         """
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if record["iteration"] <= iteration:
-                kept.append(line + "\n")
-        self.metrics.write_text("".join(kept), encoding="utf-8")
+        for path in (self.metrics, self.evaluations):
+            _keep_lines(path, iteration)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
-        self.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"cannot write the run folder {self.path}: {error.strerror}; "
                          "choose another with output=...")
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _keep_lines(path: Path, last: int) -> None:
+    """Keep the whole lines of iterations up to ``last``."""
+    kept = []
+    for line in _lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["iteration"] <= last:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))

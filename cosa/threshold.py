@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosa.errors import NotFiniteError
+
 # Confidences are rounded to multiples of 1/500, a variance of 3e-7. 0 and 1, where normalised
 # maps pile up, are exact.
 _LEVELS = 501
@@ -73,6 +75,11 @@ class DynamicThreshold:
         """The threshold ξ in [0, 1]."""
         return self._value
 
+    @property
+    def started(self) -> bool:
+        """Whether any batch was taken in; before, ``value`` is the initial one."""
+        return len(self._queue) > 0
+
     def update(self, confidence: Tensor) -> float:
         """Take in the confidences of one batch and return the new threshold.
 
@@ -84,7 +91,7 @@ class DynamicThreshold:
                 nearer bound.
 
         Raises:
-            ValueError: a confidence is NaN; the state is unchanged then.
+            NotFiniteError: a confidence is NaN; the state is unchanged then.
         """
         histogram = _histogram(confidence, self.min_confidence)
         if len(self._queue) == self._queue.maxlen:
@@ -151,7 +158,7 @@ def _histogram(confidence: Tensor, min_confidence: float) -> np.ndarray:
     level = level.masked_fill(missing, _LEVELS + 1)
     counts = torch.bincount(level, minlength=_LEVELS + 2).cpu().numpy()
     if counts[_LEVELS + 1]:
-        raise ValueError(f"{counts[_LEVELS + 1]} of {flat.numel()} confidences are NaN")
+        raise NotFiniteError(f"{counts[_LEVELS + 1]} of {flat.numel()} confidences are NaN")
     return counts[:_LEVELS].astype(np.int32)
 
 

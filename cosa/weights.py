@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import eva, get_pretrained_cfg, vision_transformer
 from torch import Tensor, nn
 
+from cosa.checkpoint import DAMAGE, one_line
 from cosa.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
@@ -42,7 +43,7 @@ def load_encoder_weights(
     first). Relative paths count from the working directory, then from the project's folder.
 
     Any key prefix, heads and nested state dicts are understood, as are original DINOv2, DINOv3,
-    DeiT and CLIP files and Google's ``.npz``. A position embedding of another grid is resized
+    DeiT and open_clip files and Google's ``.npz``. A position embedding of another grid is resized
     bicubically. Files are read as data: none can run code.
 
     Args:
@@ -134,8 +135,10 @@ def download(name: str, folder: str | Path) -> Path:
         for candidate in candidates:
             try:
                 return Path(hf_hub_download(repository, candidate))
-            except (EntryNotFoundError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
+            # Besides OSError the errors of whichever HTTP client the hub's package uses, and
+            # RuntimeError from its compiled part.
+            except Exception as error:
+                reason = one_line(error)
     target = Path(folder) / f"{name}{Path(candidates[0]).suffix}"
     raise UserError(
         f"no pre-trained weights of {name}: put {candidates[0]} of "
@@ -163,6 +166,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch or safetensors file, on the CPU, nesting and prefix removed."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is no weight file: its suffix must be one of {_some(SUFFIXES)}")
+    if is_torchscript(path):
+        raise UserError(
+            f"{path} is a TorchScript program, as OpenAI's CLIP files are, and only data is read: "
+            "take the weights of timm or open_clip instead"
+        )
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -175,9 +183,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and only data is read: save its state dict as "
             ".safetensors"
         ) from error
-    except (SafetensorError, OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot read the weight file {path}: copy it again ({error})") from error
+    except (SafetensorError, *DAMAGE) as error:
+        raise UserError(
+            f"cannot read the weight file {path}: copy it again ({one_line(error)})"
+        ) from error
     return strip_prefix(unnest(content))
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a compiled model rather than its weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def unnest(content: Any) -> dict[str, Tensor]:
@@ -208,9 +227,10 @@ def read_npz(path: Path, encoder: nn.Module) -> dict[str, Tensor]:
             keys = [key for key in arrays.files if key.endswith("pos_embedding")]
             position = torch.from_numpy(arrays[keys[0]]) if keys else None
         reader.load_pretrained(str(path))
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile,
-            AssertionError, EOFError) as error:
-        raise UserError(f"{path} is no .npz file of this ViT encoder ({error})") from error
+    except (zipfile.BadZipFile, *DAMAGE) as error:
+        raise UserError(
+            f"{path} is no .npz file of this ViT encoder ({one_line(error)})"
+        ) from error
     state = reader.state_dict()
     if position is not None:
         state["pos_embed"] = position  # timm would resize it bilinearly
@@ -226,8 +246,8 @@ def convert(state: dict[str, Tensor], encoder: nn.Module, path: Path) -> dict[st
         options["adapt_layer_scale"] = True  # DeiT-3's gamma_1
     try:
         state = filter_function(state, encoder, **options)
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} does not fit the encoder: {error}") from error
+    except DAMAGE as error:
+        raise UserError(f"{path} does not fit the encoder: {one_line(error)}") from error
     # The final norm stands before or behind the pooling, depending on the model's pooling.
     wanted = encoder.state_dict()
     for mine, theirs in (("norm", "fc_norm"), ("fc_norm", "norm")):

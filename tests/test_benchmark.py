@@ -130,6 +130,12 @@ def test_supervised_training_lowers_the_loss_and_moves_the_average(tiny):
     assert not torch.equal(before, cotraining.assignment.network.decoder.conv8.weight)
 
 
+def test_supervised_training_that_diverges_is_a_users_mistake(tiny, monkeypatch):
+    monkeypatch.setattr(supervised.losses, "cam_to_seg", lambda seg, *_, valid: seg.sum() * 1e39)
+    with pytest.raises(UserError, match="diverged: the loss is not finite at iteration 0"):
+        supervised_losses(tiny, ScenesDataset("train", 0, 4, 48))
+
+
 def test_supervised_training_needs_masks(tiny):
     dataset = ScenesDataset("train", 0, 4, 48)
     dataset.has_masks = False
@@ -319,12 +325,11 @@ def test_runs_go_in_parallel_with_their_share_of_threads(tmp_path):
     assert threading.active_count() == before
 
 
-def test_the_peak_is_the_first_best_validation(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
+def test_the_peak_is_the_first_best_validation():
     values = [(10, 0.3), (20, 0.5), (30, None), (40, 0.5), (50, 0.1)]
-    lines = [{"iteration": i, "evaluation": {"cam_best_miou": v}} for i, v in values]
-    metrics.write_text("".join(json.dumps(x) + "\n" for x in [{"iteration": 1}, *lines]))
-    assert peak_iteration(metrics) == 20
+    evaluations = [{"iteration": i, "cam_best_miou": v} for i, v in values]
+    assert peak_iteration([{"iteration": 1}, *evaluations]) == 20
+    assert peak_iteration([]) == 0
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -373,6 +378,9 @@ def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
     assert bound["images"] == 3 and 0 <= bound["miou"] <= 1
     peak = numbers["runs"]["classification-only-peak"]["0"]
     assert peak["split"] == "test" and 1 <= peak["iteration"] <= 4
+    end = numbers["runs"]["classification-only-end"]["0"]
+    assert end["xi"] is end["xi_aux"] is end["cam_miou"] is peak["cam_miou"] is None
+    assert 0 < end["training_seconds"] < end["seconds"], "without the evaluations on the way"
     trained = checkpoint.load(output / "supervised-seed0" / "supervised.pth")
     assert trained.config["name"] == "supervised-seed0"
 

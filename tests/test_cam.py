@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cosa.cam import at_least_float32, filter_by_labels, normalize
+from cosa.cam import at_least_float32, filter_by_labels, free_of_padding, normalize
 
 
 def test_normalize_scales_each_map_on_its_own():
@@ -45,3 +45,19 @@ def test_filter_reports_labels_of_another_shape():
 def test_at_least_float32():
     assert at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
     assert at_least_float32(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_normalize_leaves_padding_out_of_the_scale():
+    cam = torch.tensor([[[[float("nan"), -99.0, 2.0], [99.0, 4.0, 3.0]]]])
+    valid = torch.tensor([[[[False, False, True], [False, True, True]]]])
+    expected = torch.tensor([[[[0.0, 0.0, 0.0], [0.0, 1.0, 0.5]]]])
+    assert torch.equal(normalize(cam, valid), expected)
+    assert torch.equal(normalize(cam, torch.zeros_like(valid)), torch.zeros_like(cam))
+
+
+def test_cells_with_a_single_pixel_of_padding_are_not_free():
+    valid = torch.ones(2, 4, 6, dtype=torch.bool)
+    valid[0, 3, 2] = False
+    free = free_of_padding(valid, (2, 3))
+    assert free.tolist() == [[[True] * 3, [True, False, True]], [[True] * 3] * 2]
+    assert torch.equal(free_of_padding(valid, (4, 6)), valid)

@@ -148,6 +148,7 @@ def test_wrong_types_fail_and_name_the_key(override):
         "train.precision=fp64", "train.checkpoint_every=0", "data.name=cityscapes",
         "data.workers=-2", "data.scenes_size=8", "augment.flip=2", "augment.scale_min=3",
         "augment.scale_min=0", "augment.blur_max=0.01", "augment.crop_size=0", "seed=-1",
+        "seed=9223372036854775808", "data.scenes_seed=-1",
         "model.decoder_width=0",
     ],
 )
@@ -255,6 +256,19 @@ def test_run_program_prints_one_line_for_a_users_mistake(capsys):
 def test_run_program_passes_exit_codes_on(capsys):
     assert leave(lambda: 143, capsys)[0] == 143
     assert leave(lambda: None, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("error, words", [
+    (OSError(28, "No space left on device", "runs/a/metrics.jsonl"), "metrics.jsonl"),
+    (PermissionError(13, "Permission denied"), "Permission denied"),
+])
+def test_run_program_tells_what_the_system_refuses(capsys, error, words):
+    def main():
+        raise error
+
+    code, printed = leave(main, capsys)
+    assert code == 2 and printed.err.startswith("error: ") and words in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_run_program_leaves_after_ctrl_c_without_a_traceback(capsys):

@@ -7,7 +7,7 @@ from cosa.checkpoint import build_network
 from cosa.config import from_dict, to_dict
 from cosa.cotrain import CoTraining
 from cosa.device import choose_autocast
-from cosa.errors import UserError
+from cosa.errors import NotFiniteError, UserError
 
 CLASSES = 4
 TERMS = ("cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc")
@@ -227,16 +227,16 @@ def padded(batch, garbage):
 
 @pytest.mark.parametrize("name", ["c2s", "c2s_aux", "s2c", "csc"])
 def test_targets_on_padding_change_neither_loss_nor_gradient(name, monkeypatch):
-    """The assignment network's maps on the padding are replaced by noise."""
+    """The assignment network's maps on the padding are replaced by noise of any size."""
     original = cotrain.multi_scale
 
     def results(noise):
         def noisy(*args, **kwargs):
             maps = original(*args, **kwargs)
             generator = torch.Generator().manual_seed(noise)
-            for tensor in (maps.cam, maps.aux_cam, maps.seg):
+            for tensor in filter(torch.is_tensor, vars(maps).values()):
                 area = tensor[..., : SIZE // 3]
-                area.copy_(torch.rand(area.shape, generator=generator))
+                area.copy_(9 * noise * torch.randn(area.shape, generator=generator))
             return maps
 
         monkeypatch.setattr(cotrain, "multi_scale", noisy)
@@ -262,7 +262,8 @@ def test_an_image_of_padding_alone_is_not_segmented():
     loss.backward()
     assert loss == 0 and all(term == 0 for term in terms.values())
     assert touched(cotraining) == set()
-    assert cotraining.xi() == (0.5, 0.5), "padding does not move the thresholds"
+    values = [threshold.value for threshold in cotraining.thresholds.values()]
+    assert values == [0.5, 0.5], "padding does not move the thresholds"
 
 
 def test_a_padded_image_leaves_the_others_their_weight():
@@ -312,12 +313,65 @@ def test_extreme_batches_stay_finite(case):
 
 def test_the_two_thresholds_move_and_are_separate():
     cotraining = build(threshold={"smoothing": 0.0})
-    assert cotraining.xi() == (0.5, 0.5)
+    assert cotraining.xi() == (None, None), "nothing was fitted yet"
     cotraining.step(make_batch(), 0)
     xi, xi_aux = cotraining.xi()
     assert 0.5 != xi != xi_aux != 0.5
     assert xi == cotraining.thresholds["cam"].value
     assert xi_aux == cotraining.thresholds["aux_cam"].value
+
+
+@pytest.mark.parametrize(
+    "names, fitted", [(("cls",), (False, False)), (("c2s",), (True, False)),
+                      (("csc",), (False, True)), (("s2c", "c2s_aux"), (False, True))]
+)
+def test_a_threshold_that_no_term_adapts_is_none(names, fitted):
+    cotraining = build(loss=only(*names))
+    cotraining.step(make_batch(), 0)
+    assert tuple(xi is not None for xi in cotraining.xi()) == fitted
+
+
+def test_only_the_maps_that_terms_need_are_fused(monkeypatch):
+    asked = []
+    original = cotrain.multi_scale
+    monkeypatch.setattr(cotrain, "multi_scale", lambda *args, maps, **options: (
+        asked.append(set(maps)) or original(*args, maps=maps, **options)))
+    for name in ("c2s", "c2s_aux", "csc", "s2c"):
+        build(loss=only(name)).step(make_batch(), 0)
+    build().step(make_batch(), 0)
+    assert asked == [{"cam"}, {"aux_cam"}, {"aux_cam"}, {"seg"}, {"cam", "aux_cam", "seg"}]
+
+
+def test_cams_span_the_valid_area_whatever_fires_on_the_padding(monkeypatch):
+    seen = []
+    original = cotrain.cam_pseudo_labels
+    monkeypatch.setattr(
+        cotrain, "cam_pseudo_labels", lambda cam, xi: seen.append(cam) or original(cam, xi)
+    )
+    maps = cotrain.multi_scale(build().assignment, make_batch()["weak"], (1.0,), True)
+    maps.cam = 0.2 + 0.3 * maps.cam
+    maps.cam[..., : SIZE // 3] = 50.0
+    monkeypatch.setattr(cotrain, "multi_scale", lambda *args, **options: maps)
+    batch = padded(make_batch(), 0.0)
+    build(loss=only("c2s")).step(batch, 0)
+    (cam,) = seen
+    assert (cam[..., : SIZE // 3] == 0).all()
+    present = cam[batch["image_labels"] > 0][..., SIZE // 3 :].flatten(1)
+    assert torch.allclose(present.amax(1), torch.ones(6))
+    assert torch.allclose(present.amin(1), torch.zeros(6))
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_diverged_weights_never_pass_for_a_loss(dynamic):
+    cotraining = build(threshold={"dynamic": dynamic})
+    with torch.no_grad():
+        cotraining.assignment.network.classifier.weight.fill_(float("nan"))
+    try:
+        loss, _ = cotraining.step(make_batch(), 0)
+    except NotFiniteError:
+        assert dynamic
+    else:
+        assert not dynamic and not torch.isfinite(loss)
 
 
 def test_a_fixed_threshold_is_used_and_stays(monkeypatch):
@@ -384,7 +438,7 @@ def test_state_round_trip_continues_exactly():
     for iteration in range(3):
         first.step(make_batch(seed=iteration), iteration)
     second.load_state_dict(first.state_dict())
-    assert second.xi() == first.xi() != (0.5, 0.5)
+    assert second.xi() == first.xi() != (None, None)
     batch = make_batch(seed=7)
     (loss, terms), (other, other_terms) = first.step(batch, 3), second.step(batch, 3)
     assert torch.equal(loss, other) and second.xi() == first.xi()

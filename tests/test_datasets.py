@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from cosa.data import build_dataset, datasets
 from cosa.data.coco import CLASSES as COCO
 from cosa.data.coco import fill_polygon, region
 from cosa.data.datasets import header_size, read_mask
+from cosa.data.folder import Names
 from cosa.data.voc import CLASSES as VOC
 from cosa.errors import UserError
 
@@ -99,6 +101,21 @@ def test_voc_training_set_is_the_augmented_masks_without_val(voc):
     assert dataset.labels.dtype == np.uint8 and dataset.labels.shape == (3, 20)
 
 
+def test_voc_without_masks_says_that_there_is_no_score(voc, capsys):
+    (voc / "SegmentationClass").rename(voc / "elsewhere")
+    assert not build("val", name="voc", root=str(voc)).has_masks
+    assert "there is no mIoU" in capsys.readouterr().err
+    build(name="voc", root=str(voc))
+    assert capsys.readouterr().err == ""
+
+
+def test_paths_may_start_at_home(voc, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(voc.parent.parent))
+    assert len(build(name="voc", root="~/VOCdevkit")) == 3
+    assert len(build(name="folder", root="~", images="images", labels="labels.csv")) == 3
+    assert len(build(name="folder", images="~/images", labels="~/labels.csv")) == 3
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_voc_validation_set(voc, split):
     dataset = build(split, name="voc", root=str(voc))
@@ -132,10 +149,16 @@ def test_voc_mistakes_name_file_and_remedy(voc):
     fails("did you mean 'train'?", lambda: make(train_split="trian"))
     (voc / "Annotations" / "a_1.xml").write_text(voc_xml("persn"))
     fails("a_1.xml: 'persn' is no class of VOC; did you mean 'person'?", make)
+    for encoding in ("martian", "utf-32"):
+        text = f'<?xml version="1.0" encoding="{encoding}"?>{voc_xml("dog")}'
+        (voc / "Annotations" / "a_1.xml").write_text(text)
+        fails("a_1.xml: the annotation cannot be read", make)
     (voc / "Annotations" / "a_1.xml").write_text("<annotation>")
     fails("a_1.xml: the annotation cannot be read", make)
     (voc / "Annotations" / "a_1.xml").unlink()
     fails("a_1.xml", make)
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xffv_1\n")
+    fails("val.txt: the list cannot be read", lambda: make("val"))
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("v_1\nv_1\n")
     fails("v_1 is listed twice", lambda: make("val"))
 
@@ -228,6 +251,37 @@ def test_coco_png_masks_go_before_outlines(coco):
     dataset.check()
     np.testing.assert_array_equal(dataset.mask(0), mask_of(5))
     assert dataset.labels[0].sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        (None, "annotation 1: the segmentation is neither a list of polygons nor run lengths"),
+        (7, "annotation 1: the segmentation is neither"),
+        ([7, 8], "annotation 1: the segmentation is no list of polygons"),
+        ([[1, 2, 3]], "annotation 1: the segmentation is no list of polygons"),
+        ({"counts": "PQ"}, "annotation 1: compressed run lengths are not supported"),
+        ({"counts": [1, 2]}, "annotation 1: run lengths cover 3 of 96 pixels"),
+        ({"counts": [None]}, "annotation 1: "),
+        ({}, "annotation 1: "),
+    ],
+)
+def test_coco_outlines_that_are_none(coco, segmentation, message):
+    path = coco / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"] = segmentation
+    path.write_text(json.dumps(content))
+    dataset = build("val", name="coco", root=str(coco))
+    fails(message, dataset.check)
+    fails("instances_val2014.json", lambda: dataset.mask(0))
+
+
+def test_coco_damaged_label_cache(coco):
+    build(name="coco", root=str(coco))
+    cache = coco / "SegmentationClass" / "train2014.labels.csv"
+    for content in (b"image,labels\n\xff,cat\n", b"image,labels\n9,ctt\n", b"image,labels\n9\n"):
+        cache.write_bytes(content)
+        fails("delete this file, it is made anew", lambda: build(name="coco", root=str(coco)))
 
 
 def test_coco_images_may_lie_in_images(coco):
@@ -381,6 +435,9 @@ def test_folder_images_with_one_stem_keep_their_suffix(folder):
         ("image,labels\nsub/b.v3.PNG,dog\n", "did you mean 'sub/b.v2.PNG'?"),
         ("image,labels\nc,dgo\n", "line 2: 'dgo' is no class; did you mean 'dog'?"),
         ("image,label\nc,dog\n", "line 2: 'dog' where 0 or 1 belongs"),
+        ("image;labels\nc;dog\n", "separate columns with ',', labels with ';'"),
+        ("image\tlabels\nc\tdog\n", "separate columns with ',', labels with ';'"),
+        ("image,labels\nc;dog\n", "line 2: 1 fields where the header has 2; separate columns"),
     ],
 )
 def test_folder_csv_mistakes_name_file_and_line(folder, content, message):
@@ -388,6 +445,35 @@ def test_folder_csv_mistakes_name_file_and_line(folder, content, message):
     (folder / "classes.txt").write_text("dog\ncat\n")
     fails(message, lambda: own(folder, classes="classes.txt"))
     fails("labels.csv", lambda: own(folder, classes="classes.txt"))
+
+
+def test_folder_csv_in_another_encoding(folder):
+    for encoding in ("latin-1", "utf-16"):
+        (folder / "labels.csv").write_text("image,labels\n\xe9t\xe9 1,dog\n", encoding=encoding)
+        fails("labels.csv: the CSV file is not in UTF-8", lambda: own(folder))
+
+
+def test_folder_names_may_differ_in_case_and_unicode_form(folder):
+    rows = "image,labels\n\xe9T\xe9 1.JPG,dog\nC,\xe9t\xe9\nSUB/b.V2.png,"
+    rows = unicodedata.normalize("NFD", rows)
+    (folder / "labels.csv").write_text(rows, encoding="utf-8")
+    (folder / "masks" / "c.png").rename(folder / "masks" / "C.PNG")
+    save_mask(folder / "masks" / unicodedata.normalize("NFD", "\xe9t\xe9 1.png"), mask_of(2))
+    dataset = own(folder, masks="masks")
+    assert present(dataset) == {"\xe9t\xe9 1": {"dog"}, "c": {"\xe9t\xe9"}, "sub/b.v2": set()}
+    assert [path and path.suffix for path in dataset.mask_paths] == [".PNG", None, ".png"]
+
+
+def test_exact_names_go_before_similar_ones():
+    names = Names({"a": "1", "A": "2", "B": "3", "\xe9": "4", "e\u0301": "5"})
+    assert [names.find(name) for name in ("a", "A", "b", "c")] == ["1", "2", "3", None]
+    assert names.find("e\u0301") == "5" and names.find("\xc9") is None  # it could be either
+
+
+def test_an_exact_mask_goes_before_similar_ones(folder):
+    save_mask(folder / "masks" / "C.png", mask_of(2))
+    dataset = own(folder, "val", masks="masks")
+    assert [path.name for path in dataset.mask_paths] == ["c.png", "d.png"]
 
 
 def test_folder_mistakes_in_paths_and_classes(folder):
@@ -434,13 +520,41 @@ def test_check_finds_masks_that_do_not_fit(folder, mask, message):
     fails("c.png", dataset.check)
 
 
-def test_large_sets_are_checked_by_their_headers_only(folder, monkeypatch):
-    save_mask(folder / "masks" / "c.png", mask_of(3))
-    (folder / "val.csv").write_text("image,labels\nc,cat\nd,dog\n")
-    dataset = own(folder, "val", masks="masks", val_labels="val.csv")
-    monkeypatch.setattr(datasets, "MAX_DECODED_MASKS", 1)
+def test_checking_many_masks_is_told(folder, monkeypatch, capsys):
+    dataset = own(folder, "val", masks="masks")
     dataset.check()
-    fails("the value 3", lambda: dataset.mask(0))
+    assert "checking the" not in capsys.readouterr().err
+    monkeypatch.setattr(datasets, "MANY_MASKS", 1)
+    dataset.check()
+    assert "checking the values of 2 masks" in capsys.readouterr().err
+    own(folder, masks="masks").check()  # for training
+    assert "checking the" not in capsys.readouterr().err
+    save_mask(folder / "masks" / "c.png", mask_of(3))
+    fails("the value 3", dataset.check)
+
+
+def noise_image(path):
+    values = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize("name", ["c.jpeg", "sub/b.v2.PNG"])
+def test_check_finds_images_that_were_cut_off(folder, name, monkeypatch):
+    path = folder / "images" / name
+    noise_image(path)
+    whole = path.read_bytes()
+    dataset = own(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "read_image", None)  # whole files are not decoded
+        dataset.check()
+        path.write_bytes(whole + b"\0" * 100)
+        dataset.check()
+    path.write_bytes(whole + b"a film of the same moment" * 100)
+    dataset.check()
+    for length in (len(whole) - 100, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        fails(name, dataset.check)
+        fails("cannot be read as an image", dataset.check)
 
 
 def test_training_sets_never_read_masks(voc, folder):

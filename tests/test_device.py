@@ -1,7 +1,14 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from cosa.device import allow_tf32, choose_autocast, choose_device
+from cosa.device import (
+    allow_tf32,
+    choose_autocast,
+    choose_device,
+    memory_errors_explained,
+)
 from cosa.errors import UserError
 
 NO_CUDA = torch.cuda.device_count() == 0
@@ -57,8 +64,31 @@ def test_precisions_on_the_cpu():
 def test_auto_precision_on_cuda_is_bf16():
     ones = torch.ones(2, 2, device="cuda")
     with choose_autocast(torch.device("cuda"), "auto")():
-        expected = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        recent = torch.cuda.get_device_capability()[0] >= 8
+        expected = torch.bfloat16 if recent else torch.float32
         assert (ones @ ones).dtype is expected
+
+
+@pytest.mark.parametrize("capability, expected", [((7, 5), "float32"), ((8, 0), "bfloat16"),
+                                                  ((12, 0), "bfloat16")])
+def test_bf16_is_for_devices_that_do_not_emulate_it(monkeypatch, capability, expected):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability",
+                        lambda device: asked.append(device) or capability)
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: nullcontext((kind, dtype)))
+    device = torch.device("cuda:1")
+    with choose_autocast(device, "auto")() as entered:
+        assert entered == (("cuda", torch.bfloat16) if expected == "bfloat16" else None)
+    assert asked == [device], "the chosen device, not the first one"
+
+
+def test_too_little_gpu_memory_is_one_sentence():
+    with pytest.raises(UserError, match="train.batch_size.*crop_size.*evaluate.batch_size"):
+        with memory_errors_explained():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+    with pytest.raises(RuntimeError, match="another"):
+        with memory_errors_explained():
+            raise RuntimeError("another defect")
 
 
 @pytest.fixture

@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from cosa import panels
+from cosa.cam import resize
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input
 from cosa.errors import UserError
-from cosa.evaluate import CAM_THRESHOLDS, evaluate, format_table
+from cosa.evaluate import CAM_THRESHOLDS, EvaluationStopped, evaluate, format_table
 from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.palette import voc_palette
-from cosa.predict import multi_scale, resize
+from cosa.predict import multi_scale
 
 
 class ColorNetwork(nn.Module):
@@ -143,6 +145,49 @@ def test_each_cam_has_its_own_threshold(dataset):
     ensemble = [scores["ensemble_cam_miou"] for scores in middle]
     assert ensemble[0] == ensemble[1] != ensemble[2]
     assert run(dataset, thresholds=(0.5, 1.0))["cam_miou"] == 1
+
+
+def test_scores_at_a_threshold_that_was_never_fitted_are_none(dataset, tmp_path):
+    fitted = run(dataset, coexistence_classes=("red",))
+    scores = run(dataset, coexistence_classes=("red",), thresholds=(None, 0.5),
+                 panels_folder=tmp_path, panels=1)
+    for key in ("cam_miou", "ensemble_cam_miou", "cam_cmiou"):
+        assert scores[key] is None and fitted[key] is not None, key
+    assert set(scores["cam_iou"].values()) == {None}
+    for key in ("aux_cam_miou", "cam_best_miou", "miou", "cmiou"):
+        assert scores[key] == fitted[key], key
+    assert scores.keys() == fitted.keys() and list(tmp_path.rglob("*.png"))
+    assert "CAM mIoU" in format_table(scores)
+    assert run(dataset, thresholds=(0.5, None))["aux_cam_miou"] is None
+
+
+def test_it_stops_within_a_batch(dataset):
+    network, answers = ColorNetwork(), [False, False, True]
+    with pytest.raises(EvaluationStopped):
+        run(dataset, network, batch_size=1, should_stop=lambda: answers.pop(0))
+    assert network.forwards == 4, "two batches of two passes each"
+    assert run(dataset, should_stop=lambda: False)["images"] == 5
+
+
+def test_panels_of_large_photographs_are_made_small(dataset, tmp_path, monkeypatch):
+    sizes = []
+    original = panels.save_panel
+    monkeypatch.setattr(panels, "save_panel", lambda path, **parts: (
+        sizes.append(parts["cam"].shape) or original(path, **parts)))
+    large = Stripes(PAINTED[:1], TRUTH[:1], size=1000)
+    run(large, panels_folder=tmp_path, panels=1)
+    assert sizes == [(3, panels.MAX_HEIGHT, panels.MAX_HEIGHT)]
+
+
+def test_panels_hatch_by_the_given_perplexity(dataset, tmp_path, monkeypatch):
+    hatched = []
+    monkeypatch.setattr(
+        panels, "save_panel", lambda path, **parts: hatched.append(parts["uncertain"][:, 0].mean())
+    )
+    for options in ({}, {"epsilon": 0.0}, {"perplexity_alpha": 0.01}, {"perplexity_beta": 9.0}):
+        run(dataset, panels_folder=tmp_path, panels=1, thresholds=(0.7, 0.5), **options)
+    # d = 1 in the first column: perplexity -log(0.8) = 0.22, or -log(0.01) = 4.6
+    assert hatched == [0.0, 1.0, 1.0, 0.0]
 
 
 def test_masks_of_any_size():

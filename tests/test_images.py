@@ -149,6 +149,14 @@ def test_damaged_metadata_is_no_hindrance(tmp_path):
         assert read_image(tmp_path / "a.jpg").size == (8, 4)
 
 
+def test_avif_is_known_where_pillow_reads_it(tmp_path):
+    readable = ".avif" in Image.registered_extensions()
+    assert (".avif" in images.IMAGE_SUFFIXES) == readable
+    if readable:
+        Image.new("RGB", (9, 7)).save(tmp_path / "a.avif")
+        assert read_image(tmp_path / "a.avif").size == (9, 7)
+
+
 def test_to_tensor():
     rgb = np.array([[[0, 255, 51]]], np.uint8)
     expected = (torch.tensor([0.0, 1.0, 0.2]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(

@@ -36,12 +36,40 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     options = dict(patch_size=8, embed_dim=24, depth=3, num_heads=2, img_size=SIZE)
     network = CoSANetwork(3, "vit_tiny_patch16_224", options, decoder_width=16)
+    show_all_classes(network)
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     model = dict(encoder="vit_tiny_patch16_224", encoder_options=options, decoder_width=16)
     scores = dict(image_size=SIZE, scales=list(SCALES))
-    config = to_dict(from_dict(dict(model=model, evaluate=scores)))
+    exact = dict(precision="fp32", tf32=False)
+    config = to_dict(from_dict(dict(model=model, evaluate=scores, train=exact)))
     classes = ("cat", "dog, big", "ship")
     save_weights(path, network, config=config, classes=classes, palette=voc_palette(4))
+    return path
+
+
+@torch.no_grad()
+def show_all_classes(network):
+    """Let a random network's decoder see only what differs between pixels.
+
+    All its features are positive, so that one class would win everywhere by their mean alone.
+    """
+    seen = []
+    last = network.decoder.conv8
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.eval()(torch.randn(8, 3, SIZE, SIZE))
+    hook.remove()
+    mean = F.normalize(seen[0].mean((0, 2, 3)), dim=0)
+    weight = last.weight[:, :, 0, 0]
+    last.weight[:, :, 0, 0] = weight - torch.outer(weight @ mean, mean)
+
+
+@pytest.fixture(scope="module")
+def other_weights(weights):
+    """The same network, each of whose tensors is the same but for one number."""
+    content = torch.load(weights, weights_only=True)
+    content["assignment"]["decoder.conv8.weight"][0, 0, 0, 0] += 1
+    path = weights.with_name("other.pt")
+    torch.save(content, path)
     return path
 
 
@@ -90,7 +118,7 @@ def read(path):
 
 
 def files(folder):
-    found = (path for path in folder.rglob("*") if path.is_file())
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".cosa.json")
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
@@ -233,6 +261,81 @@ def test_finished_files_are_skipped(tmp_path, infer):
     assert read(tmp_path / "out/2.png").shape == (12, 20)
 
 
+def test_masks_of_other_weights_are_not_mixed_with(tmp_path, infer, weights, other_weights, capfd):
+    save(tmp_path / "in/a.png")
+    save(tmp_path / "in/b.png")
+    out = tmp_path / "out"
+
+    def run(file, *options):
+        command = [str(tmp_path / "in"), "--weights", str(file), "--output", str(out)]
+        return main([*command, "--device", "cpu", *options]), capfd.readouterr().out
+
+    assert run(weights)[0] == 0
+    before = (out / "a.png").read_bytes()
+    refused = f"{out} holds masks made with other weights: --overwrite or another --output"
+    with pytest.raises(UserError) as caught:
+        run(other_weights)
+    assert str(caught.value) == refused and (out / "a.png").read_bytes() == before
+    copy = weights.with_name("copy.pt")
+    copy.write_bytes(weights.read_bytes())
+    assert "2 skipped" in run(copy)[1]  # the weights count, not the file
+    assert "2 done" in run(other_weights, "--overwrite")[1]
+    assert "2 skipped" in run(other_weights)[1]
+    with pytest.raises(UserError, match="other weights"):
+        run(weights)
+    (out / ".cosa.json").unlink()  # as in a copy without hidden files: the classes remain
+    text = (out / "classes.csv").read_text(encoding="utf-8")
+    (out / "classes.csv").write_text(text.replace("cat", "dog"), encoding="utf-8")
+    with pytest.raises(UserError, match="other weights"):
+        run(weights)
+
+
+def test_interrupted_overwriting_is_not_taken_for_one_network(
+    tmp_path, weights, other_weights, monkeypatch
+):
+    save(tmp_path / "in/a.png")
+    save(tmp_path / "in/b.png")
+
+    def run(file, *options):
+        out = str(tmp_path / "out")
+        command = [str(tmp_path / "in"), "--weights", str(file), "--output", out, *options]
+        return main([*command, "--device", "cpu"])
+
+    def interrupt(*_, **__):
+        yield None, None
+        raise KeyboardInterrupt
+
+    assert run(weights) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["infer"], "segment_files", interrupt)
+        assert run(other_weights, "--overwrite") == 130
+    for file in (weights, other_weights):
+        with pytest.raises(UserError, match="other weights"):
+            run(file)
+    assert run(weights, "--overwrite") == run(weights) == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_that_of_the_training(tmp_path, weights, monkeypatch, precision):
+    content = torch.load(weights, weights_only=True)
+    content["about"]["config"]["train"] |= {"precision": precision, "tf32": False}
+    torch.save(content, tmp_path / "weights.pt")
+    save(tmp_path / "a.png")
+    seen = []
+    real = cosa.inference.multi_scale
+
+    def spy(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return real(*arguments)
+
+    monkeypatch.setattr(cosa.inference, "multi_scale", spy)
+    monkeypatch.setattr(sys.modules["infer"], "allow_tf32", seen.append)
+    out = str(tmp_path / "out")
+    arguments = ["--weights", str(tmp_path / "weights.pt"), "--output", out, "--device", "cpu"]
+    assert main([str(tmp_path / "a.png"), *arguments]) == 0
+    assert seen == [False, precision == "bf16"]
+
+
 def test_output_inside_the_input_is_not_read(tmp_path, infer):
     save(tmp_path / "in/a.jpg")
     save(tmp_path / "in/sub/b.jpg")
@@ -273,6 +376,20 @@ def test_plan_follows_links_but_not_in_circles(tmp_path):
         Path("out/b.png"),
         Path("out/linked/a.png"),
     ]
+
+
+def test_plan_keeps_little_of_each_image(tmp_path):
+    for k in range(3):
+        save(tmp_path / f"in/a/{k}.jpg")
+    jobs = plan(str(tmp_path / "in"), tmp_path / "out", overlays=True)
+    assert jobs.files == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
+    assert jobs[1] == cosa.inference.Job(
+        tmp_path / "in/a/1.jpg", tmp_path / "out/a/1.png", tmp_path / "out/a/1.overlay.png"
+    )
+    save(tmp_path / "out/a/1.png")
+    assert len(jobs.unfinished()) == 3
+    save(tmp_path / "out/a/1.overlay.png")
+    assert sources(jobs.unfinished()) == ["0.jpg", "2.jpg"]
 
 
 def test_plan_refuses_two_inputs_of_one_name(tmp_path):

@@ -1,5 +1,8 @@
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +137,46 @@ class Interrupted(Noise):
     def image(self, index):
         os.kill(os.getpid(), signal.SIGINT)
         return super().image(index)
+
+
+class Doomed(Noise):
+    """Its worker is killed over image 2, as the system does for want of memory."""
+
+    parent = os.getpid()
+
+    def image(self, index):
+        if index == 2 and os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(index)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+def test_a_dead_worker_is_one_sentence_with_the_remedy():
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = training_loader(
+        Doomed(), batch_size=4, seed=0, iterations=50, workers=1, **AUGMENT
+    )
+    with pytest.raises(UserError, match="data.workers=0 .* --shm-size") as raised:
+        for _ in loader:
+            # PyTorch's handler would raise here instead, where nobody knows of workers.
+            assert signal.getsignal(signal.SIGCHLD) == before
+    assert "\n" not in str(raised.value)
+
+
+class Faulty(Noise):
+    def image(self, index):
+        raise RuntimeError("a defect")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_a_defect_keeps_its_traceback_and_ends_the_program():
+    script = (
+        "from tests.test_loader import Faulty, batches\n"
+        "if __name__ == '__main__': batches(workers=2, dataset=Faulty())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1],
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: a defect")
 
 
 def test_workers_ignore_interrupts():

@@ -90,6 +90,23 @@ def test_scores_pool_the_tokens_before_classifying():
     torch.testing.assert_close(output.seg, network.decoder(output.features))
 
 
+def test_heads_are_float32_under_autocast():
+    network = tiny()
+    images = torch.randn(1, 3, 24, 16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(images)
+        assert network.encoder.blocks[0].mlp.fc1(torch.ones(1, 24)).dtype is torch.bfloat16
+    for name in ("logits", "aux_logits", "cam", "aux_cam", "seg"):
+        maps = getattr(output, name)
+        assert maps.dtype is torch.float32, name
+        assert not torch.equal(maps, maps.bfloat16().float()), f"{name} has 8 bits only"
+    weight = network.classifier.weight[:, :, 0, 0]
+    expected = torch.einsum("bdhw,cd->bchw", output.features.float(), weight)
+    torch.testing.assert_close(output.cam, expected)
+    half = network.bfloat16()(images.bfloat16())
+    assert half.cam.dtype is half.seg.dtype is torch.bfloat16, "as its weights"
+
+
 def test_decoder_sees_at_most_two_dilations_far():
     network = tiny()
     features = torch.zeros(1, 24, 31, 31, requires_grad=True)
@@ -183,6 +200,10 @@ def test_sizes_that_do_not_fit_the_patches(size):
         ({"encoder": "swin_tiny_patch4_window7_224"}, "plain ViT"),
         ({"encoder": "vit_tiny_patch16_224.no_such_tag"}, "no_such_tag"),
         ({"encoder_options": {"banana": 1}}, "banana"),
+        ({"encoder_options": {"patch_size": 0}}, "patch_size"),
+        ({"encoder_options": {"embed_dim": 24, "num_heads": 0}}, "num_heads"),
+        ({"encoder_options": {"norm_layer": "nonsense"}}, "nonsense"),
+        ({"encoder_options": {"img_size": []}}, "img_size"),
         ({"encoder_options": {"num_classes": 7}}, "num_classes"),
         ({"encoder_options": TINY, "aux_layer": -5}, "aux_layer=-5.*4 blocks"),
         ({"encoder_options": TINY, "aux_layer": 4}, "choose -4 to 3"),

@@ -157,6 +157,17 @@ def test_assignment_network_and_autocast(network):
     assert (prediction.seg - expected.seg).abs().max() < 0.1 * expected.seg.abs().max()
 
 
+@pytest.mark.parametrize("wanted", [("cam",), ("aux_cam", "seg"), {"seg"}])
+def test_only_the_wanted_maps_are_fused(network, wanted):
+    images = torch.randn(1, 3, 32, 32)
+    every, some = multi_scale(network, images), multi_scale(network, images, maps=wanted)
+    for name, maps in vars(every).items():
+        if name in wanted:
+            assert torch.equal(getattr(some, name), maps)
+        else:
+            assert getattr(some, name) is None
+
+
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])
 def test_rejects_impossible_scales(network, scales):
     with pytest.raises(ValueError, match="scales"):

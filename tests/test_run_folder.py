@@ -1,8 +1,12 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-from conftest import tiny_tree
+from conftest import ROOT, tiny_tree
 
+from cosa import run_folder
 from cosa.config import from_dict, load_config
 from cosa.errors import UserError
 from cosa.run_folder import RunFolder
@@ -17,7 +21,7 @@ def test_create_writes_the_whole_configuration(run):
     config = from_dict(tiny_tree())
     run.create(config)
     assert load_config(run.config) == config
-    assert run.metrics.read_text() == ""
+    assert run.metrics.read_text() == run.evaluations.read_text() == ""
 
 
 def test_create_refuses_a_folder_with_a_checkpoint_and_leaves_it(run):
@@ -33,8 +37,13 @@ def test_create_refuses_a_folder_with_a_checkpoint_and_leaves_it(run):
 def test_create_starts_anew_where_nothing_was_saved(run):
     run.create(from_dict(tiny_tree()))
     run.log({"iteration": 1})
+    run.log_evaluation(1, {"miou": 0.5})
+    run.best.write_bytes(b"stale")
+    run.write_summary({"miou": 0.5})
     run.create(from_dict(tiny_tree(seed=9)))
-    assert run.metrics.read_text() == "" and load_config(run.config).seed == 9
+    assert run.metrics.read_text() == run.evaluations.read_text() == ""
+    assert load_config(run.config).seed == 9
+    assert not run.best.exists() and not run.summary.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
@@ -64,10 +73,67 @@ def test_metrics_after_the_checkpoint_are_forgotten(run):
         run.log({"iteration": iteration, "loss": 0.5})
     with open(run.metrics, "a") as file:
         file.write('{"iteration": 2, "lo')  # the process died while writing
+    for iteration in (2, 4):
+        run.log_evaluation(iteration, {"miou": 0.1 * iteration})
     run.forget_after(2)
     run.log({"iteration": 3})
     records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [record["iteration"] for record in records] == [1, 2, 3]
+    assert run.read_evaluations() == [{"iteration": 2, "miou": 0.2}]
+
+
+def test_an_evaluation_takes_the_place_of_its_former_self(run):
+    run.create(from_dict(tiny_tree()))
+    for iteration, miou in ((2, 0.1), (4, 0.2), (4, 0.3)):
+        run.log_evaluation(iteration, {"miou": miou})
+    assert run.read_evaluations() == [{"iteration": 2, "miou": 0.1}, {"iteration": 4, "miou": 0.3}]
+    assert RunFolder(run.path / "other").read_evaluations() == []
+
+
+def test_a_failed_write_leaves_the_old_files(run, monkeypatch):
+    run.create(from_dict(tiny_tree()))
+    run.log({"iteration": 1})
+    run.write_summary({"miou": 0.5})
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    for write in (lambda: run.write_config(from_dict(tiny_tree(seed=9))),
+                  lambda: run.forget_after(0), lambda: run.write_summary({})):
+        with pytest.raises(UserError, match="cannot write .*No space left"):
+            write()
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+LOCK = """
+import sys
+from cosa.run_folder import RunFolder
+with RunFolder(sys.argv[1]).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_programs_never_train_into_one_folder(run):
+    command = [sys.executable, "-c", LOCK, str(run.path)]
+    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    with subprocess.Popen(command, **options) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match="another program trains into"):
+            with run.locked():
+                pass
+        other.kill()
+    with run.locked():
+        done = subprocess.run(command, **options | {"stdin": subprocess.DEVNULL}, timeout=60)
+        assert done.returncode != 0 and b"another program" in done.stderr
+
+
+def test_without_locks_it_goes_on(run, monkeypatch):
+    monkeypatch.setattr(run_folder, "fcntl", None)
+    with run.locked():
+        assert run.path.is_dir()
 
 
 def test_summary(run):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cosa.errors import NotFiniteError
 from cosa.threshold import DynamicThreshold, fit_threshold
 
 SAMPLES = 20000
@@ -128,7 +129,7 @@ def test_nan_is_refused_and_changes_nothing():
     threshold = newest_fit()
     threshold.update(mixture(0.5, (0.2, 0.05), (0.7, 0.1)))
     before = threshold.state_dict()
-    with pytest.raises(ValueError, match="1 of 3 confidences are NaN"):
+    with pytest.raises(NotFiniteError, match="1 of 3 confidences are NaN"):
         threshold.update(torch.tensor([0.1, float("nan"), 0.3]))
     assert threshold.value == before["value"]
     assert torch.equal(threshold.state_dict()["histograms"], before["histograms"])

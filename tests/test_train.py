@@ -14,7 +14,7 @@ from PIL import Image
 
 import cosa
 import train
-from cosa import losses
+from cosa import losses, training
 from cosa.checkpoint import read
 from cosa.config import load_config
 from cosa.cotrain import CoTraining
@@ -40,8 +40,12 @@ def lines(run):
 
 def training_lines(run):
     """The logged terms, without the time."""
-    found = [line for line in lines(run) if "loss" in line]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(run)]
+
+
+def evaluated(run):
+    """Iterations of the logged evaluations."""
+    return [scores["iteration"] for scores in run.read_evaluations()]
 
 
 @pytest.fixture
@@ -104,9 +108,15 @@ def test_the_metrics_follow_the_stages(finished):
         assert line["loss"] == pytest.approx(total, rel=1e-4)
     assert logged[0]["lr"] == pytest.approx(1e-3 / 3)
     assert logged[-1]["lr"] == pytest.approx(1e-3 * (1 / 12) ** 0.9)
-    evaluations = [line for line in lines(run) if "evaluation" in line]
-    assert [line["iteration"] for line in evaluations] == [6, 12]
-    assert all("miou" in line["evaluation"] for line in evaluations)
+    assert all(line["xi"] is None for line in logged[:3]), "nothing was fitted yet"
+    assert all(0 < line[xi] < 1 for line in logged[3:] for xi in ("xi", "xi_aux"))
+
+
+def test_evaluations_have_a_file_of_their_own(finished):
+    run, _ = finished
+    assert len(lines(run)) == len(training_lines(run)) == 12
+    assert evaluated(run) == [6, 12]
+    assert all("miou" in scores and "iou" in scores for scores in run.read_evaluations())
 
 
 def test_the_weights_of_a_run_load_for_inference(finished):
@@ -133,6 +143,10 @@ def stop_after(monkeypatch, iterations, how):
     monkeypatch.setattr(CoTraining, "update_assignment", update)
 
 
+def without_time(scores):
+    return {key: value for key, value in scores.items() if not key.endswith("seconds")}
+
+
 def assert_equal_runs(run, other):
     assert training_lines(run) == training_lines(other)
     mine, theirs = read(run.last), read(other.last)
@@ -145,9 +159,8 @@ def assert_equal_runs(run, other):
         assert state["value"] == theirs["thresholds"][key]["value"]
         assert torch.equal(state["histograms"], theirs["thresholds"][key]["histograms"])
     assert torch.equal(mine["rng"]["cpu"], theirs["rng"]["cpu"])
-    scores, others = (json.loads(r.summary.read_text()) for r in (run, other))
-    for summary in (scores, others):
-        del summary["seconds"], summary["evaluation_seconds"]
+    assert mine["state"] | {"seconds": 0} == theirs["state"] | {"seconds": 0}
+    scores, others = (without_time(json.loads(r.summary.read_text())) for r in (run, other))
     assert scores == others
 
 
@@ -181,10 +194,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(finished, tmp_path, monke
     with pytest.raises(Killed):
         train.main([config])
     monkeypatch.undo()
-    assert read(run.last)["state"]["iteration"] == 5 and len(training_lines(run)) == 8
+    assert read(run.last)["state"]["iteration"] == 6 and len(training_lines(run)) == 8
     assert train.main(["--resume", str(run.path)]) == 0
     assert_equal_runs(run, finished[0])
-    assert [line["iteration"] for line in lines(run) if "evaluation" in line] == [6, 12]
+    assert evaluated(run) == [6, 12]
 
 
 @pytest.fixture
@@ -195,6 +208,35 @@ def stopped(tmp_path, monkeypatch):
     assert train.main([config]) == 128 + signal.SIGINT
     monkeypatch.undo()
     return RunFolder(tmp_path / "runs" / "tiny")
+
+
+def test_a_run_on_the_cpu_leaves_the_gpus_alone(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a GPU was touched")
+
+    for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    assert train.main([configure(tmp_path, train={"iterations": 1})]) == 0
+    assert train.main(["--resume", str(run.path), "train.iterations=2"]) == 0
+    assert set(read(run.last)["rng"]) == {"cpu"}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA device")
+def test_the_random_state_of_the_gpu_is_restored(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    stop_after(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    config = configure(tmp_path, model=RANDOM, device="cuda")
+    assert train.main([config]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    state = read(run.last)["rng"]["cuda"]
+    torch.rand(7, device="cuda")
+    set_states = []
+    original = torch.cuda.set_rng_state
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda value, device: (
+        set_states.append(value) or original(value, device)))
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert len(set_states) == 1 and torch.equal(set_states[0], state)
 
 
 def test_overrides_on_resuming_take_effect_and_are_kept(stopped):
@@ -209,13 +251,122 @@ def test_overrides_on_resuming_take_effect_and_are_kept(stopped):
     assert config.train.iterations == 6 and config.optimizer.weight_decay == 0.5
 
 
-def test_resuming_a_finished_run_scores_it_again(stopped):
+def test_resuming_a_finished_run_scores_it_again_and_repeats_nothing(stopped):
     assert train.main(["--resume", str(stopped.path), "train.iterations=6"]) == 0
-    before, count = stopped.last.read_bytes(), len(training_lines(stopped))
+    before, metrics = read(stopped.last), stopped.metrics.read_text()
+    scores = [without_time(line) for line in stopped.read_evaluations()]
     stopped.summary.unlink()
     assert train.main(["--resume", str(stopped.path)]) == 0
-    assert stopped.summary.exists() and stopped.last.read_bytes() == before
-    assert len(training_lines(stopped)) == count == 6
+    assert stopped.summary.exists() and read(stopped.last)["state"] == before["state"]
+    assert stopped.metrics.read_text() == metrics and len(training_lines(stopped)) == 6
+    assert [without_time(line) for line in stopped.read_evaluations()] == scores
+    assert evaluated(stopped) == [6]
+
+
+def fake_scores(monkeypatch, *values):
+    """Let the evaluations end with these label-free scores; the list of calls."""
+    calls, values = [], list(values)
+
+    def fake(network, dataset, **options):
+        calls.append({key: value.clone() for key, value in network.state_dict().items()})
+        assert not any(p.requires_grad for p in network.parameters())
+        return {"miou": values.pop(0), "classification_map": 0.1, "images": 1, "seconds": 0.0}
+
+    monkeypatch.setattr(training, "evaluate", fake)
+    return calls
+
+
+def test_an_extended_run_remembers_its_best(stopped, monkeypatch):
+    """Validation, test; then validation at 8 (periodic), at 12, and test."""
+    fake_scores(monkeypatch, 0.5, 0.4, 0.3, 0.45, 0.4)
+    assert train.main(["--resume", str(stopped.path), "train.iterations=6"]) == 0
+    best = stopped.best.read_bytes()
+    assert train.main(["--resume", str(stopped.path), "train.iterations=12",
+                       "train.evaluate_every=4"]) == 0
+    assert evaluated(stopped) == [6, 8, 12]
+    assert stopped.best.read_bytes() == best
+    summary = json.loads(stopped.summary.read_text())
+    assert summary["best_validation_score"] == 0.5 and summary["iterations"] == 12
+    assert len(training_lines(stopped)) == 12
+
+
+def interrupt_evaluation(monkeypatch, number, batches):
+    """Send SIGTERM in the given evaluation once it has seen so many batches."""
+    original, calls = training.evaluate, []
+
+    def interrupted(*args, should_stop, **options):
+        calls.append(0)
+
+        def ask():
+            if len(calls) == number:
+                calls[-1] += 1
+                if calls[-1] == batches:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return should_stop()
+
+        return original(*args, should_stop=ask, **options | {"batch_size": 1})
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    return calls
+
+
+@pytest.mark.parametrize("number, iteration", [(1, 6), (2, 12), (3, 12)])
+def test_an_interrupted_evaluation_ends_soon_and_is_repeated(
+    finished, tmp_path, monkeypatch, capfd, number, iteration
+):
+    config = configure(tmp_path, model=RANDOM, train={"evaluate_every": 6})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    calls = interrupt_evaluation(monkeypatch, number, batches=2)
+    assert train.main([config]) == 128 + signal.SIGTERM
+    assert calls[-1] == 2 and len(calls) == number
+    assert read(run.last)["state"]["iteration"] == iteration
+    assert evaluated(run) == [6, 12][: number - 1]
+    assert f"stopped at iteration {iteration}" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert evaluated(run) == [6, 12]
+    assert_equal_runs(run, finished[0])
+
+
+def test_a_run_killed_in_an_evaluation_has_its_checkpoint(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*args, **options):
+        raise Killed
+
+    config = configure(tmp_path, train={"evaluate_every": 4, "checkpoint_every": 4})
+    monkeypatch.setattr(training, "evaluate", kill)
+    with pytest.raises(Killed):
+        train.main([config])
+    state = read(tmp_path / "runs" / "tiny" / "last.pth")["state"]
+    assert state["iteration"] == 4 and state["evaluated"] == 0
+
+
+def test_a_run_killed_after_an_evaluation_knows_its_best(tmp_path, monkeypatch):
+    config = configure(tmp_path, train={"evaluate_every": 4})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    fake_scores(monkeypatch, 0.7)
+    with pytest.raises(IndexError):  # no second score: as if killed there
+        train.main([config])
+    assert read(run.last)["state"]["best"] == 0.7
+
+
+def test_best_is_there_even_if_no_score_is_defined(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "evaluate", lambda *args, **options: {
+        "miou": None, "classification_map": None, "images": 1, "seconds": 0.0})
+    assert train.main([configure(tmp_path)]) == 0
+    assert cosa.load(str(tmp_path / "runs" / "tiny" / "best.pth")).classes
+
+
+def test_classification_alone_has_no_threshold(tmp_path):
+    loss = {"c2s": 0.0, "c2s_aux": 0.0, "s2c": 0.0, "csc": 0.0}
+    assert train.main([configure(tmp_path, loss=loss, train={"iterations": 2})]) == 0
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    summary = json.loads(run.summary.read_text())
+    assert summary["xi"] is summary["xi_aux"] is summary["cam_miou"] is None
+    assert summary["cam_best_miou"] > 0
+    assert cosa.load(str(run.best)).thresholds == (None, None)
 
 
 def test_resuming_with_another_network_is_refused(stopped):
@@ -225,6 +376,20 @@ def test_resuming_with_another_network_is_refused(stopped):
     assert "\n" not in str(caught.value)
     after = stopped.last.read_bytes(), stopped.config.read_text(), stopped.metrics.read_text()
     assert before == after
+
+
+def test_resuming_with_other_classes_is_refused(stopped, monkeypatch):
+    original = ScenesDataset.__init__
+
+    def renamed(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.classes = ("ship", *self.classes[1:])
+
+    monkeypatch.setattr(ScenesDataset, "__init__", renamed)
+    before = {path: path.read_bytes() for path in stopped.path.glob("*.*")}
+    with pytest.raises(UserError, match="trained on the classes.*now has ship, "):
+        train.main(["--resume", str(stopped.path)])
+    assert {path: path.read_bytes() for path in stopped.path.glob("*.*")} == before
 
 
 def test_resuming_from_weights_alone_is_refused(stopped):
@@ -305,11 +470,81 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert train.main(["--resume", str(run.path)]) == 0
 
 
-def test_a_run_is_not_overwritten(stopped, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoiled(tmp_path, monkeypatch):
+    config = configure(tmp_path, train={"checkpoint_every": 2}, optimizer={"clip_norm": 0.0})
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    calls, networks = [], []
+    original, init = losses.classification, CoTraining.__init__
+
+    def steep(logits, labels):
+        calls.append(1)
+        loss = original(logits, labels)
+        # Of an infinite slope, and no value.
+        return loss + (logits - logits.detach()).sum().abs().sqrt() if len(calls) == 9 else loss
+
+    monkeypatch.setattr(losses, "classification", steep)
+    monkeypatch.setattr(CoTraining, "__init__", lambda self, network, *more: (
+        networks.append(network), init(self, network, *more))[1])
+    with pytest.raises(UserError, match="norm of the gradient is not finite at iteration 4") as e:
+        train.main([config])
+    assert str(e.value).count("train_000") == 4
+    assert all(torch.isfinite(p).all() for p in networks[0].parameters())
+    assert read(run.last)["state"]["iteration"] == 4
+    monkeypatch.undo()
+    assert train.main(["--resume", str(run.path)]) == 0
+
+
+def test_diverged_weights_are_no_traceback(tmp_path, monkeypatch):
+    original = CoTraining.update_assignment
+
+    def spoil(self, iteration):
+        original(self, iteration)
+        if iteration == 4:
+            with torch.no_grad():
+                self.assignment.network.classifier.weight.fill_(float("nan"))
+
+    monkeypatch.setattr(CoTraining, "update_assignment", spoil)
+    with pytest.raises(UserError, match="diverged: .* are NaN at iteration 5 .images: train_000"):
+        train.main([configure(tmp_path)])
+
+
+def test_a_full_disk_is_one_line(program, tmp_path, monkeypatch):
+    def full(self, record):
+        raise OSError(28, "No space left on device", str(self.metrics))
+
+    monkeypatch.setattr(RunFolder, "log", full)
+    code, _, errors = program(configure(tmp_path))
+    assert code == 2 and "Traceback" not in errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "No space left on device" in last
+
+
+def test_a_run_is_not_overwritten(stopped, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the data was looked at first")
+
+    monkeypatch.setattr(train, "build_dataset", refuse)
     before = stopped.last.read_bytes(), stopped.metrics.read_text()
     with pytest.raises(UserError, match="already holds a run"):
         train.main([str(tmp_path / "config.yaml")])
     assert (stopped.last.read_bytes(), stopped.metrics.read_text()) == before
+
+
+def test_a_folder_that_another_program_trains_into_is_left_alone(stopped, tmp_path):
+    code = ("import sys; from cosa.run_folder import RunFolder\n"
+            "with RunFolder(sys.argv[1]).locked(): print('locked', flush=True); sys.stdin.read()")
+    fresh = configure(tmp_path, name="fresh")
+    for folder, arguments in ((stopped.path, ["--resume", str(stopped.path)]),
+                              (tmp_path / "runs" / "fresh", [fresh])):
+        command = [sys.executable, "-c", code, str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              cwd=ROOT) as other:
+            assert other.stdout.readline() == b"locked\n"
+            before = {path: path.read_bytes() for path in folder.glob("*.*")}
+            with pytest.raises(UserError, match="another program trains into"):
+                train.main(arguments)
+            assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+            other.kill()
 
 
 def test_a_run_that_saved_nothing_starts_anew(tmp_path):
@@ -423,15 +658,7 @@ def test_classes_must_be_those_of_the_validation_images(tmp_path, monkeypatch):
 
 
 def test_best_holds_the_assignment_network_at_its_best_score(tmp_path, monkeypatch):
-    scores, seen = [0.5, 0.3, 0.4, 0.9], []
-
-    def fake(network, dataset, **options):
-        seen.append({key: value.clone() for key, value in network.state_dict().items()})
-        assert not any(p.requires_grad for p in network.parameters())
-        return {"miou": scores[len(seen) - 1], "classification_map": 0.1, "images": 1,
-                "seconds": 0.0}
-
-    monkeypatch.setattr(train, "evaluate", fake)
+    seen = fake_scores(monkeypatch, 0.5, 0.3, 0.4, 0.9)
     assert train.main([configure(tmp_path, train={"evaluate_every": 4})]) == 0
     run = RunFolder(tmp_path / "runs" / "tiny")
     kept = read(run.best)["assignment"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from cosa import weights
@@ -217,6 +218,73 @@ def test_other_sizes_are_refused(encoder, tmp_path):
     torch.save(build(1, embed_dim=48).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(UserError, match="shape"):
         load_encoder_weights(encoder, NAME, tmp_path / "wide.pth")
+
+
+def test_open_clip_state_dicts(tmp_path):
+    name = "vit_base_patch16_clip_quickgelu_224.openai"
+    torch.manual_seed(1)
+    source = build_encoder(name, OPTIONS)
+    names = {
+        "patch_embed.proj": "conv1", "pos_embed": "positional_embedding", "norm_pre": "ln_pre",
+        "cls_token": "class_embedding", "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj",
+        "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "norm1": "ln_1", "norm2": "ln_2",
+        "blocks.": "transformer.resblocks.",
+    }  # fmt: skip
+    state = {"logit_scale": torch.zeros(()), "visual.proj": torch.zeros(24, 8)}
+    for key, tensor in source.state_dict().items():
+        for mine, theirs in names.items():
+            key = key.replace(mine, theirs)
+        key = key.replace("norm.", "ln_post.") if key.startswith("norm.") else key
+        state[f"visual.{key}"] = tensor.flatten(0, -2).squeeze(0) if "embedding" in key else tensor
+    torch.save(state, tmp_path / "clip.pt")
+    encoder = build_encoder(name, OPTIONS)
+    load_encoder_weights(encoder, name, tmp_path / "clip.pt")
+    assert same(source, encoder)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_torchscript_is_named(encoder, tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "c.pt")
+    with pytest.raises(UserError, match="c.pt is a TorchScript program, as OpenAI's CLIP"):
+        load_encoder_weights(encoder, NAME, tmp_path / "c.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_pth(source, encoder, tmp_path):
+    """Whatever damage does, it is told in one sentence; some damage only changes numbers."""
+    path = tmp_path / "a.pth"
+    torch.save(source.state_dict(), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 3000, 8):
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            load_encoder_weights(encoder, NAME, path)
+        except UserError as error:
+            refused += 1
+            assert "a.pth" in str(error)
+    assert refused > 50
+
+
+class ConnectionLost(Exception):
+    """Like those of HTTP clients, no OSError."""
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("gone\nfar"), RuntimeError("xet"), OSError()])
+def test_connection_lost_during_the_download(encoder, tmp_path, monkeypatch, error):
+    def lose(repository, file, local_files_only=False):
+        raise LocalEntryNotFoundError("not here") if local_files_only else error
+
+    monkeypatch.setattr(weights, "hf_hub_download", lose)
+    monkeypatch.setattr(weights, "hub_is_reachable", lambda: True)
+    with pytest.raises(UserError, match="no pre-trained weights of") as caught:
+        load_encoder_weights(encoder, NAME, folder=tmp_path)
+    message = str(caught.value)
+    assert (str(error)[:4] or "OSError") in message and "\n" not in message
 
 
 class Payload:

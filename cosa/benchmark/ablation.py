@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cosa.benchmark import report
-from cosa.benchmark.files import write_atomically
 from cosa.benchmark.peak import PEAK_FILE
 from cosa.benchmark.runner import Run, Runner
 from cosa.benchmark.verdicts import Results, Verdict, verdicts
 from cosa.config import Config, load_config, to_dict
 from cosa.device import choose_device
 from cosa.errors import UserError
+from cosa.files import write_atomically
 from cosa.run_folder import RunFolder
 from cosa.weights import PROJECT_FOLDER
 
@@ -103,9 +103,8 @@ def collect(runs: Sequence[Run]) -> Results:
 
 def _evaluation_seconds(folder: RunFolder, summary: dict[str, Any]) -> float:
     """Seconds of the evaluations between iterations, which count as training time otherwise."""
-    records = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
-    return sum(record["evaluation"]["seconds"] for record in records
-               if "evaluation" in record and record["iteration"] < summary["iterations"])
+    return sum(scores["seconds"] for scores in folder.read_evaluations()
+               if scores["iteration"] < summary["iterations"])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,29 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cosa import checkpoint
-from cosa.benchmark.files import write_atomically
-from cosa.benchmark.scoring import score, scored_split
 from cosa.config import load_config
 from cosa.data import build_dataset
 from cosa.device import allow_tf32, choose_device
+from cosa.files import write_atomically
 from cosa.run_folder import RunFolder
+from cosa.training import score, scored_split
 
 PEAK_FILE = "peak.json"
 
 
-def peak_iteration(metrics: Path) -> int:
-    """Iteration of the first highest ``cam_best_miou`` in a metrics.jsonl; 0 without any."""
-    best, iteration = -1.0, 0
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        record: dict[str, Any] = json.loads(line)
-        value = record.get("evaluation", {}).get("cam_best_miou")
-        if value is not None and value > best:
-            best, iteration = value, record["iteration"]
-    return iteration
+def peak_iteration(evaluations: Sequence[dict[str, Any]]) -> int:
+    """Iteration of the first highest ``cam_best_miou`` of a run's evaluations; 0 without any."""
+    known = [scores for scores in evaluations if scores.get("cam_best_miou") is not None]
+    return max(known, key=lambda scores: scores["cam_best_miou"])["iteration"] if known else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     allow_tf32(config.train.tf32)
     network = network.to(choose_device(config.device))
     scores = score(network, config, build_dataset(config.data, "test"), network.thresholds)
-    scores |= {"split": scored_split(config), "iteration": peak_iteration(run.metrics)}
+    scores |= {"split": scored_split(config), "iteration": peak_iteration(run.read_evaluations())}
     write_atomically(run.path / PEAK_FILE, json.dumps(scores, indent=2) + "\n")
     return 0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from cosa.benchmark.files import write_atomically
 from cosa.benchmark.verdicts import Results, mean_and_deviation, paired
 from cosa.errors import UserError
+from cosa.files import write_atomically
 
 START, END = "<!-- ablation:start -->", "<!-- ablation:end -->"
 TITLE = "# Benchmarks\n"
@@ -57,9 +57,9 @@ LEGEND = """\
 All scores are in percent, mean ± standard deviation over the seeds, of the averaged (EMA) network.
 `mIoU` is label-free: nothing but the image leads to the prediction. `mIoU filtered` leaves out the
 classes that the image does not have, as published tables do. CAMs are always filtered so; `CAM at
-ξ` uses the run's own threshold (classification alone adapts none: it stays at its initial value),
-`CAM best` the best of 19 thresholds, chosen on the masks, hence an upper bound. `C-mIoU` averages
-the coexistence classes. `seconds` is the training time without evaluations.
+ξ` uses the run's own threshold (classification alone adapts none and has no such score), `CAM
+best` the best of 19 thresholds, chosen on the masks, hence an upper bound. `C-mIoU` averages the
+coexistence classes. `seconds` is the training time without evaluations.
 *At its peak* is the checkpoint with the best `CAM best` on the validation images, of about 12
 during the run, scored as the others are."""
 

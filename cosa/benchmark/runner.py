@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cosa.benchmark.files import write_atomically
 from cosa.config import Config, to_dict
 from cosa.errors import UserError
+from cosa.files import write_atomically
 from cosa.weights import PROJECT_FOLDER
 
 MARKER = "benchmark.json"
@@ -113,7 +113,6 @@ class Runner:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "TQDM_MININTERVAL": "10",  # seconds; keeps the logs short
         }
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen] = set()

@@ -15,20 +15,26 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cosa import checkpoint, losses
-from cosa.benchmark.scoring import score, scored_split
 from cosa.config import Config, load_config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
+from cosa.data.datasets import IGNORE
 from cosa.data.loader import TrainingViews, training_loader
-from cosa.data.transforms import IGNORE, training_views
-from cosa.device import allow_tf32, choose_autocast, choose_device
-from cosa.errors import UserError
+from cosa.data.transforms import training_views
+from cosa.device import memory_errors_explained
+from cosa.errors import NotFiniteError, UserError
 from cosa.run_folder import RunFolder
-from cosa.schedule import learning_rate_factor
-from cosa.weights import load_encoder_weights
+from cosa.terminal import progress_bar
+from cosa.training import (
+    build_cotraining,
+    build_optimizer,
+    optimizer_step,
+    prepare,
+    score,
+    scored_split,
+)
 
 
 class SupervisedViews(TrainingViews):
@@ -59,16 +65,13 @@ def train_steps(
     """Train ``cotraining.online`` on masks and move the average after it; yield each loss.
 
     Raises:
-        UserError: there are no masks, or the loss is no longer finite.
+        UserError: there are no masks, or the training diverged.
     """
     if not dataset.has_masks:
         raise UserError("the supervised bound needs the masks of the training images: set "
                         "data.masks, or leave the row `supervised` out with --rows")
-    network, options, total = cotraining.online, config.optimizer, config.train.iterations
-    optimizer = torch.optim.AdamW(
-        network.parameter_groups(options.lr, options.head_lr_factor, options.weight_decay),
-        betas=(options.beta1, options.beta2),
-    )
+    network, total = cotraining.online, config.train.iterations
+    optimizer = build_optimizer(network, config.optimizer)
     loader = training_loader(
         dataset,
         batch_size=config.train.batch_size,
@@ -80,21 +83,15 @@ def train_steps(
         **to_dict(config.augment),
     )
     for iteration, batch in enumerate(loader):
-        factor = learning_rate_factor(iteration, total, options.warmup_iterations, options.power)
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * group["lr_scale"] * factor
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         with autocast():
             seg = network(batch["strong"]).seg
         loss = losses.cam_to_seg(seg, batch["mask"], None, valid=batch["valid"])
-        if not torch.isfinite(loss):
-            raise UserError(f"the supervised loss is not finite at iteration {iteration}: "
-                            "lower optimizer.lr or set optimizer.clip_norm")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if options.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        optimizer.step()
+        try:
+            optimizer_step(optimizer, loss, config.optimizer, iteration, total)
+        except NotFiniteError as error:
+            raise UserError(f"the supervised training diverged: {error} at iteration {iteration}; "
+                            "lower optimizer.lr or set optimizer.clip_norm") from error
         cotraining.update_assignment(iteration)
         yield loss.item()
 
@@ -103,37 +100,32 @@ def train(config: Config, run: RunFolder) -> None:
     """Train as configured and score the averaged network, into a run folder.
 
     Raises:
-        UserError: data, weights or folder are not usable, or the loss is no longer finite.
+        UserError: data, weights or folder are not usable, or the training diverged.
     """
-    device = choose_device(config.device)
-    autocast = choose_autocast(device, config.train.precision)
-    allow_tf32(config.train.tf32)
-    torch.manual_seed(config.seed)
+    run.check_free()
+    device, autocast = prepare(config)
     dataset = build_dataset(config.data, "train")
     dataset.check()
-    network = checkpoint.build_network(to_dict(config), len(dataset.classes))
-    if config.model.pretrained:
-        print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
-    if config.model.freeze_position_embedding:
-        network.freeze_position_embedding()
-    cotraining = CoTraining(network.to(device).train(), config, autocast)
-    run.create(config)
+    cotraining = build_cotraining(config, len(dataset.classes), device, autocast)
+    with run.locked():
+        run.create(config)
 
-    total, started = config.train.iterations, time.monotonic()
-    steps = train_steps(cotraining, config, dataset, device, autocast)
-    for iteration, loss in enumerate(tqdm(steps, config.name, total, unit="it"), start=1):
-        if iteration % config.train.log_every == 0 or iteration == total:
-            run.log({"iteration": iteration, "loss": loss})
-    seconds = round(time.monotonic() - started, 1)
+        total, started = config.train.iterations, time.monotonic()
+        steps = train_steps(cotraining, config, dataset, device, autocast)
+        bar = progress_bar(iterable=steps, total=total, desc=config.name, unit="it")
+        for iteration, loss in enumerate(bar, start=1):
+            if iteration % config.train.log_every == 0 or iteration == total:
+                run.log({"iteration": iteration, "loss": loss})
+        seconds = round(time.monotonic() - started, 1)
 
-    average = cotraining.assignment.network
-    checkpoint.save_weights(
-        run.path / "supervised.pth", average, config=to_dict(config), classes=dataset.classes,
-        palette=dataset.palette,
-    )
-    scores = score(average, config, build_dataset(config.data, "test"), cotraining.xi())
-    run.write_summary({**scores, "split": scored_split(config), "iterations": total,
-                       "evaluation_seconds": scores["seconds"], "seconds": seconds})
+        average = cotraining.assignment.network
+        checkpoint.save_weights(
+            run.path / "supervised.pth", average, config=to_dict(config), classes=dataset.classes,
+            palette=dataset.palette,
+        )
+        scores = score(average, config, build_dataset(config.data, "test"), cotraining.xi())
+        run.write_summary({**scores, "split": scored_split(config), "iterations": total,
+                           "evaluation_seconds": scores["seconds"], "seconds": seconds})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     config = load_config(given.config, given.overrides)
     run = RunFolder(f"{config.output}/{config.name}")
-    train(config, run)
+    with memory_errors_explained():
+        train(config, run)
     print(f"scores of the averaged network are in {run.summary}")
     return 0

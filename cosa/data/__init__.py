@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cosa.config import DataConfig
 from cosa.data.coco import CocoDataset
-from cosa.data.datasets import SegmentationDataset, nearest, note
+from cosa.data.datasets import SegmentationDataset, expanded, nearest, note
 from cosa.data.folder import FolderDataset, class_names
 from cosa.data.voc import VocDataset
 from cosa.errors import UserError
@@ -88,4 +88,4 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
 
 def _path(data: DataConfig, key: str) -> Path | None:
     value = getattr(data, key)
-    return Path(data.root) / value if value else None
+    return expanded(data.root) / expanded(value) if value else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cosa.data.datasets import (
     IGNORE,
     FileDataset,
     existing_folder,
+    expanded,
     in_threads,
     label_rows,
     nearest,
@@ -54,7 +56,7 @@ class CocoDataset(FileDataset):
     """
 
     def __init__(self, root: str | Path, split: str, training: bool = False) -> None:
-        root = existing_folder(Path(root), "data.root")
+        root = existing_folder(expanded(root), "data.root")
         images = next((f for f in (root / split, root / "images" / split) if f.is_dir()), None)
         if images is None:
             raise UserError(
@@ -104,6 +106,12 @@ class CocoDataset(FileDataset):
         if self._drawn and self.verify_masks:
             self._load()  # once, before the threads of the check ask for it
         super().check()
+
+    def check_mask_values(self, index: int) -> None:
+        if self._drawn:  # drawing all of them would take minutes
+            self._load().check(self.names[index])
+        else:
+            super().check_mask_values(index)
 
     def _load(self) -> Instances:
         if self._instances is None:
@@ -168,6 +176,12 @@ class Instances:
             for name in sorted(self.sizes)
         }
 
+    def check(self, name: str) -> None:
+        """Raise ``UserError`` if an outline in an image is none."""
+        for item in self._objects.get(name, ()):
+            with self._told(item):
+                check_outline(item.segmentation, self.sizes[name])
+
     def mask(self, name: str) -> np.ndarray:
         """(H, W) uint8 mask of an image.
 
@@ -178,12 +192,18 @@ class Instances:
         mask = np.zeros((height, width), dtype=np.uint8)
         items = self._objects.get(name, ())
         for item in sorted(items, key=lambda item: (not item.crowd, -item.area)):
-            try:
+            with self._told(item):
                 inside = region(item.segmentation, (width, height))
-            except (KeyError, ValueError) as error:
-                raise UserError(f"{self.path}: annotation {item.identity}: {error}") from error
             mask[inside] = IGNORE if item.crowd else item.label + 1
         return mask
+
+    @contextmanager
+    def _told(self, item: Instance) -> Iterator[None]:
+        """Turns what an annotation is wrong about into one sentence naming it."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.path}: annotation {item.identity}: {error}") from error
 
 
 def region(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:
@@ -193,19 +213,30 @@ def region(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:
     and uncompressed run lengths ({"counts": [off, on, off, ...]}, column by column). Raises
     ``ValueError`` for anything else.
     """
+    check_outline(segmentation, size)
     width, height = size
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
-        if not isinstance(counts, list):
-            raise ValueError("compressed run lengths are not supported; store them as a list")
         values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        if values.size != width * height:
-            raise ValueError(f"run lengths cover {values.size} of {width * height} pixels")
         return values.reshape(width, height).T
     inside = np.zeros((height, width), dtype=bool)
     for polygon in segmentation:
         inside |= fill_polygon(np.reshape(polygon, (-1, 2)), size)
     return inside
+
+
+def check_outline(segmentation: object, size: tuple[int, int]) -> None:
+    """Raise ``ValueError``, or ``TypeError`` for no numbers, for what ``region`` cannot fill."""
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        if not isinstance(counts, list):
+            raise ValueError("compressed run lengths are not supported; store them as a list")
+        if sum(counts) != size[0] * size[1]:
+            raise ValueError(f"run lengths cover {sum(counts)} of {size[0] * size[1]} pixels")
+    elif not isinstance(segmentation, list):
+        raise ValueError("the segmentation is neither a list of polygons nor run lengths")
+    elif not all(isinstance(part, list) and len(part) % 2 == 0 for part in segmentation):
+        raise ValueError("the segmentation is no list of polygons [x, y, x, y, ...]")
 
 
 def fill_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -262,14 +293,14 @@ def cached_labels(
 
 
 def _read_labels(cache: Path) -> dict[str, list[int]]:
-    with cache.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
     try:
+        with cache.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))[1:]
         return {
             name: [CLASSES.index(label) for label in labels.split(";") if label]
             for name, labels in rows
         }
-    except ValueError as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{cache}: {error}; delete this file, it is made anew") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from cosa.palette import voc_palette
 
 IGNORE = 255
 READ_THREADS = 16
-# Masks of evaluation sets up to this size are decoded at start-up (a few seconds); those of
-# larger sets are checked when the evaluation reads them.
-MAX_DECODED_MASKS = 2000
+# The masks of evaluation sets above this size take so long to check that the user is told.
+MANY_MASKS = 2000
+# How files of JPEG and PNG start, and how whole ones end; padding may follow.
+END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND\xaeB`\x82"}
 
 
 class SegmentationDataset:
@@ -103,13 +105,16 @@ class FileDataset(SegmentationDataset):
         return None if path is None else header_size(path)
 
     def check(self) -> None:
-        """Check that every image opens and that masks fit their images.
+        """Check that every image opens and has an end, and that masks fit their images.
 
-        Images are opened, not decoded. For evaluation sets the sizes of all masks are compared
-        and, up to ``MAX_DECODED_MASKS`` images, their values are checked as well. Raises
-        ``UserError`` naming the first bad file and counting the others.
+        Images are opened, and decoded only where they do not end as they should. For evaluation
+        sets the sizes and the values of all masks are checked. Raises ``UserError`` naming the
+        first bad file and counting the others.
         """
         super().check()
+        masks = sum(path is not None for path in self.mask_paths) if self.verify_masks else 0
+        if masks > MANY_MASKS:
+            note(f"checking the values of {masks} masks; 40,000 take about a minute")
         errors = [error for error in in_threads(self._error, range(len(self))) if error]
         if errors:
             more = f" ({len(errors) - 1} more files have problems)" if len(errors) > 1 else ""
@@ -118,6 +123,7 @@ class FileDataset(SegmentationDataset):
     def _error(self, index: int) -> str | None:
         try:
             size = header_size(self.image_paths[index])
+            check_end(self.image_paths[index])
             if self.verify_masks and self.has_masks:
                 self._check_mask(index, size)
         except UserError as error:
@@ -131,8 +137,12 @@ class FileDataset(SegmentationDataset):
                 f"{self.mask_paths[index]}: the mask is {mask_size[0]}x{mask_size[1]} pixels but "
                 f"{self.image_paths[index]} is {size[0]}x{size[1]}; they must have one size"
             )
-        if mask_size is not None and len(self) <= MAX_DECODED_MASKS:
-            self.mask(index)
+        if mask_size is not None:
+            self.check_mask_values(index)
+
+    def check_mask_values(self, index: int) -> None:
+        """Raise ``UserError`` if mask ``index``, which exists, cannot be read."""
+        self.mask(index)
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
@@ -147,7 +157,8 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
         raise UserError(
             f"{path}: a mask must hold one class index per pixel, this is a colour picture"
         )
-    values = values.astype(np.int64)
+    if values.dtype != np.uint8:
+        values = values.astype(np.int64)
     unknown = values[((values < 0) | (values > num_classes)) & (values != IGNORE)]
     if unknown.size:
         raise UserError(
@@ -166,6 +177,20 @@ def header_size(path: Path) -> tuple[int, int]:
         tagged = picture.format != "PNG" or {"exif", "XML:com.adobe.xmp"} & set(picture.info)
         sideways = picture.format != "TIFF" and tagged and picture.getexif().get(0x0112, 1) >= 5
     return (height, width) if sideways else (width, height)
+
+
+def check_end(path: Path) -> None:
+    """Raise ``UserError`` if a JPEG or PNG file was cut off, as by a copy that was stopped.
+
+    Only the last bytes are read. A file that ends otherwise is decoded: cameras append films and
+    other things to photographs.
+    """
+    with path.open("rb") as file:
+        marker = END_MARKERS.get(file.read(3))
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 256))
+        end = file.read()
+    if marker is not None and not end.rstrip(b"\0\r\n ").endswith(marker):
+        read_image(path)
 
 
 @contextmanager
@@ -200,6 +225,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: "; did you mean 'x'?", or nothing if none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with a leading ``~`` replaced by the home folder."""
+    return Path(os.path.expanduser(path))
 
 
 def existing_folder(path: Path, key: str) -> Path:

@@ -33,7 +33,9 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     base = colour(rng.random(), rng.uniform(0.0, 0.18), rng.uniform(0.35, 0.75))
     grain = 0.09 * smooth_noise(rng, size, 4) + 0.05 * smooth_noise(rng, size, 12)
     grain += 0.03 * smooth_noise(rng, size, 32)
-    drift = 0.03 * np.stack([smooth_noise(rng, size, 3) for _ in range(3)], axis=-1)
+    drift = np.stack([
+        0.03 * smooth_noise(rng, size, 3) + 0.05 * smooth_noise(rng, size, 9) for _ in range(3)
+    ], axis=-1)
     return (base + grain[..., None] + drift).astype(np.float32)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from cosa.data.datasets import (
 )
 from cosa.data.images import IMAGE_SUFFIXES
 from cosa.errors import UserError
+
+SEPARATORS = "separate columns with ',', labels with ';'"
 
 
 class FolderDataset(FileDataset):
@@ -91,23 +95,26 @@ def read_labels(path: Path) -> LabelTable:
         image,cat,sofa
         cats/a.jpg,1,1
 
-    Raises ``UserError`` naming file and line for anything else.
+    Names are in Unicode's composed form (NFC). Raises ``UserError`` naming file and line for
+    anything else.
     """
     try:
         # Spreadsheets put a byte-order mark in front.
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            lines = [(reader.line_num, [field.strip() for field in line]) for line in reader]
+            lines = [(reader.line_num, [composed(f.strip()) for f in line]) for line in reader]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; set data.labels to the CSV file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the CSV file is not in UTF-8; save it so ({error})") from error
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path}: the CSV file cannot be read ({error})") from error
     lines = [(number, fields) for number, fields in lines if any(fields)]
     header = lines[0][1] if lines else []
     if len(header) < 2 or header[0] != "image":
         raise UserError(
             f"{path}: the first line must be the header 'image,labels', or 'image' and one "
-            f"column per class; it is '{','.join(header)}'"
+            f"column per class; it is '{','.join(header)}'; {SEPARATORS}"
         )
     joined = header[1:] == ["labels"]
     rows = []
@@ -115,7 +122,7 @@ def read_labels(path: Path) -> LabelTable:
         if len(fields) != len(header):
             raise UserError(
                 f"{path}, line {number}: {len(fields)} fields where the header has {len(header)}; "
-                "join several labels with ';'"
+                f"{SEPARATORS}"
             )
         image, values = fields[0].replace("\\", "/"), fields[1:]
         if joined:
@@ -147,7 +154,7 @@ def class_names(labels: Path, classes: Path | None) -> tuple[str, ...]:
             lines = classes.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{classes}: data.classes cannot be read ({error})") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [composed(line.strip()) for line in lines if line.strip()]
     if "background" in names:
         raise UserError(f"{source}: remove 'background'; it is implied and has the mask value 0")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -179,21 +186,23 @@ def find_images(folder: Path) -> dict[str, Path]:
 def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> dict[str, list]:
     """Rows of a labels file by image name, as class indices from 0.
 
-    A row may name its image with or without suffix. Raises ``UserError`` with file and line for
-    an image that is not there or has a row already, and for a label that is no class.
+    A row may name its image with or without suffix, see ``Names`` for the spelling. Raises
+    ``UserError`` with file and line for an image that is not there or has a row already, and for
+    a label that is no class.
     """
     by_written = {name: name for name in files}
     by_written.update({name + file.suffix: name for name, file in files.items()})
+    written_names = Names(by_written)
     indices = {name: index for index, name in enumerate(classes)}
     rows: dict[str, list[int]] = {}
     for line, written, labels in read_labels(path).rows:
         where = f"{path}, line {line}"
-        if written not in by_written:
+        name = written_names.find(written)
+        if name is None:
             raise UserError(
                 f"{where}: there is no image '{written}'{nearest(written, by_written)}; "
                 "names are relative to the folder of images"
             )
-        name = by_written[written]
         if name in rows:
             raise UserError(f"{where}: the image '{written}' has a row already; remove one")
         unknown = next((label for label in labels if label not in indices), None)
@@ -203,12 +212,42 @@ def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> 
     return rows
 
 
+def composed(text: str) -> str:
+    """Unicode's form NFC, in which é is one character; macOS makes it two."""
+    return unicodedata.normalize("NFC", text)
+
+
+class Names:
+    """A dictionary that forgives how names are spelt; its values must be hashable."""
+
+    _FORMS = (str, composed, lambda name: composed(name).casefold())
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._tables = [defaultdict(set) for _ in self._FORMS]
+        for form, table in zip(self._FORMS, self._tables, strict=True):
+            for name, value in values.items():
+                table[form(name)].add(value)
+
+    def find(self, name: str) -> str | None:
+        """The value under ``name``, else the only one under it but for Unicode's form and case."""
+        for form, table in zip(self._FORMS, self._tables, strict=True):
+            found = table.get(form(name), ())
+            if len(found) == 1:
+                return next(iter(found))
+        return None
+
+
 def find_masks(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
     """The masks of the images ``files`` that have one; ``UserError`` if none has."""
     existing_folder(folder, "data.masks or data.val_masks")
     # One listing instead of one question per image: folders may be on a network.
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
-    masks = {name: folder / f"{name}.png" for name in files if f"{name}.png" in present}
+    names = Names({name: name for name in files})
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        name = names.find(stem) if path.suffix.lower() == ".png" else None
+        if name is not None and (stem == name or name not in masks):
+            masks[name] = path
     if not masks:
         example = next(iter(files))
         raise UserError(

@@ -6,9 +6,14 @@ batch boundaries and an interruption in between leave the stream as it is.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
+import re
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +26,7 @@ from cosa.errors import UserError
 MAX_WORKERS = 8
 # Keeps the draws that order an epoch apart from those that make a sample.
 _ORDER, _SAMPLE = 0, 1
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*")
 
 
 class TrainingViews(Dataset):
@@ -94,7 +100,12 @@ class TrainingLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self._loader:
+        with _children_die_silently():
+            batches = iter(self._loader)
+        # Again, that it comes before what PyTorch has just registered: last in, first out.
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)
+        while (batch := _next(batches)) is not None:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -127,7 +138,7 @@ def training_loader(
 
     Batches are dicts of weak, strong (B, 3, S, S) float32, image_labels (B, C) float32,
     valid (B, S, S) bool and index (B,) int64. Iterating raises ``UserError`` naming the file if an
-    image cannot be read.
+    image cannot be read, and one naming the remedy if the system kills a worker.
     """
     positions = range(start_iteration * batch_size, iterations * batch_size)
     workers = worker_count(workers)
@@ -150,6 +161,45 @@ def worker_count(requested: int) -> int:
     if requested >= 0:
         return requested
     return min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+
+
+def _next(batches: Iterator) -> dict[str, torch.Tensor] | UserError | None:
+    """The next batch, None at the end."""
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        dead = _DEAD_WORKER.search(str(error))
+        if dead is None:
+            raise
+        raise UserError(
+            "a process that loads images died, most often for want of (shared) memory: set "
+            "data.workers=0 or fewer than now, or start the container with --shm-size=8g "
+            f"({dead[0]})"
+        ) from error
+
+
+@contextmanager
+def _children_die_silently() -> Iterator[None]:
+    """Undo what PyTorch does to SIGCHLD when workers start.
+
+    Its handler raises wherever the program happens to be, in the middle of a training step.
+    Without it the loader itself finds the dead worker, within seconds.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
+    yield
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _kill_workers() -> None:
+    """At the program's end, end the workers that an error's traceback has kept alive.
+
+    Python would ask them to leave, which they ignore, and wait for them for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from cosa.data.datasets import IGNORE
 from cosa.data.images import to_tensor
-
-IGNORE = 255
-"""In masks: a pixel that does not count."""
 
 
 @dataclass(frozen=True)

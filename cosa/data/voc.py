@@ -8,6 +8,7 @@ from pathlib import Path
 from cosa.data.datasets import (
     FileDataset,
     existing_folder,
+    expanded,
     in_threads,
     label_rows,
     nearest,
@@ -40,13 +41,15 @@ class VocDataset(FileDataset):
     """
 
     def __init__(self, root: str | Path, split: str, training: bool = False) -> None:
-        self.root = find_root(Path(root))
+        self.root = find_root(expanded(root))
         names = self._train_aug() if split == "train_aug" else self._read_list(split)
         annotations = [self.root / "Annotations" / f"{name}.xml" for name in names]
         masks = self.root / "SegmentationClass"
         augmented = self.root / "SegmentationClassAug"
         if training and augmented.is_dir():
             masks = augmented
+        if not (training or masks.is_dir()):
+            note(f"{masks} does not exist; without masks there is no mIoU")
         super().__init__(
             classes=CLASSES,
             names=names,
@@ -64,7 +67,10 @@ class VocDataset(FileDataset):
                 f"{path}: there is no such list of images{nearest(split, known)}; "
                 "set data.train_split or data.val_split to the name of one"
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: the list cannot be read ({error})") from error
         # Some published lists hold "JPEGImages/x.jpg SegmentationClassAug/x.png" per line.
         names = [Path(line.split()[0]).stem for line in lines if line.strip()]
         if len(set(names)) < len(names):
@@ -109,7 +115,8 @@ def read_objects(path: Path) -> set[int]:
         tree = ElementTree.parse(path)
     except FileNotFoundError:
         raise UserError(f"{path}: the annotation with the image's labels is missing") from None
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
+        # The last two: encodings that Python or its XML parser does not know.
         raise UserError(f"{path}: the annotation cannot be read ({error})") from error
     # Parts of objects have names too, one level further down.
     names = {(element.text or "").strip() for element in tree.iterfind("object/name")}

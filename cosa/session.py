@@ -1,0 +1,147 @@
+"""What a training run keeps: its state, checkpoints, evaluations and best network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cosa import checkpoint
+from cosa.config import Config, to_dict
+from cosa.cotrain import CoTraining
+from cosa.data import SegmentationDataset
+from cosa.errors import UserError
+from cosa.run_folder import RunFolder
+from cosa.training import score
+
+
+@dataclass
+class State:
+    """Where a run is; all of it is in the checkpoint."""
+
+    iteration: int = 0
+    """How many are done."""
+    evaluated: int = 0
+    """The iteration of the last evaluation that came to its end."""
+    best: float = -1.0
+    """The highest validation score so far."""
+    seconds: float = 0.0
+    """Of training and of the evaluations in between."""
+
+
+@dataclass
+class Session:
+    """A run between two interruptions: the objects of the training and where they are kept."""
+
+    config: Config
+    run: RunFolder
+    cotraining: CoTraining
+    optimizer: torch.optim.Optimizer
+    val_set: SegmentationDataset
+    state: State = field(default_factory=State)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.cotraining.online.parameters()).device
+
+    def evaluation_due(self) -> bool:
+        """Whether a periodic evaluation belongs to this iteration and has not been made."""
+        every, done = self.config.train.evaluate_every, self.state.iteration
+        last = done >= self.config.train.iterations  # the final evaluation is not a periodic one
+        return every > 0 and done > self.state.evaluated and done % every == 0 and not last
+
+    def evaluate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Score the assignment network on the validation images, log it, keep it if it is best.
+
+        Raises:
+            EvaluationStopped: ``should_stop`` returned True; nothing was logged.
+        """
+        scores = self.score(self.val_set, should_stop)
+        self.run.log_evaluation(self.state.iteration, scores)
+        self.keep_best(scores)
+        self.state.evaluated = self.state.iteration
+        self.save()  # or a resumed run would not know the score of best.pth
+        return scores
+
+    def score(
+        self, dataset: SegmentationDataset, should_stop: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Scores of the assignment network, with panels in the run folder."""
+        return score(
+            self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
+            panels_folder=self.run.panels, should_stop=should_stop,
+        )
+
+    def keep_best(self, scores: dict[str, Any]) -> None:
+        """Write best.pth if the validation score is the highest so far.
+
+        The score is the label-free mIoU; where no segmentation is trained the CAM's best mIoU,
+        and without masks the classification's mean average precision.
+        """
+        loss = self.config.loss
+        name = "miou" if loss.c2s > 0 or loss.c2s_aux > 0 else "cam_best_miou"
+        value = scores.get(name, scores["classification_map"])
+        if value is not None and value > self.state.best:
+            self.state.best = value
+            self.save_best()
+
+    def save_best(self) -> None:
+        """Write best.pth."""
+        checkpoint.save_weights(
+            self.run.best,
+            self.cotraining.assignment.network,
+            config=to_dict(self.config),
+            classes=self.val_set.classes,
+            palette=self.val_set.palette,
+            thresholds=self.cotraining.xi(),
+        )
+
+    def save(self) -> None:
+        """Write last.pth: all that resuming needs, and all that inference needs."""
+        about = checkpoint.describe(
+            to_dict(self.config), self.val_set.classes, self.val_set.palette, self.cotraining.xi()
+        )
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint.save(self.run.last, {
+            "about": about,
+            **self.cotraining.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng,
+            "state": vars(self.state).copy(),
+        })
+
+    def restore(self) -> None:
+        """Load last.pth into the networks, thresholds, optimizer and random generators.
+
+        No file is changed.
+
+        Raises:
+            UserError: it is damaged, or of another network or other classes.
+        """
+        content = checkpoint.read(self.run.last)
+        # The file's options would undo an override given on resuming.
+        configured = [{k: v for k, v in group.items() if k != "params"}
+                      for group in self.optimizer.param_groups]
+        try:
+            classes = content["about"]["classes"]
+            if list(classes) != list(self.val_set.classes):
+                raise UserError(
+                    f"{self.run.last} was trained on the classes {', '.join(classes)}, the data "
+                    f"now has {', '.join(self.val_set.classes)}: resume with the run's own data"
+                )
+            self.cotraining.load_state_dict(content)
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.state, rng = State(**content["state"]), content["rng"]
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            reason = checkpoint.one_line(error)
+            raise UserError(f"{self.run.last} does not fit this configuration ({reason}): "
+                            "resume with the model and classes that the run began with") from error
+        for group, options in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(options)
+        torch.set_rng_state(rng["cpu"])
+        if self.device.type == "cuda" and "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], self.device)

@@ -1,0 +1,142 @@
+"""The parts of a training that train.py and the supervised bound have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosa import checkpoint
+from cosa.config import Config, OptimizerConfig, to_dict
+from cosa.cotrain import CoTraining
+from cosa.data import SegmentationDataset
+from cosa.device import allow_tf32, choose_autocast, choose_device
+from cosa.errors import NotFiniteError
+from cosa.evaluate import evaluate
+from cosa.network import CoSANetwork
+from cosa.schedule import learning_rate_factor
+from cosa.weights import load_encoder_weights
+
+
+def prepare(config: Config) -> tuple[torch.device, Callable[[], AbstractContextManager]]:
+    """Seed, set the precision, and choose the device and the autocast context.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    device = choose_device(config.device)
+    allow_tf32(config.train.tf32)
+    torch.manual_seed(config.seed)
+    return device, choose_autocast(device, config.train.precision)
+
+
+def build_cotraining(
+    config: Config,
+    num_classes: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+    pretrained: bool = True,
+) -> CoTraining:
+    """Both networks on their device.
+
+    Args:
+        pretrained: start from the encoder weights that the configuration names; a run that is
+            resumed has its own.
+
+    Raises:
+        UserError: the encoder, its weights or the loss weights are not usable.
+    """
+    network = checkpoint.build_network(to_dict(config), num_classes)
+    if config.model.pretrained and pretrained:
+        print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
+    if config.model.freeze_position_embedding:
+        network.freeze_position_embedding()
+    return CoTraining(network.to(device).train(), config, autocast)
+
+
+def build_optimizer(network: CoSANetwork, options: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the network's parameter groups."""
+    return torch.optim.AdamW(
+        network.parameter_groups(options.lr, options.head_lr_factor, options.weight_decay),
+        betas=(options.beta1, options.beta2),
+    )
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    options: OptimizerConfig,
+    iteration: int,
+    total: int,
+) -> float:
+    """Set the learning rate, go backward, clip, and move the weights.
+
+    Args:
+        loss: a scalar with gradient.
+        iteration: counted from 0, of ``total``.
+
+    Returns:
+        The learning rate of the encoder.
+
+    Raises:
+        NotFiniteError: the loss or its gradient is; the weights are as they were.
+    """
+    factor = learning_rate_factor(iteration, total, options.warmup_iterations, options.power)
+    for group in optimizer.param_groups:
+        group["lr"] = options.lr * group["lr_scale"] * factor
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or float("inf"))
+    if not torch.isfinite(loss.detach() + norm):
+        what = "norm of the gradient" if torch.isfinite(loss) else "loss"
+        raise NotFiniteError(f"the {what} is not finite")
+    optimizer.step()
+    return options.lr * factor
+
+
+def score(
+    network: CoSANetwork,
+    config: Config,
+    dataset: SegmentationDataset,
+    thresholds: tuple[float | None, float | None],
+    panels_folder: Path | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """``cosa.evaluate.evaluate`` with the ``evaluate`` section of the configuration.
+
+    Args:
+        network: evaluated on the device where it is.
+        thresholds: (xi, xi_aux), in [0, 1] or None.
+        panels_folder: where to write pictures.
+    """
+    options, method = config.evaluate, config.method
+    device = next(network.parameters()).device
+    return evaluate(
+        network,
+        dataset,
+        thresholds=thresholds,
+        image_size=options.image_size,
+        scales=options.scales,
+        flip=options.flip,
+        batch_size=options.batch_size,
+        coexistence_classes=options.coexistence_classes,
+        device=device,
+        panels_folder=panels_folder if options.panels else None,
+        panels=options.panels,
+        perplexity_alpha=method.perplexity_alpha,
+        perplexity_beta=method.perplexity_beta,
+        epsilon=method.csc_epsilon,
+        autocast=choose_autocast(device, config.train.precision),
+        max_images=options.max_images,
+        should_stop=should_stop,
+    )
+
+
+def scored_split(config: Config) -> str:
+    """Where final scores come from: only the generated scenes have test images of their own."""
+    return "test" if config.data.name == "scenes" else "val"

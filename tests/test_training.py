@@ -1,0 +1,70 @@
+import math
+
+import pytest
+import torch
+from conftest import SIZE, tiny_tree
+
+from cosa.checkpoint import build_network
+from cosa.config import OptimizerConfig, from_dict, to_dict
+from cosa.errors import NotFiniteError
+from cosa.training import build_cotraining, build_optimizer, optimizer_step, prepare
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build_network(to_dict(from_dict(tiny_tree())), 3)
+
+
+def loss_of(network):
+    return network(torch.ones(1, 3, SIZE, SIZE)).logits.sum()
+
+
+def test_a_step_follows_the_schedule_and_moves_the_weights(network):
+    options = OptimizerConfig(lr=1e-3, warmup_iterations=2, power=1.0, head_lr_factor=7.0)
+    optimizer = build_optimizer(network, options)
+    before = network.classifier.weight.clone()
+    rates = [optimizer_step(optimizer, loss_of(network), options, k, 10) for k in (0, 1, 2, 5)]
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 8e-4, 5e-4])
+    found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert found["encoder"] == pytest.approx(5e-4) and found["heads"] == pytest.approx(35e-4)
+    assert not torch.equal(before, network.classifier.weight)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-3])
+def test_gradients_are_clipped_only_on_request(network, clip_norm):
+    options = OptimizerConfig(clip_norm=clip_norm)
+    loss_of(network).backward()
+    plain = network.classifier.weight.grad.clone()
+    optimizer_step(build_optimizer(network, options), loss_of(network), options, 0, 10)
+    norm = math.hypot(*(p.grad.norm().item() for p in network.parameters() if p.grad is not None))
+    if clip_norm:
+        assert norm == pytest.approx(clip_norm, rel=1e-3)
+    else:
+        assert torch.equal(network.classifier.weight.grad, plain) and norm > 1e-3
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("case", ["loss", "gradient"])
+def test_what_is_not_finite_never_reaches_the_weights(network, clip_norm, case):
+    options = OptimizerConfig(clip_norm=clip_norm)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    loss = loss_of(network)
+    if case == "loss":
+        loss = loss * float("inf")
+    else:
+        weight = network.classifier.weight
+        loss = loss + (weight - weight.detach()).sum().abs().sqrt()  # slope infinite at 0
+        assert torch.isfinite(loss)
+    with pytest.raises(NotFiniteError, match=case):
+        optimizer_step(build_optimizer(network, options), loss, options, 0, 10)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_the_seed_decides_the_networks():
+    def weights(seed):
+        config = from_dict(tiny_tree(seed=seed, device="cpu"))
+        device, autocast = prepare(config)
+        return build_cotraining(config, 3, device, autocast).online.classifier.weight
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
