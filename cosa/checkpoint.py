@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from cosa import released
 from cosa.errors import UserError
 from cosa.files import replacing
 from cosa.network import CoSANetwork
@@ -103,7 +104,8 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: no such file, damaged, or it holds objects that only code could restore.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(released.SAFE_TYPES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: check the path") from error
     except pickle.UnpicklingError as error:
@@ -123,7 +125,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
     """Load trained weights (the assignment network of a checkpoint) for inference.
 
     Args:
-        path: best.pth, last.pth or a .safetensors file written by this program.
+        path: best.pth, last.pth or a .safetensors file written by this program, or a .pth file
+            of the authors' released program (see :mod:`cosa.released`).
 
     Returns:
         The network in eval mode without gradients, with attributes ``classes`` (tuple of C
@@ -171,10 +174,22 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         except json.JSONDecodeError as error:
             raise UserError(f"the description in {path} is damaged: {error}") from error
     content = read(path)
-    if "about" not in content or "assignment" not in content:
-        raise UserError(f"{path} is no checkpoint of this program: give the best.pth, last.pth "
-                        "or .safetensors file of a run folder")
-    return content["about"], content["assignment"]
+    if "about" in content and "assignment" in content:
+        return content["about"], content["assignment"]
+    tensors = released.find_state_dict(content)
+    if tensors is None:
+        raise UserError(f"{path} is no checkpoint of this program: give the best.pth or last.pth "
+                        "of a run folder, or a file of the released CoSA program")
+    return _import_released(tensors, content.get("args"), path)
+
+
+def _import_released(
+    tensors: dict[str, torch.Tensor], arguments: Any, path: Path
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config, classes, palette = released.describe_released(tensors, arguments, str(path))
+    expected = build_network(config, len(classes)).state_dict()
+    about = describe(config, classes, palette, (None, None))
+    return about, released.fill_missing(tensors, expected, str(path))
 
 
 @contextmanager

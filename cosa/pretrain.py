@@ -5,6 +5,10 @@ encoder is trained here on *other* generated images: one object each, of none of
 classes, drawn with an independent hue, texture and shape. The only labels are the three
 attributes of the image, as an image-level classification.
 
+First the encoder learns without attention, as BagNet does: pooled to one label, tokens that may
+look at each other soon all say the same, and nothing local is left for a CAM. Then attention
+joins for a short while, so that, as after ImageNet, the deeper tokens know of their surroundings.
+
     python -m cosa.pretrain --output weights/scenes_encoder.safetensors
 """
 
@@ -31,14 +35,15 @@ TEXTURES = ("plain", "grating4", "grating7", "spiral", "waves", "half", "eye", "
             "brick")
 SHAPES = ("ellipse", "box", "triangle", "diamond", "ring", "bean")
 SIZE = 64
+BATCH_SIZE = 64
 
 ENCODER = "vit_tiny_patch16_224"
 ENCODER_OPTIONS = {"img_size": SIZE, "patch_size": 8, "embed_dim": 96, "depth": 6,
                    "num_heads": 3, "init_values": 1.0}
 """Options of the encoder, as in configs/demo.yaml."""
 
-ATTENTION_START = 0.02
-"""Layer scale of the attention in the file that is written."""
+ATTENTION_START = 0.1
+"""Layer scale of the attention when it joins."""
 
 
 def generate(rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -90,7 +95,7 @@ class NoAttention(nn.Module):
     """Stands in for a block's attention and adds nothing."""
 
     def forward(self, tokens: torch.Tensor, **options: object) -> torch.Tensor:
-        """Tokens (B, N, D) to zeros that broadcast to them."""
+        """Tokens (B, N, D) to a zero that broadcasts to them."""
         return tokens.new_zeros(())
 
 
@@ -106,9 +111,9 @@ class AttributeClassifier(nn.Module):
             # of random phase.
             for linear in (block.mlp.fc1, block.mlp.fc2):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        # Without attention, as in BagNet: pooled to one label, tokens that may look at each
-        # other all end up saying the same, and nothing local is left for a CAM.
-        self._attention = [replace_attention(b, NoAttention()) for b in self.encoder.blocks]
+        self._attention = [block.attn for block in self.encoder.blocks]
+        for block in self.encoder.blocks:
+            block.attn = NoAttention()
         width = self.encoder.num_features
         self.heads = nn.ModuleList(
             nn.Linear(width, n) for n in (HUES, len(TEXTURES), len(SHAPES)))
@@ -119,19 +124,11 @@ class AttributeClassifier(nn.Module):
         pooled = tokens[:, self.encoder.num_prefix_tokens:].mean(1)
         return [head(pooled) for head in self.heads]
 
-    def finished_encoder(self) -> nn.Module:
-        """The encoder, with its untrained attention put back at a faint start."""
+    def switch_attention_on(self) -> None:
+        """Put the untrained attention into its place, at a faint layer scale."""
         for block, attention in zip(self.encoder.blocks, self._attention, strict=True):
-            replace_attention(block, attention)
+            block.attn = attention
             nn.init.constant_(block.ls1.gamma, ATTENTION_START)
-        return self.encoder
-
-
-def replace_attention(block: nn.Module, attention: nn.Module) -> nn.Module:
-    """Put another attention into a timm block, silent (layer scale 0); return the old one."""
-    old, block.attn = block.attn, attention
-    nn.init.constant_(block.ls1.gamma, 0.0).requires_grad_(False)
-    return old
 
 
 @torch.no_grad()
@@ -180,46 +177,70 @@ def accuracy(network: AttributeClassifier, data: tuple[torch.Tensor, torch.Tenso
     return (hits / len(data[0])).tolist()
 
 
-def pretrain(steps: int, count: int, batch_size: int, lr: float, seed: int) -> nn.Module:
-    """Train for so many steps on ``count`` images and return the encoder."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    train, val = draw_set(seed, count), draw_set(seed + 1, 1000)
-    network = AttributeClassifier()
-    whiten_patch_embedding(network.encoder, train[0][:1000])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.05)
+def fit(
+    network: AttributeClassifier,
+    data: tuple[torch.Tensor, torch.Tensor],
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+    decay: bool = True,
+) -> None:
+    """Train on images (N, 3, SIZE, SIZE) uint8 and attributes (N, 3), ``BATCH_SIZE`` images a step.
+
+    The learning rate warms up and, with ``decay``, falls along a cosine.
+    """
+    optimizer = torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=0.05)
+    warmup = min(200, steps // 10)
     for step in tqdm(range(steps), "pretraining"):
-        rate = lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        rate = lr * min(1.0, (step + 1) / warmup)
+        if decay:
+            rate *= 0.5 + 0.5 * math.cos(math.pi * step / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        pick = torch.randint(count, (batch_size,), generator=generator)
-        outputs = network(augment(train[0][pick], generator))
-        loss = sum(F.cross_entropy(o, train[1][pick, k], label_smoothing=0.05)
+        pick = torch.randint(len(data[0]), (BATCH_SIZE,), generator=generator)
+        outputs = network(augment(data[0][pick], generator))
+        loss = sum(F.cross_entropy(o, data[1][pick, k], label_smoothing=0.05)
                    for k, o in enumerate(outputs))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        if step % 250 == 0:
-            hue, texture, shape = accuracy(network, val)
-            tqdm.write(f"step {step}: loss {loss.item():.3f}, validation accuracy "
-                       f"hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
-    hue, texture, shape = accuracy(network, val)
-    print(f"final validation accuracy: hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
-    return network.finished_encoder()
+
+
+def pretrain(steps: int, attention_steps: int, count: int, seed: int) -> nn.Module:
+    """Train on ``count`` images, without and then with attention, and return the encoder."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    train, val = draw_set(seed, count), draw_set(seed + 1, 1000)
+    network = AttributeClassifier()
+    whiten_patch_embedding(network.encoder, train[0][:1000])
+    fit(network, train, steps, 1.5e-3, generator)
+    report("without attention", network, val)
+    network.switch_attention_on()
+    fit(network, train, attention_steps, 5e-4, generator, decay=False)
+    report("with attention", network, val)
+    return network.encoder
+
+
+def report(
+    stage: str, network: AttributeClassifier, data: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Print the accuracies."""
+    hue, texture, shape = accuracy(network, data)
+    print(f"{stage}: validation accuracy hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pretrain the demo's encoder and write it as safetensors."""
     parser = argparse.ArgumentParser(prog="python -m cosa.pretrain", description=main.__doc__)
     parser.add_argument("--output", required=True, help="the .safetensors file to write")
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=3000, help="without attention")
+    parser.add_argument("--attention-steps", type=int, default=600)
     parser.add_argument("--images", type=int, default=24000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1000)
     given = parser.parse_args(arguments)
-    encoder = pretrain(given.steps, given.images, given.batch_size, given.lr, given.seed)
+    encoder = pretrain(given.steps, given.attention_steps, given.images, given.seed)
     save_file(encoder.state_dict(), given.output)
     print(f"encoder written to {given.output}")
     return 0
