@@ -1,7 +1,7 @@
 """Generated scenes: a small data set with the difficulties of the real ones.
 
-The licences of VOC and COCO forbid shipping them, so the demo, the tests and the ablation run on
-these images. Each difficulty of image-level supervision is there on purpose:
+VOC and COCO are not ours to ship, so the demo, the tests and the ablation run on these images.
+Each difficulty of image-level supervision is there on purpose:
 
 * partial activation: an object is a large plain body and a small distinctive head; the head alone
   suffices to classify, the mask is both;
@@ -27,7 +27,7 @@ from PIL import Image
 from cosa.data import drawing
 from cosa.data.datasets import SegmentationDataset
 from cosa.errors import UserError, run_program
-from cosa.palette import save_mask, voc_palette
+from cosa.palette import save_mask
 
 SPLITS = ("train", "val", "test")
 WEAVE = 5.0, 0.05
@@ -61,7 +61,11 @@ CLASSES = (
     SceneClass("lamp", 0.71, "pear", "star", companion=5),
 )
 
-COEXISTENCE_CLASSES = tuple(c.name for c in CLASSES if c.context)
+PALETTE = [
+    (0, 0, 0), (228, 60, 60), (242, 172, 40), (232, 90, 200), (60, 190, 90), (170, 205, 50),
+    (60, 170, 240), (110, 90, 240),
+]
+"""Mask colours, near those of the objects."""
 
 
 def generate(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +174,7 @@ class ScenesDataset(SegmentationDataset):
         self._images = np.stack([image for image, _ in drawn])
         self._masks = np.stack([mask for _, mask in drawn])
         self.classes = tuple(c.name for c in CLASSES)
-        self.palette = voc_palette(len(CLASSES) + 1)
+        self.palette = list(PALETTE)
         self.names = [f"{split}_{i:05d}" for i in range(count)]
         ids = np.arange(1, len(CLASSES) + 1)
         self.labels = np.stack([np.isin(ids, m) for m in self._masks]).astype(np.uint8)
