@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cosa import checkpoint
-from cosa.benchmark import ablation, report, supervised
+from cosa.benchmark import ablation, report, supervised, threshold
 from cosa.benchmark.peak import peak_iteration
 from cosa.benchmark.runner import MARKER, Run, Runner
 from cosa.benchmark.verdicts import judge, verdicts
@@ -21,6 +21,8 @@ from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.data.loader import TrainingViews
 from cosa.data.scenes import ScenesDataset
 from cosa.errors import UserError
+
+START, END = report.markers("ablation")
 
 TINY = [
     "device=cpu", "model.pretrained=false", "model.weights=''", "data.scenes_train=8",
@@ -224,18 +226,18 @@ def test_the_table():
 def test_the_report_keeps_other_content(tmp_path):
     path = tmp_path / "docs" / "benchmarks.md"
     report.write_report(path, "one")
-    assert path.read_text() == f"# Benchmarks\n\n{report.START}\none\n{report.END}\n"
+    assert path.read_text() == f"# Benchmarks\n\n{START}\none\n{END}\n"
     path.write_text("Before\n" + path.read_text() + "After ü\n", encoding="utf-8")
     report.write_report(path, "two")
     assert path.read_text(encoding="utf-8") == (
-        f"Before\n# Benchmarks\n\n{report.START}\ntwo\n{report.END}\nAfter ü\n"
+        f"Before\n# Benchmarks\n\n{START}\ntwo\n{END}\nAfter ü\n"
     )
     assert [p.name for p in path.parent.iterdir()] == ["benchmarks.md"]
 
 
 @pytest.mark.parametrize("text", [
-    report.START, report.END, f"{report.END}\n{report.START}",
-    f"{report.START}\n{report.END}\n{report.START}\n{report.END}",
+    START, END, f"{END}\n{START}",
+    f"{START}\n{END}\n{START}\n{END}",
 ])
 def test_damaged_markers_are_refused(tmp_path, text):
     path = tmp_path / "report.md"
@@ -368,7 +370,7 @@ def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
                  str(target), "--rows", "supervised", "classification-only", *TINY]
     assert ablation.main(arguments) == 0
     text = target.read_text(encoding="utf-8")
-    assert text.startswith("# Benchmarks") and report.END in text
+    assert text.startswith("# Benchmarks") and END in text
     assert "| classification only, at its peak |" in text and "table is on test scenes" in text
     assert "not measured" in text and "tiny.yaml" in text
     assert "fully supervised" in capsys.readouterr().out
@@ -387,3 +389,15 @@ def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
     written = (output / "supervised-seed0" / "summary.json").stat().st_mtime_ns
     assert ablation.main(arguments) == 0
     assert (output / "supervised-seed0" / "summary.json").stat().st_mtime_ns == written
+
+
+def test_the_threshold_is_timed_against_scikit_learn(tmp_path, capsys):
+    report = tmp_path / "report.md"
+    arguments = ["--queue", "10", "--updates", "5", "--report", str(report)]
+    assert threshold.main(arguments) == 0
+    assert "times as long" in capsys.readouterr().out
+    text = report.read_text()
+    assert text.count("threshold:start") == 1 and "## Dynamic threshold" in text
+    found = threshold.measure(10, 5)
+    assert found["xi"] == pytest.approx(found["xi_sklearn"], abs=0.01)
+    assert found["ratio"] > 3

@@ -1,6 +1,7 @@
 """Benchmarks: `python -m cosa.benchmark COMMAND ...`, with --help after any command.
 
     ablation     train CoSA, its parts and its bounds; write the table and the verdicts
+    threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
     peak         score best.pth of a run on the test images, as the ablation does
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from cosa.errors import run_program
 
-COMMANDS = ("ablation", "supervised", "peak")
+COMMANDS = ("ablation", "threshold", "supervised", "peak")
 """Modules of this package, each with a ``main(arguments)``."""
 
 

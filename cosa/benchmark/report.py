@@ -14,7 +14,6 @@ from cosa.benchmark.verdicts import Results, mean_and_deviation, paired
 from cosa.errors import UserError
 from cosa.files import write_atomically
 
-START, END = "<!-- ablation:start -->", "<!-- ablation:end -->"
 TITLE = "# Benchmarks\n"
 NOTHING = "–"
 
@@ -110,24 +109,32 @@ def core_count() -> int:
     return os.cpu_count() or 1
 
 
-def replace_section(old: str, section: str, name: str = "the report") -> str:
-    """``old`` with the text between the markers replaced, or with a section at its end.
+def markers(topic: str) -> tuple[str, str]:
+    """The comments that enclose a topic's section in the report file."""
+    return f"<!-- {topic}:start -->", f"<!-- {topic}:end -->"
+
+
+def replace_section(
+    old: str, section: str, name: str = "the report", topic: str = "ablation"
+) -> str:
+    """``old`` with the text between a topic's markers replaced, or with a section at its end.
 
     Raises:
         UserError: one marker is missing, twice there, or they are in the wrong order.
     """
-    block = f"{START}\n{section.strip()}\n{END}"
-    counts = old.count(START), old.count(END)
+    start, end = markers(topic)
+    block = f"{start}\n{section.strip()}\n{end}"
+    counts = old.count(start), old.count(end)
     if counts == (0, 0):
         return f"{(old or TITLE).rstrip()}\n\n{block}\n"
-    before, _, rest = old.partition(START)
-    _, end, after = rest.partition(END)
-    if counts != (1, 1) or not end:
-        raise UserError(f"{name} must have {START} and then {END}, once each: mend the markers")
+    before, _, rest = old.partition(start)
+    _, found, after = rest.partition(end)
+    if counts != (1, 1) or not found:
+        raise UserError(f"{name} must have {start} and then {end}, once each: mend the markers")
     return before + block + after
 
 
-def read_report(path: Path) -> str:
+def read_report(path: Path, topic: str = "ablation") -> str:
     """The report so far, "" if there is none; fails now rather than after hours of training.
 
     Raises:
@@ -137,17 +144,18 @@ def read_report(path: Path) -> str:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; choose another --report") from error
-    replace_section(text, "", str(path))
+    replace_section(text, "", str(path), topic)
     return text
 
 
-def write_report(path: Path, section: str) -> None:
+def write_report(path: Path, section: str, topic: str = "ablation") -> None:
     """Put the section into the report file, atomically.
 
     Raises:
         UserError: the file cannot be read or written, or its markers are damaged.
     """
-    write_atomically(path, replace_section(read_report(path), section, str(path)))
+    text = read_report(path, topic)
+    write_atomically(path, replace_section(text, section, str(path), topic))
 
 
 def _cell(results: Results, line: Line, key: str) -> str:
