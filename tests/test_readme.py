@@ -117,7 +117,7 @@ def test_files_in_the_overview_exist_and_none_is_left_out():
     for path in named:
         assert exists(path), path
     modules = {f"cosa/{path.name}" for path in (PROJECT / "cosa").glob("*.py")}
-    assert modules - set(named) == {"cosa/__init__.py", "cosa/errors.py"}
+    assert modules - set(named) == {"cosa/__init__.py"}
 
 
 def test_files_in_the_text_exist():
