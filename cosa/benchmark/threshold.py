@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"an update of the dynamic threshold takes {found['ours_ms']:.2f} ms (median of "
         f"{given.updates}; worst {found['worst_ms']:.2f} ms) at a queue of {given.queue} batches "
         f"of {SHAPE[0]}x{SHAPE[1]} confidences,",
-        f"scikit-learn's GaussianMixture (its defaults) on that queue {found['sklearn_ms']:.0f} ms: "
+        f"scikit-learn's GaussianMixture (its defaults) on that queue "
+        f"{found['sklearn_ms']:.0f} ms: "
         f"{found['ratio']:.0f} times as long.",
         f"The thresholds are {found['xi']:.4f} and {found['xi_sklearn']:.4f}.",
     ]
