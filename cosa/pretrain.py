@@ -106,14 +106,13 @@ class AttributeClassifier(nn.Module):
         super().__init__()
         self.encoder = timm.create_model(ENCODER, num_classes=0, dynamic_img_size=True,
                                          **ENCODER_OPTIONS)
+        self._attention = [block.attn for block in self.encoder.blocks]
         for block in self.encoder.blocks:
+            block.attn = NoAttention()
             # With timm's 0.02 the GELU is all but linear, and no linear map sees a texture
             # of random phase.
             for linear in (block.mlp.fc1, block.mlp.fc2):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        self._attention = [block.attn for block in self.encoder.blocks]
-        for block in self.encoder.blocks:
-            block.attn = NoAttention()
         width = self.encoder.num_features
         self.heads = nn.ModuleList(
             nn.Linear(width, n) for n in (HUES, len(TEXTURES), len(SHAPES)))
@@ -191,7 +190,7 @@ def fit(
     """
     optimizer = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=0.05)
-    warmup = min(200, steps // 10)
+    warmup = max(1, min(200, steps // 10))
     for step in tqdm(range(steps), "pretraining"):
         rate = lr * min(1.0, (step + 1) / warmup)
         if decay:

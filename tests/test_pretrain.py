@@ -69,6 +69,14 @@ def test_fitting_lowers_the_loss():
     assert pretrain.accuracy(network, data)[0] > before[0] + 0.2
 
 
+def test_a_handful_of_steps_is_enough_to_warm_up():
+    data = pretrain.draw_set(0, 4)
+    network = pretrain.AttributeClassifier()
+    before = network.heads[0].weight.detach().clone()
+    pretrain.fit(network, data, 2, 1e-3, torch.Generator().manual_seed(0))
+    assert not torch.equal(network.heads[0].weight, before)
+
+
 def test_the_shipped_encoder_is_the_demos():
     model = load_config("configs/demo.yaml").model
     assert model.encoder == pretrain.ENCODER
