@@ -70,6 +70,32 @@ def test_every_shipped_configuration_loads(path):
     assert from_dict(to_dict(config)) == config
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: p.stem)
+def test_every_example_changes_the_demo_in_its_section_alone(path):
+    config, demo = load_config(path), load_config(ROOT / "configs" / "demo.yaml")
+    assert config.name == f"demo_{path.stem}"
+    assert dataclasses.replace(config, name="demo", **{path.parent.name: demo.regularizers}) == demo
+    assert from_dict(to_dict(config)) == config
+
+
+def test_a_file_changes_its_base(tmp_path):
+    write_yaml(tmp_path / "low.yaml", {"seed": 1, "loss": {"cls": 0.5, "csc": 0.5}})
+    (tmp_path / "sub").mkdir()
+    middle = write_yaml(tmp_path / "sub" / "middle.yaml", {"base": "../low.yaml", "seed": 2})
+    top = write_yaml(tmp_path / "top.yaml", {"base": "sub/middle.yaml", "loss": {"csc": 0.25}})
+    config = load_config(top, ["loss.cls=2"])
+    assert (config.seed, config.loss.cls, config.loss.csc) == (2, 2.0, 0.25)
+    assert load_config(middle).loss.csc == 0.5
+
+
+@pytest.mark.parametrize("base, words", [
+    ("top.yaml", "is its own base"), ("absent.yaml", "absent.yaml"), (3, "must name a YAML file"),
+])
+def test_a_base_that_cannot_be(tmp_path, base, words):
+    with pytest.raises(UserError, match=words):
+        load_config(write_yaml(tmp_path / "top.yaml", {"base": base}))
+
+
 def test_the_demo_is_there():
     assert load_config(ROOT / "configs" / "demo.yaml").data.name == "scenes"
 
