@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cosa import checkpoint
-from cosa.benchmark import ablation, report, supervised, threshold
+from cosa.benchmark import ablation, campaign, report, supervised, threshold
 from cosa.benchmark.peak import peak_iteration
 from cosa.benchmark.runner import MARKER, Run, Runner
 from cosa.benchmark.verdicts import judge, verdicts
@@ -351,7 +351,8 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, words):
 
 
 def test_the_rows_change_what_they_say(tiny):
-    runs = ablation.plan(tiny, TINY, list(ablation.ROWS), [0, 5], "out", workers=0)
+    runs = campaign.plan(ablation.ROWS, ablation.commands, tiny, TINY, list(ablation.ROWS),
+                         [0, 5], "out", workers=0)
     assert len(runs) == 18 and [run.config.seed for run in runs] == [0] * 9 + [5] * 9
     assert len({run.folder for run in runs}) == 18
     by_row = {run.row: run.config for run in runs[9:]}
