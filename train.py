@@ -30,6 +30,7 @@ from cosa.terminal import StopRequest, progress_bar
 from cosa.training import (
     build_cotraining,
     build_optimizer,
+    choose_stream,
     optimizer_step,
     prepare,
     scored_split,
@@ -80,7 +81,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
 
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
-    optimizer = build_optimizer(cotraining.online, config.optimizer)
+    optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
     session = Session(config, run, cotraining, optimizer, val_set)
     if resume:
         session.restore()
@@ -92,6 +93,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         start_iteration=session.state.iteration,
         workers=config.data.workers,
         pin_memory=device.type == "cuda",
+        stream=choose_stream(config),
         **to_dict(config.augment),
     )
     with run.locked(), StopRequest() as stop:

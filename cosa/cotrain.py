@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa import losses
-from cosa.cam import filter_by_labels, free_of_padding, normalize
+from cosa.cam import filter_by_labels, free_of_padding, normalize, resize
 from cosa.config import Config
 from cosa.ema import AssignmentNetwork
 from cosa.errors import UserError
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.predict import multi_scale
-from cosa.targets import cam_pseudo_labels, perplexity, seg_pseudo_labels
+from cosa.regularizers.base import Context, Regularizer
+from cosa.regularizers.registry import build_regularizers
+from cosa.targets import CamTargets, cam_pseudo_labels, perplexity, seg_pseudo_labels
 from cosa.threshold import DynamicThreshold
 
 CLASSIFICATION = ("cls", "cls_aux")
@@ -33,26 +35,13 @@ TARGETS = {"c2s": "cam", "c2s_aux": "aux_cam", "csc": "aux_cam", "s2c": "seg"}
 """Term -> the map of the assignment network that supervises it."""
 
 
-@dataclass
-class CamTargets:
-    """What a CAM of the assignment network becomes."""
-
-    cam: Tensor
-    """(B, C, H, W) in [0, 1], absent classes 0."""
-    labels: Tensor
-    """(B, H, W) CAM pseudo-labels, 0 the background."""
-    perplexity: Tensor
-    """(B, H, W)"""
-    threshold: float
-    """The xi that split foreground and background."""
-
-
 class CoTraining:
-    """Both networks, both thresholds, and the step that ties them together.
+    """Both networks, both thresholds, the regularizers, and the step that ties them together.
 
     Args:
         network: the online network, on its device.
-        config: its ``loss``, ``method``, ``teacher`` and ``threshold`` sections are read.
+        config: its ``loss``, ``method``, ``teacher``, ``threshold`` and ``regularizers`` sections
+            and ``train.iterations`` are read.
         autocast: makes the context in which the networks run; losses and targets are float32.
 
     Raises:
@@ -70,18 +59,22 @@ class CoTraining:
         self.config = config
         self.autocast = autocast
         self.thresholds = {"cam": self._new_threshold(), "aux_cam": self._new_threshold()}
-        if not self.active_terms(0):
+        self.regularizers = build_regularizers(
+            config.regularizers, network.classifier.in_channels, network.num_classes
+        ).to(next(network.parameters()).device)
+        if not self.active_terms(0) and not self.active_regularizers(0):
             raise UserError("no loss term is switched on at the first iteration: set loss.cls or "
                             "loss.cls_aux above 0, or another one and method.cls_iterations=0")
 
     def step(
         self, batch: dict[str, Tensor], iteration: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one batch, Eq. (12) of CoSA.
+        """Loss of one batch, Eq. (12) of CoSA plus the regularizers.
 
         Args:
             batch: weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1};
-                valid (B, S, S) bool, False on padding; all on the networks' device.
+                valid (B, S, S) bool, False on padding; for CSD what ``PartnerViews`` adds; all
+                on the networks' device.
             iteration: counted from 0; decides which terms have started.
 
         Returns:
@@ -90,27 +83,45 @@ class CoTraining:
         Raises:
             NotFiniteError: the assignment network's activations are NaN.
         """
-        active = self.active_terms(iteration)
-        targets: dict[str, Any] = {}
-        if maps := {TARGETS[name] for name in active if name in TARGETS}:
-            targets = self._make_targets(batch, maps)
+        weights = self.active_terms(iteration)
+        regularizers = self.active_regularizers(iteration)
+        maps = {TARGETS[name] for name in weights if name in TARGETS}
+        maps = maps.union(*(regularizer.needs for regularizer in regularizers))
+        targets = self._make_targets(batch, maps) if maps else {}
         with self.autocast():
             output = self.online(batch["strong"])
-        terms = {name: getattr(self, f"_{name}")(output, batch, targets) for name in active}
-        total = sum(weight * terms[name] for name, weight in active.items())
+        terms = {name: getattr(self, f"_{name}")(output, batch, targets) for name in weights}
+        if regularizers:
+            context = self._context(batch, output, targets, iteration)
+            for regularizer in regularizers:
+                weights |= regularizer.weights()
+                terms |= regularizer(context)
+        total = sum(weight * terms[name] for name, weight in weights.items())
         return total, {name: term.detach() for name, term in terms.items()}
 
     def active_terms(self, iteration: int) -> dict[str, float]:
-        """Name and weight of the terms that are switched on and have started."""
+        """Name and weight of the terms of ``loss`` that are switched on and have started."""
         method, loss = self.config.method, self.config.loss
         start = {name: method.cls_iterations for name in ("c2s", "c2s_aux", "csc")}
         start["s2c"] = max(method.cls_iterations, method.s2c_start)
         start |= {name: 0 for name in CLASSIFICATION}
-        return {
+        weights = {
             name: getattr(loss, name)
             for name in (*CLASSIFICATION, "c2s", "c2s_aux", "s2c", "csc")
-            if getattr(loss, name) > 0 and iteration >= start[name]
+            if iteration >= start[name]
         }
+        for regularizer in self.active_regularizers(iteration):
+            for name, factor in regularizer.loss_factors().items():
+                weights[name] *= factor
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def active_regularizers(self, iteration: int) -> list[Regularizer]:
+        """Those that have started: with pseudo-labels to read, after the warm-up."""
+        warm_up = self.config.method.cls_iterations
+        return [
+            regularizer for regularizer in self.regularizers.values()
+            if iteration >= max(regularizer.options.start, warm_up if regularizer.needs else 0)
+        ]
 
     def update_assignment(self, iteration: int) -> None:
         """Move the assignment network towards the online one, after an optimizer step."""
@@ -135,12 +146,15 @@ class CoTraining:
             "online": self.online.state_dict(),
             "assignment": self.assignment.state_dict(),
             "thresholds": {k: t.state_dict() for k, t in self.thresholds.items()},
+            "regularizers": dict(self.regularizers.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.online.load_state_dict(state["online"])
         self.assignment.load_state_dict(state["assignment"])
+        # Checkpoints from before there were regularizers have no such entry.
+        self.regularizers.load_state_dict(state.get("regularizers", {}))
         for key, threshold in self.thresholds.items():
             threshold.load_state_dict(state["thresholds"][key])
 
@@ -170,6 +184,35 @@ class CoTraining:
                 prediction.seg, labels, self.config.method.temperature
             )
         return targets
+
+    def _context(
+        self, batch: dict[str, Tensor], output: NetworkOutput, targets: dict, iteration: int
+    ) -> Context:
+        xi = targets["cam"].threshold if "cam" in targets else None
+        return Context(
+            batch=batch,
+            output=output,
+            targets=targets,
+            online=self.online,
+            assignment=self.assignment,
+            pseudo_labels=partial(self._pseudo_labels, xi),
+            cells=self._cells,
+            iteration=iteration,
+            progress=iteration / self.config.train.iterations,
+            autocast=self.autocast,
+        )
+
+    @torch.no_grad()
+    def _pseudo_labels(
+        self, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor
+    ) -> CamTargets:
+        """Targets of other images than the batch's, at the batch's threshold."""
+        cam = normalize(F.relu(resize(cam, valid.shape[-2:])), valid[:, None])
+        return self._label(filter_by_labels(cam, image_labels), xi)
+
+    def _cells(self, target: CamTargets, grid: tuple[int, int]) -> CamTargets:
+        """A CAM averaged over the cells of a coarser grid, and labelled there."""
+        return self._label(F.interpolate(target.cam, grid, mode="area"), target.threshold)
 
     def _cam_targets(self, key: str, cam: Tensor, batch: dict[str, Tensor]) -> CamTargets:
         # Whatever fires on the padding sets the scale of nothing.
@@ -216,8 +259,7 @@ class CoTraining:
     def _csc(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
         """The auxiliary CAM's pseudo-labels are made anew at the token grid of the online CAM."""
         grid = output.cam.shape[-2:]
-        target: CamTargets = targets["aux_cam"]
-        cells = self._label(F.interpolate(target.cam, grid, mode="area"), target.threshold)
+        cells = self._cells(targets["aux_cam"], grid)
         return losses.contrastive_separation(
             output.cam,
             cells.labels,

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from cosa.cam import at_least_float32, free_of_padding, resize
 from cosa.data.datasets import IGNORE
-
-# Below this norm a vector has no direction to speak of; its cosine with anything is taken as 0.
-_MIN_NORM = 1e-6
+from cosa.tensors import directions, require_shape
 
 # Stands for log(0); finite, so that no step of the gradient meets inf - inf.
 _LOG_ZERO = -1e9
@@ -34,7 +32,7 @@ def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    _require_shape("image_labels", image_labels, logits.shape)
+    require_shape("image_labels", image_labels, logits.shape)
     logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, image_labels.detach().to(logits))
 
@@ -60,15 +58,15 @@ def cam_to_seg(
     Raises:
         ValueError: the shapes of labels, perplexity and valid differ.
     """
-    _require_shape("labels", labels, (seg.shape[0], *labels.shape[-2:]))
+    require_shape("labels", labels, (seg.shape[0], *labels.shape[-2:]))
     counted = labels != IGNORE
     if valid is not None:
-        _require_shape("valid", valid, labels.shape)
+        require_shape("valid", valid, labels.shape)
         counted = counted & valid.bool()
     if perplexity is None:
         weight = counted.to(at_least_float32(seg).dtype)
     else:
-        _require_shape("perplexity", perplexity, labels.shape)
+        require_shape("perplexity", perplexity, labels.shape)
         reliability = _reliability(perplexity.detach())
         weight = torch.where(counted, reliability, 0)
     # The resized logits are the largest tensor of a training step: no name holds on to them.
@@ -99,13 +97,13 @@ def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) ->
         ValueError: the batch or channel sizes do not fit.
     """
     batch, classes, *grid = cam.shape
-    _require_shape("seg_targets", seg_targets, (batch, classes + 1, *seg_targets.shape[2:]))
+    require_shape("seg_targets", seg_targets, (batch, classes + 1, *seg_targets.shape[2:]))
     cam = at_least_float32(cam)
     target = F.interpolate(seg_targets.detach().to(cam), size=grid, mode="area")[:, 1:]
     loss = F.binary_cross_entropy_with_logits(cam, target, reduction="none")
     if valid is None:
         return loss.mean()
-    _require_shape("valid", valid, (batch, *valid.shape[1:]))
+    require_shape("valid", valid, (batch, *valid.shape[1:]))
     counted = free_of_padding(valid, grid)[:, None].to(cam)
     return (loss * counted).sum() / _nonzero(classes * counted.sum())
 
@@ -144,11 +142,11 @@ def contrastive_separation(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     grid = (cam.shape[0], *cam.shape[2:])
-    _require_shape("labels", labels, grid)
-    _require_shape("perplexity", perplexity, grid)
+    require_shape("labels", labels, grid)
+    require_shape("perplexity", perplexity, grid)
     anchor = (perplexity.detach() <= epsilon) & (labels != IGNORE)
     if valid is not None:
-        _require_shape("valid", valid, grid)
+        require_shape("valid", valid, grid)
         anchor = anchor & valid.bool()
     anchor, labels = anchor.flatten(1), labels.flatten(1)
     both = anchor[:, :, None] & anchor[:, None, :]
@@ -157,7 +155,7 @@ def contrastive_separation(
     positive, negative = both & same & ~itself, both & ~same
 
     with torch.autocast(cam.device.type, enabled=False):
-        direction = _directions(at_least_float32(cam).flatten(2))
+        direction = directions(at_least_float32(cam).flatten(2), dim=1)
         similarity = direction.transpose(1, 2) @ direction / temperature
         negatives = similarity.masked_fill(~negative, _LOG_ZERO).logsumexp(dim=2, keepdim=True)
         # -log(L / (L + N)) = log(1 + exp(log N - log L))
@@ -165,13 +163,6 @@ def contrastive_separation(
         per_anchor = pair.sum(dim=2) / positive.sum(dim=2).clamp_min(1)
         per_image = per_anchor.sum(dim=1) / anchor.sum(dim=1).clamp_min(1)
         return per_image.mean()
-
-
-def _directions(vectors: Tensor) -> Tensor:
-    """Scale the (B, C, N) vectors to length 1; those of no length become 0, without gradient."""
-    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    usable = norm > _MIN_NORM
-    return torch.where(usable, vectors / torch.where(usable, norm, 1), 0)
 
 
 def _reliability(perplexity: Tensor) -> Tensor:
@@ -182,8 +173,3 @@ def _reliability(perplexity: Tensor) -> Tensor:
 def _nonzero(total: Tensor) -> Tensor:
     """The normaliser of a sum that is 0 when the normaliser is."""
     return total.clamp_min(torch.finfo(total.dtype).tiny)
-
-
-def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != torch.Size(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")

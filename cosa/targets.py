@@ -5,6 +5,8 @@ Everything here is a target: no result carries a gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,20 @@ from cosa.cam import at_least_float32
 # The smallest distance to the threshold that enters the logarithm of Eq. (4). With the default
 # constants it bounds the perplexity at 14.
 MIN_DISTANCE = 1e-6
+
+
+@dataclass
+class CamTargets:
+    """What a CAM of the assignment network becomes."""
+
+    cam: Tensor
+    """(B, C, H, W) in [0, 1], absent classes 0."""
+    labels: Tensor
+    """(B, H, W) CAM pseudo-labels, 0 the background."""
+    perplexity: Tensor
+    """(B, H, W)"""
+    threshold: float
+    """The xi that split foreground and background."""
 
 
 @torch.no_grad()

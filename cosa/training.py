@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cosa import checkpoint
 from cosa.config import Config, OptimizerConfig, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
+from cosa.data.loader import TrainingViews
 from cosa.device import allow_tf32, choose_autocast, choose_device
 from cosa.errors import NotFiniteError
 from cosa.evaluate import evaluate
@@ -58,12 +59,31 @@ def build_cotraining(
     return CoTraining(network.to(device).train(), config, autocast)
 
 
-def build_optimizer(network: CoSANetwork, options: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the network's parameter groups."""
-    return torch.optim.AdamW(
-        network.parameter_groups(options.lr, options.head_lr_factor, options.weight_decay),
-        betas=(options.beta1, options.beta2),
-    )
+def choose_stream(config: Config) -> type[TrainingViews]:
+    """What makes the training samples: with CSD, images have partners to be pasted from."""
+    if config.regularizers.csd.weight > 0:
+        from cosa.data.partners import PartnerViews
+
+        return PartnerViews
+    return TrainingViews
+
+
+def build_optimizer(
+    network: CoSANetwork, options: OptimizerConfig, regularizers: nn.Module | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the network's parameter groups and, at the heads' rate, over regularizers."""
+    groups = network.parameter_groups(options.lr, options.head_lr_factor, options.weight_decay)
+    own = list(regularizers.parameters()) if regularizers else []
+    for name, params, decay in (
+        ("regularizers", [p for p in own if p.ndim > 1], options.weight_decay),
+        ("regularizers_no_decay", [p for p in own if p.ndim <= 1], 0.0),
+    ):
+        if params:
+            groups.append({
+                "name": name, "params": params, "lr": options.lr * options.head_lr_factor,
+                "lr_scale": options.head_lr_factor, "weight_decay": decay,
+            })
+    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2))
 
 
 def optimizer_step(

@@ -1,6 +1,9 @@
 """Benchmarks: `python -m cosa.benchmark COMMAND ...`, with --help after any command.
 
     ablation     train CoSA, its parts and its bounds; write the table and the verdicts
+    regularizers train CoSA with each regularizer and with all; the same kind of table
+    similarity   time the feature similarity loss against all pairs
+    steps        time the training step of a configuration
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
     peak         score best.pth of a run on the test images, as the ablation does
@@ -15,7 +18,9 @@ from collections.abc import Sequence
 
 from cosa.errors import run_program
 
-COMMANDS = ("ablation", "threshold", "supervised", "peak")
+COMMANDS = (
+    "ablation", "regularizers", "similarity", "steps", "threshold", "supervised", "peak",
+)
 """Modules of this package, each with a ``main(arguments)``."""
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -168,13 +169,24 @@ def _cell(results: Results, line: Line, key: str) -> str:
         if not pairs or not all(bound for _, bound in pairs):
             return NOTHING
         return f"{100 * mean_and_deviation([x / bound for x, bound in pairs])[0]:.1f}"
-    values = [scores[key] for scores in results[line.row].values() if scores.get(key) is not None]
+    if key == "training_seconds":
+        values = known(results[line.row], key)
+        return f"{mean_and_deviation(values)[0]:.0f}" if values else NOTHING
+    return percent(results[line.row], key)
+
+
+def percent(by_seed: dict[int, dict[str, Any]], key: str) -> str:
+    """Mean ± standard deviation in percent of a score over the seeds that have it."""
+    values = known(by_seed, key)
     if not values:
         return NOTHING
     mean, deviation = mean_and_deviation(values)
-    if key == "training_seconds":
-        return f"{mean:.0f}"
     return f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
+
+
+def known(by_seed: dict[int, dict[str, Any]], key: str) -> list[float]:
+    """The values of a score, without the seeds that have none."""
+    return [scores[key] for scores in by_seed.values() if scores.get(key) is not None]
 
 
 def _processor() -> str:

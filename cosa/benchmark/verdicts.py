@@ -56,21 +56,21 @@ def verdicts(results: Results) -> list[Verdict]:
     return [
         _share(results, 0.8, "CoSA reaches 80 % of the supervised bound"),
         _share(results, 0.9, "CoSA reaches 90 % of the supervised bound (the aim)"),
-        _difference(
+        difference(
             results, "CoSA is 10 points above the CAMs of classification alone at their peak",
             (cosa, "miou"), ("classification-only-peak", "cam_best_miou"), margin=0.1,
             note="label-free against CAMs at their best threshold and with image labels",
         ),
         _dynamic(results),
-        _difference(results, "CSC helps coexistence classes (C-mIoU)",
+        difference(results, "CSC helps coexistence classes (C-mIoU)",
                     (cosa, "cmiou"), ("without-csc", "cmiou")),
-        _difference(results, "CSC helps the CAMs of coexistence classes (CAM C-mIoU)",
+        difference(results, "CSC helps the CAMs of coexistence classes (CAM C-mIoU)",
                     (cosa, "cam_cmiou"), ("without-csc", "cam_cmiou")),
-        _difference(results, "swapping (Seg2CAM) helps (mIoU)",
+        difference(results, "swapping (Seg2CAM) helps (mIoU)",
                     (cosa, "miou"), ("without-swapping", "miou")),
-        _difference(results, "swapping (Seg2CAM) helps the CAMs (CAM mIoU)",
+        difference(results, "swapping (Seg2CAM) helps the CAMs (CAM mIoU)",
                     (cosa, "cam_miou"), ("without-swapping", "cam_miou")),
-        _difference(results, "RAW helps (mIoU)", (cosa, "miou"), ("without-raw", "miou")),
+        difference(results, "RAW helps (mIoU)", (cosa, "miou"), ("without-raw", "miou")),
     ]
 
 
@@ -84,7 +84,7 @@ def paired(
     return [(x, y) for x, y in pairs if x is not None and y is not None]
 
 
-def _difference(
+def difference(
     results: Results,
     claim: str,
     first: tuple[str, str],
@@ -92,6 +92,7 @@ def _difference(
     margin: float = 0.0,
     note: str = "",
 ) -> Verdict:
+    """Whether the first (row, score) is more than ``margin`` above the second, seed by seed."""
     pairs = paired(results, first, second)
     if not pairs:
         rows = f"{first[0]} and {second[0].removesuffix('-peak')}"

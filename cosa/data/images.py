@@ -118,6 +118,13 @@ def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
     return planes.mul_(1 / (255 * std)).add_(-mean / std)
 
 
+def to_rgb(images: torch.Tensor) -> torch.Tensor:
+    """Undo ``to_tensor``'s normalisation: (..., 3, H, W) to float32 in [0, 1], clipped to it."""
+    mean = images.new_tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1)
+    std = images.new_tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1)
+    return (images.float() * std + mean).clamp_(0, 1)
+
+
 def network_input(image: Image.Image, size: int) -> torch.Tensor:
     """Squash an RGB image to a normalised square (3, size, size) float32, for prediction.
 

@@ -1,0 +1,149 @@
+"""Time and memory of a training step, without the loading of images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from cosa.config import Config, load_config, to_dict, to_yaml
+from cosa.data import build_dataset
+from cosa.data.loader import training_loader
+from cosa.device import memory_errors_explained
+from cosa.errors import UserError
+from cosa.training import (
+    build_cotraining,
+    build_optimizer,
+    choose_stream,
+    optimizer_step,
+    prepare,
+)
+
+BATCHES = 3
+"""Different batches that are stepped through in turn."""
+
+WARM_UP = 2
+"""Steps that are not timed: the first ones allocate."""
+
+
+class Stepper:
+    """A training whose steps are made one by one, at the last iteration's terms.
+
+    Args:
+        config: its data set, network, losses and batch size are used.
+
+    Raises:
+        UserError: data, weights or device are not usable.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device, autocast = prepare(config)
+        dataset = build_dataset(config.data, "train")
+        self.cotraining = build_cotraining(config, len(dataset.classes), self.device, autocast)
+        self.optimizer = build_optimizer(
+            self.cotraining.online, config.optimizer, self.cotraining.regularizers
+        )
+        loader = training_loader(
+            dataset, batch_size=config.train.batch_size, seed=config.seed, iterations=BATCHES,
+            workers=0, stream=choose_stream(config), **to_dict(config.augment),
+        )
+        self.batches = [{k: v.to(self.device) for k, v in batch.items()} for batch in loader]
+        self._made = 0
+
+    def step(self) -> float:
+        """One step of targets, losses, backward, optimizer and average; return its seconds."""
+        total = self.config.train.iterations
+        batch = self.batches[self._made % BATCHES]
+        self._made += 1
+        start = self._clock()
+        loss, _ = self.cotraining.step(batch, total - 1)
+        optimizer_step(self.optimizer, loss, self.config.optimizer, total - 1, total)
+        self.cotraining.update_assignment(total - 1)
+        return self._clock() - start
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def seconds_per_step(configs: Mapping[str, Config], rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each configuration, all in this process and in turn.
+
+    In turn, so that whatever else the machine does falls on all alike.
+
+    Raises:
+        UserError: a configuration is not usable.
+    """
+    steppers = {}
+    for name, config in configs.items():
+        steppers[name] = Stepper(config)
+        for _ in range(WARM_UP):
+            steppers[name].step()
+    spent: dict[str, list[float]] = {name: [] for name in steppers}
+    for _ in range(rounds):
+        for name, stepper in steppers.items():
+            spent[name].append(stepper.step())
+    return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def memory_of_steps(config: Config, folder: Path, rounds: int = 3) -> int:
+    """Bytes that training steps need beyond what is there before the first one.
+
+    Measured in a process of its own: the growth of its largest resident set on the CPU, the
+    largest allocation by PyTorch, networks included, on CUDA.
+
+    Args:
+        folder: for the file that tells the process what to run.
+
+    Raises:
+        UserError: the process failed.
+    """
+    file = folder / "steps.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    command = [sys.executable, "-m", "cosa.benchmark", "steps", str(file), "--rounds", str(rounds)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise UserError(f"measuring the memory of {config.name} failed: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])["memory_bytes"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time the training step of a configuration; print seconds and memory as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cosa.benchmark steps", description=main.__doc__
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the YAML file")
+    parser.add_argument("--rounds", type=int, default=10, help="steps to time")
+    given = parser.parse_intermixed_args(arguments)
+    if given.rounds < 1:
+        raise UserError(f"--rounds is {given.rounds}: time at least one step")
+    with memory_errors_explained():
+        stepper = Stepper(load_config(given.config, given.overrides))
+        before = _largest_resident_set()
+        for _ in range(WARM_UP):
+            stepper.step()
+        seconds = statistics.median(stepper.step() for _ in range(given.rounds))
+    if stepper.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(stepper.device)
+    else:
+        memory = _largest_resident_set() - before
+    print(json.dumps({"seconds": seconds, "memory_bytes": memory}))
+    return 0
+
+
+def _largest_resident_set() -> int:
+    """Bytes; macOS counts bytes where Linux counts kilobytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,134 @@
+"""What a regularizer is: named loss terms made from the state of one co-training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cosa.data.datasets import note
+from cosa.data.images import to_rgb
+from cosa.ema import AssignmentNetwork
+from cosa.network import CoSANetwork, NetworkOutput
+from cosa.targets import CamTargets
+
+
+@dataclass
+class Partner:
+    """Single-label images that the data side drew for some images of the batch.
+
+    ``n`` of the B images have one (``cosa.data.partners``); nothing here carries a gradient.
+    """
+
+    index: Tensor
+    """(n,) int64: which images of the batch have a partner."""
+    image_labels: Tensor
+    """(n, C) float, one 1 in each row: the only class of the partner."""
+    images: Tensor
+    """(n, 3, S, S) weak views of the partners, normalised."""
+    valid: Tensor
+    """(n, S, S) bool, False on padding."""
+    output: NetworkOutput
+    """Of the assignment network on ``images``."""
+    targets: CamTargets
+    """CAM pseudo-labels of ``images`` at pixel resolution, at the threshold in force."""
+
+
+@dataclass
+class Context:
+    """What a regularizer sees of a step.
+
+    Padding is marked by ``batch["valid"]`` and must count nowhere.
+    """
+
+    batch: dict[str, Tensor]
+    """weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1}; valid
+    (B, S, S) bool; with CSD also partner, partner_valid and partner_class."""
+    output: NetworkOutput
+    """Of the online network on the strong view, with gradient."""
+    targets: dict[str, Any]
+    """The maps in ``Regularizer.needs``: "cam", "aux_cam" -> CamTargets at pixel resolution,
+    "seg" -> (B, C+1, S, S) probabilities. No gradient."""
+    online: CoSANetwork
+    assignment: AssignmentNetwork
+    pseudo_labels: Callable[[Tensor, Tensor, Tensor], CamTargets]
+    """(cam (n, C, H, W) raw, image_labels (n, C), valid (n, H, W)) -> its normalised, filtered
+    CAM and pseudo-labels at the threshold in force, which stays as it is."""
+    cells: Callable[[CamTargets, tuple[int, int]], CamTargets]
+    """The same targets averaged to a coarser grid and labelled there."""
+    iteration: int = 0
+    """Counted from 0."""
+    progress: float = 0.0
+    """``iteration`` over all iterations of the training, in [0, 1)."""
+    autocast: Callable[[], AbstractContextManager] = field(default=nullcontext)
+    """In this context the networks run."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), the token grid."""
+        return tuple(self.output.cam.shape[-2:])
+
+    @cached_property
+    def rgb(self) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1]: the weak view before normalisation, padding grey."""
+        return to_rgb(self.batch["weak"])
+
+    @cached_property
+    def partner(self) -> Partner | None:
+        """The partners, seen by the assignment network when first asked for; None without any."""
+        if "partner_class" not in self.batch:
+            return None
+        index = (self.batch["partner_class"] >= 0).nonzero()[:, 0]
+        if not len(index):
+            return None
+        images, valid = self.batch["partner"][index], self.batch["partner_valid"][index]
+        labels = torch.zeros_like(self.batch["image_labels"][index])
+        labels.scatter_(1, self.batch["partner_class"][index, None], 1)
+        with self.autocast():
+            output = self.assignment(images)
+        targets = self.pseudo_labels(output.cam, labels, valid)
+        return Partner(index, labels, images, valid, output, targets)
+
+
+class Regularizer(nn.Module):
+    """Base of all regularizers; its parameters, if any, are trained and saved with the run.
+
+    Args:
+        options: its section of the configuration, with at least ``weight`` > 0 and ``start``.
+        num_features: D of ``NetworkOutput.features``.
+        num_classes: C.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Maps of the assignment network that it reads: of cam, aux_cam, seg."""
+
+    def __init__(self, options: Any, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.options = options
+        self._noted: set[str] = set()
+
+    def weights(self) -> dict[str, float]:
+        """Name -> weight in the total loss of the terms; those of weight 0 are not computed."""
+        raise NotImplementedError
+
+    def loss_factors(self) -> dict[str, float]:
+        """Factors on terms of the ``loss`` section that this one replaces in part."""
+        return {}
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        """The unweighted terms named in :meth:`weights`, float32 scalars.
+
+        A term for which the batch holds nothing is 0.
+        """
+        raise NotImplementedError
+
+    def note_once(self, message: str) -> None:
+        """Tell the user once why a term is skipped."""
+        if message not in self._noted:
+            self._noted.add(message)
+            note(message)

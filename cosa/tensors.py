@@ -1,0 +1,26 @@
+"""Small operations on tensors that losses share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this norm a vector has no direction to speak of; its cosine with anything is taken as 0.
+_MIN_NORM = 1e-6
+
+
+def directions(vectors: Tensor, dim: int) -> Tensor:
+    """Scale vectors along ``dim`` to length 1; those of no length become 0, without gradient."""
+    norm = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    usable = norm > _MIN_NORM
+    return torch.where(usable, vectors / torch.where(usable, norm, 1), 0)
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Check an argument.
+
+    Raises:
+        ValueError: the tensor called ``name`` has another shape.
+    """
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
