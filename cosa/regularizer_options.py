@@ -64,7 +64,8 @@ class DomainAdaptationOptions:
     background: float = 0.7
     """Pseudo-supervision: one minus the activation must reach this for background."""
     floor: float = 0.2
-    """Pseudo-supervision: activations below this count as none."""
+    """Pseudo-supervision: activations below this count as none, even where the class shows once
+    the source is erased."""
     width: int = 1024
     hidden: int = 512
     """Channels of the domain classifier's two shared layers."""
