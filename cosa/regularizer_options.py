@@ -19,6 +19,7 @@ class ImportanceSamplingOptions:
     weight: float = 0.0
     """lambda: it replaces this part of loss.cls and loss.cls_aux; 0.2 in the paper."""
     start: int = 0
+    """The first iteration at which it counts."""
     samples: int = 10
     """Pixels drawn per image and class."""
 
@@ -35,6 +36,7 @@ class FeatureSimilarityOptions:
     weight: float = 0.0
     """1 in the paper, 0.1 where its authors train with AdamW."""
     start: int = 0
+    """The first iteration at which it counts."""
     grid: int = 0
     """Side of the grid of pixels that are compared; 0: twice the token grid (56 at 448/16)."""
     mu: float = 2.5
@@ -54,6 +56,7 @@ class DomainAdaptationOptions:
     weight: float = 0.0
     """Of the whole; 1 in the paper."""
     start: int = 0
+    """The first iteration at which it counts."""
     adversarial: float = 1.0
     """Of the domain classifier's loss within it."""
     supervision: float = 1.0
@@ -67,9 +70,11 @@ class DomainAdaptationOptions:
     """Pseudo-supervision: activations below this count as none, even where the class shows once
     the source is erased."""
     width: int = 1024
+    """Channels of the domain classifier's first layer."""
     hidden: int = 512
-    """Channels of the domain classifier's two shared layers."""
+    """Channels of its second layer, which the heads of all classes share."""
     dropout: float = 0.5
+    """Share of its channels that are dropped after both."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start", "adversarial", "supervision")
@@ -86,6 +91,7 @@ class SemanticDecouplingOptions:
     weight: float = 0.0
     """Of the whole; 1 in the paper."""
     start: int = 0
+    """The first iteration at which it counts."""
     foreground: float = 0.01
     """lambda 1, of the pasted object's KL divergence."""
     background: float = 0.1
@@ -93,8 +99,9 @@ class SemanticDecouplingOptions:
     background_score: float = 1.0
     """M', the constant score of the background; the paper does not state it."""
     scale_min: float = 0.5
+    """Least random factor by which a pasted region is scaled."""
     scale_max: float = 1.0
-    """Range of the random factor by which a pasted region is scaled."""
+    """Largest such factor."""
     edge: float = 0.01
     """Width of the soft edge of a pasted region, as a share of the crop's side."""
 
@@ -111,6 +118,7 @@ class CycleAssociationOptions:
     weight: float = 0.0
     """Of the whole; 1 in the paper."""
     start: int = 0
+    """The first iteration at which it counts."""
     feature: float = 0.1
     """Of the association of features within it."""
     probability: float = 0.1
@@ -134,6 +142,7 @@ class DenseEnergyOptions:
     weight: float = 0.0
     """0.05 in the releases."""
     start: int = 0
+    """The first iteration at which it counts."""
     sigma_xy: float = 100.0
     """Reach in pixels of the crop."""
     sigma_rgb: float = 15.0

@@ -15,6 +15,7 @@ from cosa.config import Config, OptimizerConfig, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
 from cosa.data.loader import TrainingViews
+from cosa.data.partners import PartnerViews
 from cosa.device import allow_tf32, choose_autocast, choose_device
 from cosa.errors import NotFiniteError
 from cosa.evaluate import evaluate
@@ -61,11 +62,7 @@ def build_cotraining(
 
 def choose_stream(config: Config) -> type[TrainingViews]:
     """What makes the training samples: with CSD, images have partners to be pasted from."""
-    if config.regularizers.csd.weight > 0:
-        from cosa.data.partners import PartnerViews
-
-        return PartnerViews
-    return TrainingViews
+    return PartnerViews if config.regularizers.csd.weight > 0 else TrainingViews
 
 
 def build_optimizer(

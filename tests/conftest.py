@@ -70,3 +70,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+BENCHMARK_TINY = [
+    "device=cpu", "model.pretrained=false", "model.weights=''", "data.scenes_train=8",
+    "data.scenes_val=2", "data.scenes_test=3", "data.scenes_size=48", "augment.crop_size=48",
+    "model.encoder_options={img_size: 32, patch_size: 8, embed_dim: 24, depth: 4, num_heads: 3}",
+    "model.decoder_width=16", "train.iterations=4", "train.batch_size=2", "train.log_every=1",
+    "method.cls_iterations=1", "method.s2c_start=2", "optimizer.warmup_iterations=1",
+    "evaluate.image_size=48", "evaluate.scales=[1.0]", "evaluate.panels=0", "data.workers=0",
+]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A config file of its own: the tests do not depend on the demo's numbers."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text("name: tiny\ndata: {name: scenes}\n"
+                    "evaluate: {coexistence_classes: [boat, train, bird]}\n", encoding="utf-8")
+    return str(path)

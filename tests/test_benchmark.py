@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import BENCHMARK_TINY
 from PIL import Image
 
 from cosa import checkpoint
@@ -23,25 +24,6 @@ from cosa.data.scenes import ScenesDataset
 from cosa.errors import UserError
 
 START, END = report.markers("ablation")
-
-TINY = [
-    "device=cpu", "model.pretrained=false", "model.weights=''", "data.scenes_train=8",
-    "data.scenes_val=2", "data.scenes_test=3", "data.scenes_size=48", "augment.crop_size=48",
-    "model.encoder_options={img_size: 32, patch_size: 8, embed_dim: 24, depth: 4, num_heads: 3}",
-    "model.decoder_width=16", "train.iterations=4", "train.batch_size=2", "train.log_every=1",
-    "method.cls_iterations=1", "method.s2c_start=2", "optimizer.warmup_iterations=1",
-    "evaluate.image_size=48", "evaluate.scales=[1.0]", "evaluate.panels=0", "data.workers=0",
-]
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """A config file of its own: the tests do not depend on the demo's numbers."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text("name: tiny\ndata: {name: scenes}\n"
-                    "evaluate: {coexistence_classes: [boat, train, bird]}\n", encoding="utf-8")
-    return str(path)
-
 
 class ColourCoded(SegmentationDataset):
     """Images that show their own mask: class 0 black, 1 red, 2 green, 255 blue."""
@@ -113,7 +95,7 @@ def test_a_mask_of_another_size_is_named():
 
 
 def supervised_losses(tiny, dataset, *more):
-    config = load_config(tiny, [*TINY, *more])
+    config = load_config(tiny, [*BENCHMARK_TINY, *more])
     torch.manual_seed(0)
     network = checkpoint.build_network(to_dict(config), len(dataset.classes)).train()
     cotraining = CoTraining(network, config)
@@ -351,8 +333,8 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, words):
 
 
 def test_the_rows_change_what_they_say(tiny):
-    runs = campaign.plan(ablation.ROWS, ablation.commands, tiny, TINY, list(ablation.ROWS),
-                         [0, 5], "out", workers=0)
+    runs = campaign.plan(ablation.ROWS, ablation.commands, tiny, BENCHMARK_TINY,
+                         list(ablation.ROWS), [0, 5], "out", workers=0)
     assert len(runs) == 18 and [run.config.seed for run in runs] == [0] * 9 + [5] * 9
     assert len({run.folder for run in runs}) == 18
     by_row = {run.row: run.config for run in runs[9:]}
@@ -368,7 +350,7 @@ def test_the_rows_change_what_they_say(tiny):
 def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
     output, target = tmp_path / "out", tmp_path / "docs" / "benchmarks.md"
     arguments = ["--config", tiny, "--seeds", "0", "--output", str(output), "--report",
-                 str(target), "--rows", "supervised", "classification-only", *TINY]
+                 str(target), "--rows", "supervised", "classification-only", *BENCHMARK_TINY]
     assert ablation.main(arguments) == 0
     text = target.read_text(encoding="utf-8")
     assert text.startswith("# Benchmarks") and END in text

@@ -65,7 +65,7 @@ def changes_of(row: str) -> list[str]:
 ROWS: campaign.Rows = {row: lambda base, row=row: changes_of(row) for row in LABELS}
 
 
-def costs(configs: dict[str, Config], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+def costs(configs: dict[str, Config], rounds: int) -> dict[str, dict[str, float]]:
     """Row -> ``seconds`` and ``memory_bytes`` of a step, and ``time_ratio`` to the plain one."""
     seconds = seconds_per_step(configs, rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = campaign.parse("regularizers", main.__doc__, ROWS, arguments)
     runs, facts = campaign.execute("regularizers", ROWS, given, arguments)
     results = campaign.collect(runs)
-    cost = costs(first_configs(runs))
+    cost = costs(first_configs(runs), ROUNDS)
     judged = verdicts(results, cost)
     numbers = {
         **facts, "runs": results, "costs": cost, "verdicts": [vars(v) for v in judged],

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 
 from cosa.regularizer_options import RegularizersConfig
+from cosa.regularizers.base import Regularizer
+from cosa.regularizers.cycle_association import CycleAssociation
+from cosa.regularizers.dense_energy import DenseEnergy
+from cosa.regularizers.domain_adaptation import DomainAdaptation
+from cosa.regularizers.feature_similarity import FeatureSimilarity
+from cosa.regularizers.importance_sampling import ImportanceSampling
+from cosa.regularizers.semantic_decoupling import SemanticDecoupling
 
-REGULARIZERS = {
-    "isl": ("importance_sampling", "ImportanceSampling"),
-    "fsl": ("feature_similarity", "FeatureSimilarity"),
-    "plda": ("domain_adaptation", "DomainAdaptation"),
-    "csd": ("semantic_decoupling", "SemanticDecoupling"),
-    "plca": ("cycle_association", "CycleAssociation"),
-    "dense_energy": ("dense_energy", "DenseEnergy"),
+REGULARIZERS: dict[str, type[Regularizer]] = {
+    "isl": ImportanceSampling,
+    "fsl": FeatureSimilarity,
+    "plda": DomainAdaptation,
+    "csd": SemanticDecoupling,
+    "plca": CycleAssociation,
+    "dense_energy": DenseEnergy,
 }
+"""Name of the section in ``regularizers`` -> class."""
 
 
 def build_regularizers(
     config: RegularizersConfig, num_features: int, num_classes: int
 ) -> nn.ModuleDict:
-    built = {}
-    for name, (module, kind) in REGULARIZERS.items():
-        if getattr(config, name).weight > 0:
-            module = importlib.import_module(f"cosa.regularizers.{module}")
-            built[name] = getattr(module, kind)(getattr(config, name), num_features, num_classes)
-    return nn.ModuleDict(built)
+    """The regularizers whose weight is above 0, in the order of the configuration.
+
+    Args:
+        config: the section ``regularizers``.
+        num_features: D, channels of ``NetworkOutput.features``.
+        num_classes: C, without the background.
+    """
+    return nn.ModuleDict({
+        name: kind(getattr(config, name), num_features, num_classes)
+        for name, kind in REGULARIZERS.items()
+        if getattr(config, name).weight > 0
+    })

@@ -1,0 +1,235 @@
+"""The regularizers in the training step: switched on, mixed, saved. Each has its own test file."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from conftest import SIZE, tiny_tree, write_yaml
+
+import cosa
+import train
+from cosa.checkpoint import build_network, read
+from cosa.config import Config, from_dict, load_config, to_dict
+from cosa.cotrain import CoTraining
+from cosa.data import build_dataset
+from cosa.data.images import to_rgb, to_tensor
+from cosa.data.loader import TrainingViews, training_loader
+from cosa.data.partners import PartnerViews
+from cosa.errors import UserError
+from cosa.regularizers.registry import REGULARIZERS
+from cosa.run_folder import RunFolder
+from cosa.training import build_optimizer, choose_stream
+
+ON = {name: {"weight": 0.5} for name in REGULARIZERS}
+STARTED = {"cls_iterations": 0, "s2c_start": 0}
+PAIRS = list(itertools.combinations(REGULARIZERS, 2))
+
+
+def build(regularizers, seed=0, **sections):
+    sections.setdefault("method", STARTED)
+    config = from_dict(tiny_tree(regularizers=regularizers, **sections))
+    torch.manual_seed(seed)
+    network = build_network(to_dict(config), 7).train()
+    for weight in (network.classifier.weight, network.aux_classifier.weight):
+        torch.nn.init.normal_(weight, std=0.3)  # CAMs with contrast, as after some training
+    torch.nn.init.normal_(network.decoder.conv8.weight, std=0.3)
+    return CoTraining(network, config)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight scenes with the partners that CSD asks for."""
+    config = from_dict(tiny_tree(data={"scenes_train": 60}))
+    loader = training_loader(
+        build_dataset(config.data, "train"), batch_size=8, seed=1, iterations=1, workers=0,
+        stream=PartnerViews, **to_dict(config.augment),
+    )
+    (only,) = loader
+    assert (only["partner_class"] >= 0).any() and (only["partner_class"] < 0).any()
+    return only
+
+
+# Configuration
+
+
+def test_every_section_is_a_regularizer_and_off_by_default():
+    sections = {field.name for field in dataclasses.fields(Config().regularizers)}
+    assert sections == set(REGULARIZERS)
+    for name in sections:
+        options = getattr(Config().regularizers, name)
+        assert (options.weight, options.start) == (0.0, 0), name
+
+
+def test_nothing_is_built_or_computed_at_weight_0(batch):
+    cotraining = build({name: {"weight": 0.0} for name in REGULARIZERS})
+    assert not cotraining.regularizers and not cotraining.active_regularizers(10**6)
+    assert choose_stream(cotraining.config) is TrainingViews
+    _, terms = cotraining.step(batch, 11)
+    assert set(terms) == {"cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc"}
+
+
+@pytest.mark.parametrize("override, words", [
+    ("regularizers.fls.weight=1", "regularizers.fsl"),
+    ("regularizers.fsl.wait=1", "regularizers.fsl.weight"),
+    ("regularizers.isl.weight=1.5", "weight"),
+    ("regularizers.csd.weight=-1", "weight"),
+    ("regularizers.plca.weight=x", "regularizers.plca.weight"),
+    ("regularizers.fsl=0.1", "regularizers.fsl"),
+])
+def test_mistakes_in_the_section_are_named(override, words):
+    with pytest.raises(UserError, match=words):
+        load_config(None, [override])
+
+
+# The step
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_each_adds_its_terms_and_moves_the_network(batch, name):
+    cotraining = build({name: ON[name]}, loss={"cls": 0.0, "cls_aux": 0.0, "c2s": 0.0,
+                                               "c2s_aux": 0.0, "s2c": 0.0, "csc": 0.0})
+    torch.manual_seed(5)
+    total, terms = cotraining.step(batch, 6)
+    (regularizer,) = cotraining.active_regularizers(6)
+    assert set(terms) == set(regularizer.weights())
+    assert all(term == name or term.startswith(f"{name}_") for term in terms)
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    weighted = sum(weight * terms[term] for term, weight in regularizer.weights().items())
+    torch.testing.assert_close(total.detach(), weighted)
+    total.backward()
+    moved = [p.grad for p in cotraining.online.parameters() if p.grad is not None]
+    assert any(gradient.any() for gradient in moved)
+    assert all(gradient.isfinite().all() for gradient in moved)
+    assert all(p.grad is None for p in cotraining.assignment.parameters())
+
+
+@pytest.mark.parametrize("names", [*PAIRS, tuple(REGULARIZERS)], ids="+".join)
+def test_any_mix_runs_a_step(batch, names):
+    cotraining = build({name: ON[name] for name in names})
+    assert set(cotraining.regularizers) == set(names)
+    total, terms = cotraining.step(batch, 6)
+    assert total.isfinite() and all(term.isfinite() for term in terms.values())
+    for regularizer in cotraining.regularizers.values():
+        assert set(regularizer.weights()) <= set(terms)
+    total.backward()
+
+
+def test_a_regularizer_changes_no_other_term(batch):
+    plain, mixed = build({}), build(ON | {"isl": {"weight": 0.0}})
+    _, before = plain.step(batch, 6)
+    _, after = mixed.step(batch, 6)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value)
+
+
+def test_terms_start_when_they_are_told_and_never_before_their_targets():
+    cotraining = build(ON | {"fsl": {"weight": 1.0, "start": 5}}, method={"cls_iterations": 3})
+
+    def started(iteration):
+        active = cotraining.active_regularizers(iteration)
+        return {name for name, r in cotraining.regularizers.items() if r in active}
+
+    assert started(0) == started(2) == {"isl"}
+    assert started(3) == started(4) == set(REGULARIZERS) - {"fsl"}
+    assert started(5) == set(REGULARIZERS)
+
+
+def test_isl_replaces_a_part_of_the_classification_loss(batch):
+    cotraining = build({"isl": {"weight": 0.25, "start": 2}}, loss={"cls_aux": 3.0})
+    assert cotraining.active_terms(1)["cls"] == 1.0
+    weights = cotraining.active_terms(2)
+    assert (weights["cls"], weights["cls_aux"]) == (0.75, 2.25)
+    assert set(build({"isl": {"weight": 1.0}}).active_terms(0)).isdisjoint({"cls", "cls_aux"})
+
+
+def test_no_partner_in_the_batch_is_no_mistake(batch):
+    single = {key: value[batch["partner_class"] < 0] for key, value in batch.items()}
+    total, terms = build({"csd": ON["csd"], "plca": ON["plca"]}).step(single, 6)
+    assert total.isfinite() and terms["csd_foreground"] == terms["csd_background"] == 0
+
+
+def test_all_padding_counts_nowhere(batch):
+    empty = batch | {"valid": torch.zeros_like(batch["valid"])}
+    total, terms = build(ON).step(empty, 6)
+    assert total.isfinite() and all(term.isfinite() for term in terms.values())
+    total.backward()
+
+
+def test_the_views_in_rgb_are_the_images():
+    pixels = torch.randint(256, (4, 6, 3), dtype=torch.uint8)
+    image = to_rgb(to_tensor(pixels.numpy()))
+    torch.testing.assert_close(image.permute(1, 2, 0), pixels / 255, atol=1e-6, rtol=0)
+
+
+# Parameters of their own
+
+
+def test_parameters_join_the_optimizer_at_the_rate_of_the_heads():
+    cotraining = build({"plda": ON["plda"]})
+    options = cotraining.config.optimizer
+    optimizer = build_optimizer(cotraining.online, options, cotraining.regularizers)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    own = groups["regularizers"]["params"] + groups["regularizers_no_decay"]["params"]
+    assert {id(p) for p in own} == {id(p) for p in cotraining.regularizers.parameters()}
+    assert groups["regularizers"]["lr_scale"] == options.head_lr_factor
+    assert groups["regularizers_no_decay"]["weight_decay"] == 0
+    names = {g["name"] for g in build_optimizer(cotraining.online, options).param_groups}
+    assert "regularizers" not in names
+
+
+def run_to_the_end(folder, regularizers, **sections):
+    folder.mkdir(parents=True)
+    tree = tiny_tree(folder / "runs", regularizers=regularizers, **sections)
+    assert train.main([str(write_yaml(folder / "config.yaml", tree))]) == 0
+    return RunFolder(folder / "runs" / "tiny")
+
+
+def without_time(run):
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_a_resumed_run_with_all_of_them_is_exact(tmp_path, monkeypatch):
+    sections = {"data": {"scenes_train": 60}, "train": {"checkpoint_every": 7}}
+    whole = run_to_the_end(tmp_path / "whole", ON, **sections)
+    original = CoTraining.step
+
+    def step(self, batch, iteration):
+        if iteration == 9:
+            raise KeyboardInterrupt
+        return original(self, batch, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CoTraining, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            run_to_the_end(tmp_path / "cut", ON, **sections)
+    cut = RunFolder(tmp_path / "cut" / "runs" / "tiny")
+    assert read(cut.last)["state"]["iteration"] == 7
+    assert train.main(["--resume", str(cut.path)]) == 0
+
+    assert without_time(cut) == without_time(whole)
+    ours, theirs = read(cut.last), read(whole.last)
+    assert ours["regularizers"].keys() == theirs["regularizers"].keys() != set()
+    for part in ("online", "assignment", "regularizers"):
+        for key, value in theirs[part].items():
+            assert torch.equal(ours[part][key], value), key
+
+
+def test_checkpoints_load_without_their_regularizers(tmp_path):
+    run = run_to_the_end(tmp_path / "a", {"plda": ON["plda"]}, train={"iterations": 5})
+    assert "regularizers" not in read(run.best)
+    for file in (run.best, run.last):
+        network = cosa.load(str(file))
+        assert not any("plda" in key for key in network.state_dict())
+        assert network(torch.zeros(1, 3, SIZE, SIZE)).logits.shape == (1, 7)
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        train.main(["--resume", str(run.path), "regularizers.plda.weight=0"])
+
+
+def test_a_checkpoint_from_before_there_were_regularizers_resumes():
+    cotraining = build({})
+    state = cotraining.state_dict()
+    del state["regularizers"]
+    cotraining.load_state_dict(state)
