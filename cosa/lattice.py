@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,14 +167,14 @@ class _Filter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, values: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
+    def forward(ctx: Any, values: Tensor, lattice: Lattice, reverse: bool) -> Tensor:
         ctx.lattice, ctx.reverse = lattice, reverse
         blocks = values.chunk(lattice._blocks(values), dim=1)
         filtered = [lattice._apply(block.contiguous(), reverse) for block in blocks]
         return torch.cat(filtered, dim=1) if len(filtered) > 1 else filtered[0]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Filter.apply(grad, ctx.lattice, not ctx.reverse), None, None
 
 
@@ -263,7 +264,7 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _pack(
     corner: Tensor, place: Tensor, group: Tensor | None
 ) -> tuple[Tensor, list[int]]:
-    """Lattice points as integers, from what :func:`_simplices` gives.
+    """Number all conceivable lattice points: keys of those that :func:`_simplices` gives.
 
     From the most significant digit: group, coordinates d, ..., 1, remainder. Coordinate 0 follows
     from the others, since they sum to 0. Each digit has room for the neighbours of its ends, so
@@ -291,7 +292,7 @@ def _pack(
             raise ValueError("group must not be negative")
         size *= last + 1
     if size * (d + 1) >= 2**_KEY_BITS:
-        raise ValueError("features spread over too many standard deviations: increase them")
+        raise ValueError("features spread over too many standard deviations for 64-bit keys")
 
     dtype = torch.int32 if size * (d + 1) < 2**31 else torch.int64  # the sort likes them short
     key = torch.zeros_like(place[0], dtype=dtype)
@@ -322,7 +323,7 @@ def _neighbours(points: Tensor, strides: list[int]) -> list[Tensor]:
     itself = torch.arange(m + 1, dtype=torch.int32, device=points.device)
     # A step along axis j adds d to its coordinate and takes 1 from all others. Of remainder 0 it
     # leads to remainder d, one lower in units of d+1.
-    wrap = (points % corners == 0) * (corners * (1 - sum(strides)))
+    wrap = (points % corners == 0).to(points) * (corners * (1 - sum(strides)))
     find, rows = _finder(points), []
     for stride in strides:
         ahead = find(points + (wrap + (corners * stride - 1)))

@@ -255,6 +255,17 @@ def test_channels_are_filtered_one_by_one():
     assert torch.allclose(lattice.filter(values), torch.cat(columns, dim=1))
 
 
+@pytest.mark.parametrize("block", [1, 5000, 2**40])
+def test_size_of_the_blocks_does_not_matter(monkeypatch, block):
+    lattice, values = Lattice(randn(50, 5)), randn(50, 7, seed=1).requires_grad_()
+    expected = lattice.filter(values)
+    (gradient,) = torch.autograd.grad((expected**2).sum(), values)
+    monkeypatch.setattr("cosa.lattice._LARGEST_BLOCK", block)
+    filtered = lattice.filter(values)
+    assert torch.allclose(filtered, expected)
+    assert torch.allclose(torch.autograd.grad((filtered**2).sum(), values)[0], gradient)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_narrow_types_are_filtered_in_float32(dtype):
     features, values = bilateral_features(photograph(20, 20), 10, 10), rand(400, 3).to(dtype)
