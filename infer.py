@@ -1,21 +1,22 @@
 """Segment images with a trained network: python infer.py INPUT --weights FILE --output FOLDER.
 
-Exit code 0: all done; 1: finished, but some images failed; 2: could not start; 130: stopped.
+Exit code 0: all done; 1: finished, but some images failed or could not be scored; 2: could not
+start, or could not go on; 130: stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import io
-import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,77 +24,174 @@ from tqdm import tqdm
 import cosa
 from cosa.device import allow_tf32, choose_autocast, choose_device
 from cosa.errors import UserError, run_program
-from cosa.inference import plan, segment_files
+from cosa.inference.jobs import Plan, plan
+from cosa.inference.labels import read_image_labels
+from cosa.inference.options import choose_crf, choose_settings, parse
+from cosa.inference.pipeline import Outcome, parallel_map, read_back, segment_files
+from cosa.inference.record import Record
+from cosa.inference.scoring import Scorer
+from cosa.inference.summary import Summary
 from cosa.network import CoSANetwork
 
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Segment images. Masks are palette PNG files of the images' sizes, with the "
-        "images' relative paths and stems; 0 is background, classes.csv lists the classes. "
-        "Files that are there already are not computed again."
-    )
-    add = parser.add_argument
-    add("input", help="folder (with its subfolders), image file, or glob in quotes")
-    add("--weights", required=True, metavar="FILE", help="a checkpoint of CoSA")
-    add("--output", required=True, metavar="FOLDER", help="where the masks go")
-    add("--overlay", action="store_true", help="also write each image with its mask over it")
-    add("--overwrite", action="store_true", help="compute finished files again")
-    add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
-    add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    add("--scales", type=positive_number, nargs="+", metavar="S", help="default: as evaluated")
-    add("--flip", action=argparse.BooleanOptionalAction, help="default: as evaluated")
-    add("--size", type=positive_integer, metavar="N", help="side that images are squashed to")
-    add("--workers", type=positive_integer, metavar="N", help="threads that read, and that write")
-    return parser.parse_args(arguments)
+Scored = tuple[Outcome, UserError | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit code, raises UserError if it cannot start."""
+    """Run the program; returns the exit code, raises UserError if it cannot start or go on."""
     args = parse(arguments)
-    jobs = plan(args.input, args.output, args.overlay)
+    jobs = plan(args.input, args.output, args.save, args.evaluate)
     device = choose_device(args.device)
+    crf = choose_crf(args)
     network = load_network(args.weights, device)
-    record = Record(Path(args.output), network)
+    labels = read_image_labels(args.labels, network.classes) if args.labels else None
+    settings = choose_settings(args, network, crf, labels)
+    scorer = None
+    if args.evaluate:
+        scorer = Scorer(args.evaluate, network.classes, label_filtered=labels is not None)
+        scorer.check(jobs)
+    record = Record(Path(args.output), network, settings, args.save)
     record.begin(args.overwrite)
-    todo = jobs if args.overwrite else jobs.unfinished()
-    settings, training = network.config["evaluate"], network.config.get("train", {})
+    # Masks that are not saved can only be scored by computing them again.
+    afresh = args.overwrite or (scorer is not None and "mask" not in args.save)
+    finished = [not afresh and job.finished for job in jobs]
+    training = network.config.get("train", {})
     allow_tf32(training.get("tf32", True))
-    results = segment_files(
+    outcomes = segment_files(
         network,
-        todo,
-        size=args.size or network.image_size,
-        scales=args.scales or settings["scales"],
-        flip=settings["flip"] if args.flip is None else args.flip,
+        jobs.only(not there for there in finished),
+        settings,
+        save=args.save,
+        labels_of=labels and labels.of,
+        details=args.json is not None,
+        keep_masks=scorer is not None,
         batch_size=args.batch_size,
-        workers=args.workers or min(8, os.cpu_count() or 1),
+        workers=args.workers,
         autocast=choose_autocast(device, training.get("precision", "auto")),
     )
-    done = failed = 0
-    interrupted = False
-    started = time.perf_counter()
-    # Without a terminal there is no bar: logs should not fill with it.
-    with tqdm(total=len(todo), unit="image", disable=None) as bar:
+    counts = Counts()
+    with ExitStack() as stack:
+        stack.enter_context(terminable())
+        summary = None
+        if args.json:
+            check_json(args, jobs)
+            summary = stack.enter_context(Summary(args.json, network.classes))
+        if not all(finished):
+            record.start()
+        if summary or scorer:
+            outcomes = in_order(finished, jobs, outcomes, network.num_classes, args.workers)
+        else:
+            counts.skipped = sum(finished)
         try:
-            with closing(results):
-                for _, error in results:
-                    done, failed = done + (error is None), failed + (error is not None)
-                    if error is not None:
-                        tqdm.write(f"failed: {error}", file=sys.stderr)
-                    bar.update()
+            with closing(scored(outcomes, scorer, args.workers)) as results:
+                follow(results, len(jobs) - counts.skipped, counts, summary)
         except KeyboardInterrupt:
-            interrupted = True
-    rate = done / (time.perf_counter() - started)
-    print(
-        f"{done} done ({rate:.2f} images/s), {len(jobs) - len(todo)} skipped (already there), "
-        f"{failed} failed; masks are in {args.output}"
-    )
-    if interrupted:
+            counts.interrupted = True
+        finally:
+            print(f"{counts.line()}; {'masks' if 'mask' in args.save else 'results'} are in "
+                  f"{args.output}")
+        complete = not counts.interrupted
+        if complete and not all(finished) and not counts.stale:
+            record.end()
+        scores = scorer.scores() if scorer and complete else None
+        if scores:
+            print(scorer.table())
+        if summary:
+            about = {key: getattr(args, key) for key in ("input", "output", "weights")}
+            summary.finish({**about, **counts.report(), "made_with": record.new, "scores": scores})
+    if counts.interrupted:
         again = "starts over" if args.overwrite else "goes on where it left off"
         print(f"stopped; the same command {again}", file=sys.stderr)
         return 130
-    record.end()
-    return 1 if failed else 0
+    return 1 if counts.failed or counts.unscored else 0
+
+
+@dataclass
+class Counts:
+    """What became of the images so far."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    unscored: int = 0
+    stale: int = 0
+    """Images that failed and whose files are those of an earlier run."""
+    interrupted: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def report(self) -> dict[str, Any]:
+        """For the summary."""
+        counts = asdict(self)
+        del counts["stale"]
+        seconds = time.perf_counter() - counts.pop("started")
+        return {
+            **counts,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self.done / seconds, 3),
+        }
+
+    def line(self) -> str:
+        """For the terminal."""
+        unscored = f", {self.unscored} not scored" if self.unscored else ""
+        rate = self.done / (time.perf_counter() - self.started)
+        return (
+            f"{self.done} done ({rate:.2f} images/s), {self.skipped} skipped (already there), "
+            f"{self.failed} failed{unscored}"
+        )
+
+
+def follow(
+    results: Iterable[Scored], total: int, counts: Counts, summary: Summary | None
+) -> None:
+    """Count and report the outcomes as they come."""
+    # Without a terminal there is no bar: logs should not fill with it.
+    with tqdm(total=total, unit="image", disable=None) as bar:
+        for outcome, unscored in results:
+            if outcome.error is not None:
+                counts.failed += 1
+                counts.stale += any(path.exists() for path in outcome.job.results.values())
+                tqdm.write(f"failed: {outcome.error}", file=sys.stderr)
+            elif outcome.skipped:
+                counts.skipped += 1
+            else:
+                counts.done += 1
+            if unscored is not None:
+                counts.unscored += 1
+                tqdm.write(f"not scored: {unscored}", file=sys.stderr)
+            if summary is not None:
+                summary.add(outcome, unscored)
+            bar.update()
+
+
+def in_order(
+    finished: Sequence[bool],
+    jobs: Plan,
+    fresh: Iterator[Outcome],
+    num_classes: int,
+    workers: int,
+) -> Iterator[Outcome]:
+    """Outcomes of all jobs in their order: the new ones, and those read from finished files."""
+    back = read_back(jobs.only(finished), num_classes, workers)
+    with closing(fresh), closing(back):
+        for there in finished:
+            yield next(back if there else fresh)
+
+
+def scored(
+    outcomes: Iterator[Outcome], scorer: Scorer | None, workers: int
+) -> Iterator[Scored]:
+    """The outcomes, each with the reason why it could not be scored, if it was to be."""
+
+    def score(outcome: Outcome) -> Scored:
+        if scorer is None or outcome.mask is None:
+            return outcome, None
+        return outcome, scorer.update(outcome)
+
+    with closing(outcomes):
+        if scorer is None:
+            yield from map(score, outcomes)
+        else:  # in a single thread: scores add up in order
+            with closing(parallel_map(score, outcomes, 1, 2 * workers)) as results:
+                yield from results
 
 
 def load_network(path: str, device: torch.device) -> CoSANetwork:
@@ -104,84 +202,29 @@ def load_network(path: str, device: torch.device) -> CoSANetwork:
     return network
 
 
-class Record:
-    """What tells in the output folder where its masks come from.
-
-    ``classes.csv`` lists index, name, red, green and blue of the classes. ``.cosa.json`` holds a
-    digest of the weights, so that masks of two networks are not mixed unnoticed.
-    """
-
-    def __init__(self, folder: Path, network: CoSANetwork) -> None:
-        self.folder = folder
-        self.classes, self.digest = classes_table(network), weights_digest(network)
-
-    def begin(self, overwrite: bool) -> None:
-        """Raise UserError if other weights made the masks there, or the folder refuses."""
-        classes, mark = (self._read(name) for name in ("classes.csv", ".cosa.json"))
-        same = classes in (None, self.classes) and mark in (None, self._mark(self.digest))
-        if not (same or overwrite):
-            raise UserError(
-                f"{self.folder} holds masks made with other weights: --overwrite or another "
-                "--output"
-            )
-        # Until all files of the others are overwritten the folder holds masks of both.
-        self._write({"classes.csv": self.classes, ".cosa.json": self._mark(same and self.digest)})
-
-    def end(self) -> None:
-        """Note that all masks are of these weights."""
-        self._write({".cosa.json": self._mark(self.digest)})
-
-    @staticmethod
-    def _mark(digest: str | bool) -> str:
-        return json.dumps({"weights_sha256": digest or "several"}) + "\n"
-
-    def _read(self, name: str) -> str | None:
-        try:
-            return (self.folder / name).read_bytes().decode(errors="replace")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise UserError(f"{self.folder / name} cannot be read: {error.strerror}") from error
-
-    def _write(self, files: dict[str, str]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name, text in files.items():
-                (self.folder / name).write_bytes(text.encode())
-        except OSError as error:
-            reason = error.strerror
-            raise UserError(f"--output {self.folder} cannot be written: {reason}") from error
+def check_json(args: argparse.Namespace, jobs: Plan) -> None:
+    """Raise ``UserError`` if the summary would replace one of the other files."""
+    target, output = Path(os.path.realpath(args.json)), Path(args.output)
+    others = [args.weights, args.labels, output / "classes.csv", output / ".cosa.json"]
+    taken = target in {Path(os.path.realpath(other)) for other in others if other}
+    root = Path(os.path.realpath(jobs.root))
+    taken |= target.is_relative_to(root) and target.relative_to(root).as_posix() in jobs.files
+    if taken or jobs.overwritten(target.parent, [target.name]):
+        raise UserError(f"--json {args.json} is the name of another file of this run: choose "
+                        "another")
 
 
-def classes_table(network: CoSANetwork) -> str:
-    """The content of classes.csv."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(["index", "name", "red", "green", "blue"])
-    rows = zip(("background", *network.classes), network.palette, strict=True)
-    table.writerows([index, name, *color] for index, (name, color) in enumerate(rows))
-    return text.getvalue()
-
-
-def weights_digest(network: CoSANetwork) -> str:
-    """SHA-256 of all tensors, whichever kind of file they come from."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def positive_integer(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
-
-
-def positive_number(text: str) -> float:
-    if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return float(text)
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM stop the program as Ctrl-C does, so that nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 if __name__ == "__main__":

@@ -1,66 +1,33 @@
+"""The whole program with its default options."""
+
 import csv
 import os
 import runpy
 import signal
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from infer_helpers import ROOT, SCALES, SIZE, files, read, run_main, save, write_weights
 from PIL import Image
 
 import cosa
-import cosa.inference
-from cosa.checkpoint import save_weights
-from cosa.config import from_dict, to_dict
+import cosa.inference.segmenter
 from cosa.data.images import network_input
 from cosa.errors import UserError
-from cosa.inference import argmax_at_size, parallel_map, plan, segment_files
-from cosa.network import CoSANetwork
-from cosa.palette import voc_palette
+from cosa.inference.pipeline import Outcome
+from cosa.inference.pixels import argmax_at_size
 from cosa.predict import multi_scale
 from infer import main
-
-ROOT = Path(__file__).parent.parent
-SIZE = 32
-SCALES = (1.0, 0.5)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    options = dict(patch_size=8, embed_dim=24, depth=3, num_heads=2, img_size=SIZE)
-    network = CoSANetwork(3, "vit_tiny_patch16_224", options, decoder_width=16)
-    show_all_classes(network)
-    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
-    model = dict(encoder="vit_tiny_patch16_224", encoder_options=options, decoder_width=16)
-    scores = dict(image_size=SIZE, scales=list(SCALES))
-    exact = dict(precision="fp32", tf32=False)
-    config = to_dict(from_dict(dict(model=model, evaluate=scores, train=exact)))
-    classes = ("cat", "dog, big", "ship")
-    save_weights(path, network, config=config, classes=classes, palette=voc_palette(4))
-    return path
-
-
-@torch.no_grad()
-def show_all_classes(network):
-    """Let a random network's decoder see only what differs between pixels.
-
-    All its features are positive, so that one class would win everywhere by their mean alone.
-    """
-    seen = []
-    last = network.decoder.conv8
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network.eval()(torch.randn(8, 3, SIZE, SIZE))
-    hook.remove()
-    mean = F.normalize(seen[0].mean((0, 2, 3)), dim=0)
-    weight = last.weight[:, :, 0, 0]
-    last.weight[:, :, 0, 0] = weight - torch.outer(weight @ mean, mean)
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +45,7 @@ def infer(weights, capfd):
     """Run the program in this process: exit code, stdout, stderr."""
 
     def run(source, output, *options):
-        command = [str(source), "--weights", str(weights), "--output", str(output), *options]
-        code = main([*command, "--device", "cpu"])
-        return code, *capfd.readouterr()
+        return run_main(weights, source, output, *options), *capfd.readouterr()
 
     return run
 
@@ -96,30 +61,6 @@ def program(monkeypatch, capfd):
         return left.value.code, *capfd.readouterr()
 
     return run
-
-
-def save(path, size=(20, 12), mode="RGB", seed=0, **options):
-    """Write a random image; size is (width, height)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
-    if mode == "I;16":
-        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
-    else:
-        image = Image.frombytes(mode, size, noise.tobytes())
-    image.save(path, **options)
-    return path
-
-
-def read(path):
-    with Image.open(path) as image:
-        assert image.mode == "P"
-        return np.asarray(image)
-
-
-def files(folder):
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".cosa.json")
-    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def test_hostile_images(tmp_path, infer):
@@ -190,33 +131,6 @@ def test_options_of_the_prediction(tmp_path, infer, weights):
     assert np.array_equal(read(tmp_path / "out/a.png"), expected)
     assert infer(path, tmp_path / "default")[0] == 0
     assert not np.array_equal(read(tmp_path / "default/a.png"), expected)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 90), (33, 5), (64, 64), (6, 9), (129, 50)])
-def test_argmax_in_strips_equals_the_whole(size, monkeypatch):
-    logits = torch.randn(5, 6, 9, generator=torch.Generator().manual_seed(1))
-    expected = F.interpolate(logits[None], size, mode="bilinear")[0].argmax(0)
-    for limit in (2**22, 1000, 1):
-        monkeypatch.setattr(cosa.inference, "MAX_LOGITS", limit)
-        mask = argmax_at_size(logits, size)
-        assert mask.dtype == torch.uint8 and mask.shape == size
-        assert torch.equal(mask.long(), expected)
-
-
-def test_memory_of_a_large_mask_is_bounded(monkeypatch):
-    widest = []
-    interpolate = F.interpolate
-
-    def spy(rows, size, **options):
-        widest.append(rows.shape[1] * size[0] * size[1])
-        return interpolate(rows, size, **options)
-
-    monkeypatch.setattr(cosa.inference.F, "interpolate", spy)
-    logits = torch.zeros(21, 4, 4)
-    logits[7] = 1
-    assert (argmax_at_size(logits, (900, 1200)) == 7).all()
-    assert max(widest) <= cosa.inference.MAX_LOGITS < 21 * 900 * 1200
-    assert sum(widest) == 21 * 900 * 1200
 
 
 def test_thirty_megapixels(tmp_path, infer):
@@ -301,8 +215,8 @@ def test_interrupted_overwriting_is_not_taken_for_one_network(
         command = [str(tmp_path / "in"), "--weights", str(file), "--output", out, *options]
         return main([*command, "--device", "cpu"])
 
-    def interrupt(*_, **__):
-        yield None, None
+    def interrupt(network, jobs, *_, **__):
+        yield Outcome(jobs[0])
         raise KeyboardInterrupt
 
     assert run(weights) == 0
@@ -322,13 +236,13 @@ def test_precision_is_that_of_the_training(tmp_path, weights, monkeypatch, preci
     torch.save(content, tmp_path / "weights.pt")
     save(tmp_path / "a.png")
     seen = []
-    real = cosa.inference.multi_scale
+    real = cosa.inference.segmenter.multi_scale
 
     def spy(*arguments):
         seen.append(torch.is_autocast_enabled("cpu"))
         return real(*arguments)
 
-    monkeypatch.setattr(cosa.inference, "multi_scale", spy)
+    monkeypatch.setattr(cosa.inference.segmenter, "multi_scale", spy)
     monkeypatch.setattr(sys.modules["infer"], "allow_tf32", seen.append)
     out = str(tmp_path / "out")
     arguments = ["--weights", str(tmp_path / "weights.pt"), "--output", out, "--device", "cpu"]
@@ -346,86 +260,6 @@ def test_output_inside_the_input_is_not_read(tmp_path, infer):
     assert files(tmp_path / "in/sub/masks") == ["a.png", "classes.csv", "sub/b.png"]
 
 
-def sources(jobs):
-    return [job.source.name for job in jobs]
-
-
-def test_plan_of_globs(tmp_path, monkeypatch):
-    for name in ("x/a.jpg", "x/b.png", "y/z/a.jpg", "y/c[1].jpg", "y/notes.txt", ".h/a.jpg"):
-        save(tmp_path / name) if name[-1] == "g" else (tmp_path / name).write_text("")
-    jobs = plan(f"{tmp_path}/*/*.jpg", "out")
-    assert [str(job.mask) for job in jobs] == ["out/x/a.png", "out/y/c[1].png"]
-    assert sources(plan(f"{tmp_path}/**/*", tmp_path / "out")) == [
-        "a.jpg", "b.png", "c[1].jpg", "a.jpg",
-    ]  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert [str(job.mask) for job in plan("x/*.jpg", "out")] == ["out/a.png"]
-    assert [str(job.mask) for job in plan("*/a.jpg", "out")] == ["out/x/a.png"]
-    assert [str(job.mask) for job in plan("y/c[1].jpg", "out")] == ["out/c[1].png"]
-    assert [str(job.mask) for job in plan(".", "out")][0] == "out/x/a.png"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
-def test_plan_follows_links_but_not_in_circles(tmp_path):
-    save(tmp_path / "store/a.jpg")
-    save(tmp_path / "in/b.jpg")
-    (tmp_path / "in/linked").symlink_to(tmp_path / "store")
-    (tmp_path / "in/circle").symlink_to(tmp_path / "in")
-    (tmp_path / "in/broken.jpg").symlink_to(tmp_path / "absent.jpg")
-    assert [job.mask for job in plan(str(tmp_path / "in"), "out")] == [
-        Path("out/b.png"),
-        Path("out/linked/a.png"),
-    ]
-
-
-def test_plan_keeps_little_of_each_image(tmp_path):
-    for k in range(3):
-        save(tmp_path / f"in/a/{k}.jpg")
-    jobs = plan(str(tmp_path / "in"), tmp_path / "out", overlays=True)
-    assert jobs.files == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
-    assert jobs[1] == cosa.inference.Job(
-        tmp_path / "in/a/1.jpg", tmp_path / "out/a/1.png", tmp_path / "out/a/1.overlay.png"
-    )
-    save(tmp_path / "out/a/1.png")
-    assert len(jobs.unfinished()) == 3
-    save(tmp_path / "out/a/1.overlay.png")
-    assert sources(jobs.unfinished()) == ["0.jpg", "2.jpg"]
-
-
-def test_plan_refuses_two_inputs_of_one_name(tmp_path):
-    a, b = save(tmp_path / "in/a.jpg"), save(tmp_path / "in/a.png")
-    with pytest.raises(UserError, match="both become") as caught:
-        plan(str(tmp_path / "in"), tmp_path / "out")
-    assert str(a) in str(caught.value) and str(b) in str(caught.value)
-    b.rename(tmp_path / "in/a.overlay.png")
-    assert len(plan(str(tmp_path / "in"), tmp_path / "out")) == 2
-    with pytest.raises(UserError, match="both become"):
-        plan(str(tmp_path / "in"), tmp_path / "out", overlays=True)
-
-
-def test_plan_never_overwrites_images(tmp_path):
-    png = save(tmp_path / "in/a.png")
-    with pytest.raises(UserError, match=r"in/a\.png would be overwritten"):
-        plan(str(png), tmp_path / "in")
-    for source in (tmp_path / "in", tmp_path / "in/*"):
-        with pytest.raises(UserError, match="choose another --output"):
-            plan(str(source), tmp_path / "x/../in")
-    save(tmp_path / "in/in/b.jpg")  # as in/b.png of the folder above, another image
-    save(tmp_path / "in/b.png")
-    with pytest.raises(UserError, match=r"in/b\.png would be overwritten"):
-        plan(str(tmp_path / "in"), tmp_path)
-
-
-def test_nothing_to_do_is_an_error(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/notes.txt").write_text("")
-    for source in ("in", "in/*.jpg"):
-        with pytest.raises(UserError, match="no image in"):
-            plan(str(tmp_path / source), tmp_path / "out")
-    with pytest.raises(UserError, match="absent does not exist"):
-        plan(str(tmp_path / "absent"), tmp_path / "out")
-
-
 def test_unwritable_output_is_reported_for_the_file(tmp_path, infer):
     save(tmp_path / "in/a.jpg")
     save(tmp_path / "in/b/c.jpg")
@@ -435,91 +269,6 @@ def test_unwritable_output_is_reported_for_the_file(tmp_path, infer):
     assert code == 1 and "1 done" in out and "1 failed" in out
     assert f"failed: the result of {tmp_path / 'in/b/c.jpg'} cannot be written" in err
     assert files(tmp_path / "out") == ["a.png", "b", "classes.csv"]
-
-
-def test_parallel_map_is_bounded_ordered_and_lazy():
-    started, lock, fed, most = 0, threading.Lock(), 0, 0
-    release = threading.Event()
-
-    def feed():
-        nonlocal fed
-        for k in range(200):
-            fed += 1
-            yield k
-
-    def work(k):
-        nonlocal started
-        with lock:
-            started += 1
-        if k == 0:  # the slow one, behind which the others must not pile up
-            release.wait(0.2)
-        return k * k
-
-    results = []
-    for result in parallel_map(work, feed(), workers=3, ahead=7):
-        results.append(result)
-        most = max(most, fed - len(results))
-    assert results == [k * k for k in range(200)]
-    assert started == 200
-    assert 1 <= most <= 6  # with the one handed out: 7
-
-
-def test_parallel_map_stops_when_closed():
-    begun = []
-
-    def work(k):
-        begun.append(k)
-        time.sleep(0.01)
-        return k
-
-    results = parallel_map(work, range(10_000), workers=2, ahead=4)
-    assert next(results) == 0
-    results.close()
-    count = len(begun)
-    time.sleep(0.05)
-    assert len(begun) == count <= 10
-
-
-def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, weights, monkeypatch):
-    """Between the first reading and the last writing of an image, few others are begun."""
-    network = cosa.load(weights)
-    path = save(tmp_path / "a.png")
-    lock, read_so_far, written, most = threading.Lock(), 0, 0, 0
-    real_read, real_write = cosa.inference.read_image, cosa.inference._write
-
-    def counting_read(source):
-        nonlocal read_so_far, most
-        with lock:
-            read_so_far += 1
-            most = max(most, read_so_far - written)
-        return real_read(source)
-
-    def slow_write(*arguments):
-        nonlocal written
-        time.sleep(0.005)
-        real_write(*arguments)
-        with lock:
-            written += 1
-
-    monkeypatch.setattr(cosa.inference, "read_image", counting_read)
-    monkeypatch.setattr(cosa.inference, "_write", slow_write)
-    jobs = (cosa.inference.Job(path, tmp_path / f"out/{k}.png") for k in range(120))
-    results = segment_files(
-        network, jobs, size=16, scales=(1.0,), flip=False, batch_size=4, workers=2
-    )
-    assert sum(error is None for _, error in results) == 120
-    assert most <= 4 + (4 + 2) + 2 * 2 + 1  # the batch, those read ahead, those being written
-
-
-def test_out_of_memory_is_told(tmp_path, weights, monkeypatch):
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(cosa.inference, "multi_scale", fail)
-    save(tmp_path / "a.png")
-    jobs = plan(str(tmp_path / "a.png"), tmp_path / "out")
-    with pytest.raises(UserError, match="lower --batch-size"):
-        list(segment_files(cosa.load(weights), jobs, size=16, scales=(1.0,), flip=False))
 
 
 def test_program_with_relative_paths(tmp_path, weights, program, monkeypatch):

@@ -1,0 +1,194 @@
+"""Which images there are, and which files each of them becomes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cosa.data.images import IMAGE_SUFFIXES
+from cosa.errors import UserError
+
+SUFFIXES = {
+    "mask": ".png",
+    "overlay": ".overlay.png",
+    "cam": ".cam.npz",
+    "cpl": ".cpl.png",
+    "probabilities": ".probabilities.npz",
+}
+"""What can be saved of an image, and what takes the place of the image's suffix."""
+
+
+class CannotGoOn(UserError):
+    """Every further job would fail in the same way."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and the files that it becomes."""
+
+    name: str
+    """Path of the image below the folder that is searched, in "/" notation."""
+    source: Path
+    results: dict[str, Path]
+    """Keys of ``SUFFIXES``, in its order."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its files are there."""
+        return all(path.exists() for path in self.results.values())
+
+
+@dataclass(frozen=True)
+class Plan(Sequence[Job]):
+    """Jobs that are made when they are asked for: of each only the image's path is kept.
+
+    A million files take about 100 MB, twice that for a moment while they are searched.
+    """
+
+    root: Path
+    output: Path
+    save: tuple[str, ...]
+    """Keys of ``SUFFIXES``, in its order."""
+    files: list[str]
+    """Paths of the images below ``root``, sorted, in "/" notation."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Job:
+        file = self.files[index]
+        paths = (self.output / name for name in self.results(file))
+        return Job(file, self.root / file, dict(zip(self.save, paths, strict=True)))
+
+    def results(self, file: str) -> list[str]:
+        """Paths below ``output`` of what becomes of an image."""
+        stem = os.path.splitext(file)[0]
+        return [stem + SUFFIXES[kind] for kind in self.save]
+
+    def only(self, chosen: Iterable[bool]) -> Plan:
+        """The part for which ``chosen``, of one value per image, is true."""
+        kept = [file for file, keep in zip(self.files, chosen, strict=True) if keep]
+        return replace(self, files=kept)
+
+    def overwritten(self, folder: str | Path, files: Iterable[str]) -> str | None:
+        """The first of the paths ``files`` below ``folder`` that a result would replace."""
+        folder, output = Path(os.path.realpath(folder)), Path(os.path.realpath(self.output))
+        if not folder.is_relative_to(output):
+            return None
+        below = folder.relative_to(output)
+        written = {name for file in self.files for name in self.results(file)}
+        return next((file for file in files if (below / file).as_posix() in written), None)
+
+
+def plan(
+    source: str,
+    output: str | os.PathLike[str],
+    save: Iterable[str] = ("mask",),
+    masks: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """Find the images of ``source`` and name their outputs.
+
+    Outputs keep the relative path and stem: ``output/a/b.png`` is the mask of ``a/b.jpg``, the
+    others have the endings of ``SUFFIXES``. In folders and globs, hidden files, files without
+    the suffix of an image and everything inside ``output`` or ``masks`` are left out; links to
+    folders are followed.
+
+    Args:
+        source: a folder (searched with its subfolders), a file, or a glob, where ``**`` stands
+            for any subfolders and relative paths start at the first part with a wildcard.
+        output: folder of the outputs; it need not exist.
+        save: keys of ``SUFFIXES``.
+        masks: folder of the true masks, named like the masks of ``output``, if there is one.
+
+    Returns:
+        The jobs, sorted by path.
+
+    Raises:
+        UserError: no image there, two files would become one, or an image or a true mask would
+            be overwritten.
+    """
+    folders = [Path(output)] if masks is None else [Path(output), Path(masks)]
+    root, files = _find(source, folders)
+    if not files:
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"there is no image in {source}: none of its files ends in {known}")
+    save = set(save)
+    jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files)
+    _check_collisions(jobs)
+    image = jobs.overwritten(root, files)
+    if image is not None:
+        raise UserError(f"{root / image} would be overwritten: choose another --output")
+    truth = masks and jobs.overwritten(masks, (os.path.splitext(f)[0] + ".png" for f in files))
+    if truth:
+        raise UserError(f"{Path(masks, truth)} would be overwritten: choose another --output")
+    return jobs
+
+
+def _check_collisions(jobs: Plan) -> None:
+    written = set()
+    for file in jobs.files:
+        for name in jobs.results(file):
+            if name in written:
+                first = next(other for other in jobs.files if name in jobs.results(other))
+                raise UserError(
+                    f"{jobs.root / first} and {jobs.root / file} would both become "
+                    f"{jobs.output / name}: rename one of them"
+                )
+            written.add(name)
+
+
+def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
+    """The folder that relative paths start from, and the images' relative paths, sorted.
+
+    The first of the folders ``left_out`` is the output.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path.parent, [path.name]
+    if path.is_dir():
+        root, found = path, _walk(path)
+    elif any(_is_pattern(part) for part in path.parts):
+        first = next(i for i, part in enumerate(path.parts) if _is_pattern(part))
+        root = Path(*path.parts[:first])
+        found = (Path(match) for match in glob.iglob(source, recursive=True))
+    else:
+        raise UserError(f"{source} does not exist: give a folder, an image or a quoted glob")
+    real_root = Path(os.path.realpath(root))
+    real = [Path(os.path.realpath(folder)) for folder in left_out]
+    if real[0] == real_root:
+        raise UserError(f"{left_out[0]} holds the images themselves: choose another --output")
+    # What an earlier run wrote, or the true masks, where they lie among the images.
+    inside = {folder.relative_to(real_root) for folder in real if real_root in folder.parents}
+    files = set()
+    for match in found:
+        file = match.relative_to(root)
+        hidden = any(part.startswith(".") for part in file.parts)
+        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
+            continue
+        if match.is_file():
+            files.add(file.as_posix())
+    return root, sorted(files)
+
+
+def _is_pattern(part: str) -> bool:
+    return any(wildcard in part for wildcard in "*?[")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder; linked folders too, each once, lest a circle never ends."""
+    seen = set()
+    for here, subfolders, names in os.walk(folder, onerror=_cannot_search, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(here, name) for name in names)
+
+
+def _cannot_search(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be searched: {error.strerror}") from error

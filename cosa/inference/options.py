@@ -1,0 +1,178 @@
+"""The command line of infer.py, and the settings that follow from it and from the weights."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cosa.crf import PRESETS
+from cosa.data.datasets import nearest
+from cosa.errors import UserError
+from cosa.inference.jobs import SUFFIXES
+from cosa.inference.labels import ImageLabels
+from cosa.inference.segmenter import run_crf
+from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES, CrfSettings, Settings
+from cosa.network import CoSANetwork
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, whose combination makes sense."""
+    parser = argparse.ArgumentParser(
+        description="Segment images. Masks are palette PNG files of the images' sizes, with the "
+        "images' relative paths and stems; 0 is background, classes.csv lists the classes. "
+        "Files that are there already are not computed again."
+    )
+    add = parser.add_argument
+    add("input", help="folder (with its subfolders), image file, or glob in quotes")
+    add("--weights", required=True, metavar="FILE", help="a checkpoint of CoSA")
+    add("--output", required=True, metavar="FOLDER", help="where the results go")
+    add("--save", type=kinds, default=("mask",), metavar="KIND,...",
+        help=f"what to write, of {', '.join(SUFFIXES)}; default: mask")
+    add("--overlay", action="store_true", help="also write each image with its mask over it")
+    add("--overwrite", action="store_true", help="compute finished files again")
+    add("--labels", metavar="CSV", help="image-level labels; other classes are left out")
+    add("--threshold", type=share, metavar="T", help="of pseudo-labels; default: as trained")
+    add("--crf", nargs="?", const="release", metavar="PRESET",
+        help="refine by a dense CRF: release (default), toco or deeplab")
+    add("--crf-backend", choices=BACKENDS, help="default: torch")
+    add("--crf-iterations", type=positive_integer, metavar="N", help="instead of the preset's")
+    add("--crf-gaussian", type=number, nargs=2, metavar=("W", "SXY"),
+        help="weight and sigma in pixels of the position kernel")
+    add("--crf-bilateral", type=number, nargs=3, metavar=("W", "SXY", "SRGB"),
+        help="weight, sigma in pixels and in grey levels of the colour kernel")
+    add("--mode", choices=MODES, default="whole",
+        help="images squashed to a square (default), or windows of the image as it is")
+    add("--window", type=positive_integer, metavar="N", help="side of the windows")
+    add("--stride", type=positive_integer, metavar="N", help="step between windows")
+    add("--max-size", type=positive_integer, default=MAX_SIZE, metavar="N",
+        help=f"longer sides are shrunk to this for windows and CRF; default: {MAX_SIZE}")
+    add("--scales", type=positive_number, nargs="+", metavar="S", help="default: as evaluated")
+    add("--flip", action=argparse.BooleanOptionalAction, help="default: as evaluated")
+    add("--size", type=positive_integer, metavar="N", help="side that images are squashed to")
+    add("--json", metavar="FILE", help="write a summary of all images and of the run")
+    add("--evaluate", metavar="MASKS", help="score against the true masks in this folder")
+    add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
+    add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    add("--workers", type=positive_integer, metavar="N", help="threads that read, and that write")
+    args = parser.parse_args(arguments)
+    for option, needed, there in (
+        ("crf_backend", "--crf", args.crf),
+        ("crf_iterations", "--crf", args.crf),
+        ("crf_gaussian", "--crf", args.crf),
+        ("crf_bilateral", "--crf", args.crf),
+        ("window", "--mode slide", args.mode == "slide"),
+        ("stride", "--mode slide", args.mode == "slide"),
+        ("size", "--mode whole", args.mode == "whole"),
+        ("threshold", "--save cpl", "cpl" in args.save),
+    ):
+        if getattr(args, option) is not None and not there:
+            parser.error(f"--{option.replace('_', '-')} is of use with {needed} only")
+    args.save = tuple(k for k in SUFFIXES if k in args.save or (k == "overlay" and args.overlay))
+    args.workers = args.workers or min(8, os.cpu_count() or 1)
+    return args
+
+
+def choose_crf(args: argparse.Namespace) -> CrfSettings | None:
+    """The preset with the numbers that replace its own.
+
+    Raises:
+        UserError: there is no such preset or backend here, or a number is out of range.
+    """
+    if args.crf is None:
+        return None
+    if args.crf not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise UserError(f"--crf {args.crf} is no preset{nearest(args.crf, PRESETS)}; "
+                        f"choose one of {known}")
+    own = {
+        "iterations": args.crf_iterations,
+        "gaussian": args.crf_gaussian,
+        "bilateral": args.crf_bilateral,
+    }
+    chosen = PRESETS[args.crf] | {key: value for key, value in own.items() if value is not None}
+    crf = CrfSettings(
+        iterations=chosen["iterations"],
+        gaussian=tuple(map(float, chosen["gaussian"])),
+        bilateral=tuple(map(float, chosen["bilateral"])),
+        backend=args.crf_backend or BACKENDS[0],
+    )
+    # An image of four pixels tells whether it works before any work is done.
+    run_crf(np.zeros((2, 2, 3), np.uint8), torch.full((2, 2, 2), 0.5), crf)
+    return crf
+
+
+def choose_settings(
+    args: argparse.Namespace,
+    network: CoSANetwork,
+    crf: CrfSettings | None,
+    labels: ImageLabels | None,
+) -> Settings:
+    """The options, with what the weights say for those that are not given.
+
+    Raises:
+        UserError: the stride leaves gaps, or there is no threshold for the pseudo-labels.
+    """
+    evaluation = network.config["evaluate"]
+    window = args.window or network.image_size
+    stride = args.stride or math.ceil(2 * window / 3)
+    if stride > window:
+        raise UserError(f"--stride {stride} leaves gaps between windows of {window}: lower it")
+    threshold = None
+    if "cpl" in args.save:
+        threshold = network.thresholds[0] if args.threshold is None else args.threshold
+        if threshold is None:
+            raise UserError(f"{args.weights} holds no threshold for pseudo-labels: give one, "
+                            "--threshold T")
+    return Settings(
+        size=args.size or network.image_size,
+        scales=tuple(args.scales or evaluation["scales"]),
+        flip=evaluation["flip"] if args.flip is None else args.flip,
+        mode=args.mode,
+        window=window,
+        stride=stride,
+        max_size=args.max_size,
+        crf=crf,
+        threshold=threshold,
+        labels=labels and labels.digest,
+    )
+
+
+def kinds(text: str) -> tuple[str, ...]:
+    """The parts of a list such as "mask,cam"."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = next((kind for kind in chosen if kind not in SUFFIXES), None)
+    if unknown is not None or not chosen:
+        hint = nearest(unknown or "", SUFFIXES)
+        raise argparse.ArgumentTypeError(
+            f"'{unknown or text}' cannot be saved{hint}; choose from {','.join(SUFFIXES)}"
+        )
+    return chosen
+
+
+def positive_integer(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
+def number(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return float(text)
+
+
+def positive_number(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return float(text)
+
+
+def share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
+    return float(text)

@@ -1,0 +1,126 @@
+"""What is saved of an image, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosa.cam import resize
+from cosa.data.images import read_image
+from cosa.errors import UserError
+from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.pixels import Size
+from cosa.inference.segmenter import Maps
+from cosa.palette import Color, overlay, save_image, save_mask
+
+NEGLIGIBLE = 1e-3
+"""Classes that are nowhere in an image as probable as this are not saved."""
+
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors that the next file will meet as well."""
+
+
+@dataclass
+class Results:
+    """The content of an image's files; what is not saved is None."""
+
+    mask: np.ndarray | None = None
+    """(H, W) uint8, of the image's size; also what an overlay shows."""
+    cpl: np.ndarray | None = None
+    """(H, W) uint8"""
+    archives: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """The arrays of "cam" and "probabilities"."""
+
+
+def write(job: Job, results: Results, palette: Sequence[Color]) -> None:
+    """Write the files of a job, each atomically; the image is read again for its overlay.
+
+    Raises:
+        UserError: naming the file that cannot be written, or no longer be read; ``CannotGoOn``
+            if the disk is full or read-only.
+    """
+    try:
+        for kind, path in job.results.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "mask":
+                save_mask(path, results.mask, palette)
+            elif kind == "cpl":
+                save_mask(path, results.cpl, palette)
+            elif kind == "overlay":
+                image = read_image(job.source)
+                if results.mask.shape != (image.height, image.width):
+                    raise UserError(f"{job.source} changed while it was segmented; run again")
+                save_image(path, overlay(image, results.mask, palette))
+            else:
+                save_arrays(path, results.archives[kind])
+    except OSError as error:
+        reason = error.strerror or error
+        if error.errno in HOPELESS:
+            raise CannotGoOn(
+                f"{path} cannot be written: {reason}; make room, then the same command goes on "
+                "where it left off"
+            ) from error
+        raise UserError(f"the result of {job.source} cannot be written: {reason}") from error
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a compressed .npz file atomically; the folder must exist."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    # A short name of its own: the target's may already be as long as the file system allows.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content.getbuffer())
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C too must not leave a torn file.
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@torch.inference_mode()
+def probability_arrays(maps: Maps, size: Size, grid: Size) -> dict[str, np.ndarray]:
+    """What is saved as "probabilities": the softmax of the mean logits, before any CRF.
+
+    Args:
+        maps: of one image.
+        size: (height, width) of the image itself.
+        grid: (h, w) of the result.
+
+    Returns:
+        ``probabilities`` (N, h, w) float16, of the classes that somewhere reach ``NEGLIGIBLE``;
+        ``classes`` (N,) uint8, their labels, 0 the background; ``size`` (2,) int32.
+    """
+    probabilities = (resize(maps.seg[None], grid)[0] / maps.passes).softmax(dim=0)
+    kept = torch.nonzero(probabilities.amax(dim=(1, 2)) >= NEGLIGIBLE).flatten().tolist()
+    labels = [maps.classes[index] for index in kept]
+    return _archive("probabilities", probabilities[kept], labels, size)
+
+
+@torch.inference_mode()
+def cam_arrays(maps: Maps, size: Size, grid: Size) -> dict[str, np.ndarray]:
+    """What is saved as "cam": M' of the present (else the predicted) classes.
+
+    Returns:
+        ``cam`` (N, h, w) float16 in [0, 1]; ``classes`` (N,) uint8, their labels from 1;
+        ``size`` (2,) int32. For the arguments see ``probability_arrays``.
+    """
+    # PyTorch resizes no empty tensors.
+    cam = resize(maps.cam[None], grid)[0] if len(maps.cam) else maps.cam.new_zeros(0, *grid)
+    return _archive("cam", cam, maps.cam_classes, size)
+
+
+def _archive(name: str, maps: Tensor, labels: list[int], size: Size) -> dict[str, np.ndarray]:
+    return {
+        name: maps.half().cpu().numpy(),
+        "classes": np.array(labels, dtype=np.uint8),
+        "size": np.array(size, dtype=np.int32),
+    }

@@ -1,0 +1,291 @@
+"""Folders of images to folders of masks: threads in stages, with bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from cosa.data.datasets import read_mask
+from cosa.data.images import read_image
+from cosa.errors import UserError
+from cosa.inference import outputs
+from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.outputs import Results, cam_arrays, probability_arrays
+from cosa.inference.pixels import (
+    Size,
+    argmax_and_probability,
+    argmax_at_size,
+    pseudo_labels_at_size,
+)
+from cosa.inference.segmenter import Maps, Prepared, Segmenter
+from cosa.inference.settings import Settings
+from cosa.network import CoSANetwork
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One class of a mask."""
+
+    label: int
+    """0 the background, k the k-th class."""
+    share: float
+    """Of the image's pixels, in (0, 1]."""
+    probability: float | None
+    """Mean over these pixels; None where only the mask is known."""
+
+
+@dataclass
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    error: UserError | None = None
+    skipped: bool = False
+    """Its files were there already."""
+    seconds: float = 0.0
+    """Of work on it, its part of its batch included; waiting does not count."""
+    size: Size | None = None
+    """(height, width)"""
+    found: list[Found] | None = None
+    """By label; where ``details`` was asked for."""
+    mask: np.ndarray | None = None
+    """(H, W) uint8; where ``keep_masks`` was asked for."""
+
+
+@dataclass
+class _Work:
+    """An outcome on its way through the stages."""
+
+    outcome: Outcome
+    prepared: Prepared | None = None
+    maps: Maps | None = None
+    results: Results = field(default_factory=Results)
+
+
+def segment_files(
+    network: CoSANetwork,
+    jobs: Iterable[Job],
+    settings: Settings,
+    *,
+    save: Sequence[str] = ("mask",),
+    labels_of: Callable[[str], list[int]] | None = None,
+    details: bool = False,
+    keep_masks: bool = False,
+    batch_size: int = 4,
+    workers: int = 4,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[Outcome]:
+    """Write the results of image files.
+
+    Images are squashed to a square as in the evaluation, or seen in windows, and their logits
+    resized to the image before the argmax. Reading, a CRF on the CPU, and writing go on in
+    threads of their own beside the network. However many jobs there are, there are in memory at
+    most ``2 * batch_size + workers`` images as the network reads them, ``workers + 1`` on their
+    way through a CRF on the CPU, and ``batch_size + 2 * workers`` masks.
+
+    Args:
+        network: in evaluation mode, with ``palette``; runs on the device where it is.
+        jobs: may be lazy.
+        settings: see ``Settings``.
+        save: keys of ``SUFFIXES``, those that the jobs have.
+        labels_of: the foreground classes, from 1, of the image with this name; others are left
+            out of all results. It may raise ``UserError``: the job fails then.
+        details: fill in ``Outcome.found``.
+        keep_masks: fill in ``Outcome.mask``.
+        batch_size: images, or windows, per forward pass of the network (twice as many with
+            flips).
+        workers: threads that read, as many that write, and as many for a CRF on the CPU.
+        autocast: makes the context of the forward pass, such as bfloat16 autocast.
+
+    Yields:
+        The outcome of each job, in order.
+
+    Raises:
+        CannotGoOn: the device's memory is too small, or the disk is full.
+    """
+    labelled = details or keep_masks or not {"mask", "overlay"}.isdisjoint(save)
+    segmenter = Segmenter(
+        network,
+        settings,
+        seg=labelled or "probabilities" in save,
+        cam=not {"cam", "cpl"}.isdisjoint(save),
+        batch_size=batch_size,
+        autocast=autocast,
+    )
+
+    def load(job: Job) -> _Work:
+        return read(_Work(Outcome(job)))
+
+    @_timed
+    @_stage
+    def read(work: _Work) -> None:
+        job = work.outcome.job
+        present = None if labels_of is None else labels_of(job.name)
+        work.prepared = segmenter.prepare(read_image(job.source), present)
+        work.outcome.size = work.prepared.size
+
+    def predict() -> Iterator[_Work]:
+        with closing(parallel_map(load, jobs, workers, batch_size + workers)) as loaded:
+            while chunk := list(islice(loaded, batch_size)):
+                good = [work for work in chunk if work.outcome.error is None]
+                started = time.perf_counter()
+                try:
+                    compute(good)
+                except torch.OutOfMemoryError as error:
+                    raise segmenter.out_of_memory() from error
+                for work in good:
+                    work.outcome.seconds += (time.perf_counter() - started) / len(good)
+                yield from chunk
+
+    def compute(batch: list[_Work]) -> None:
+        """All that is done on the network's device."""
+        predicted = segmenter.predict([work.prepared for work in batch])
+        for work, maps in zip(batch, predicted, strict=True):
+            work.maps = maps
+            _collect(work, segmenter, save)
+            if not segmenter.crf_in_threads:
+                finish(work)
+
+    @_stage
+    def finish(work: _Work) -> None:
+        """From the maps to the mask."""
+        if labelled:
+            if settings.crf:
+                work.maps = segmenter.refine(work.maps, work.prepared.photo)
+            _label(work, details)
+        work.prepared = work.maps = None
+
+    @_timed
+    @_stage
+    def write(work: _Work) -> None:
+        outputs.write(work.outcome.job, work.results, network.palette)
+
+    with ExitStack() as stack:
+        stage = stack.enter_context(closing(predict()))
+        if segmenter.crf_in_threads:
+            refined = parallel_map(_timed(finish), stage, workers, workers + 1)
+            stage = stack.enter_context(closing(refined))
+        written = parallel_map(write, stage, workers, 2 * workers)
+        for work in stack.enter_context(closing(written)):
+            if keep_masks:
+                work.outcome.mask = work.results.mask
+            yield work.outcome
+
+
+def read_back(jobs: Iterable[Job], num_classes: int, workers: int = 4) -> Iterator[Outcome]:
+    """The outcomes of jobs that are finished, with all that their mask files tell.
+
+    Args:
+        jobs: may be lazy.
+        num_classes: C, of the weights.
+        workers: threads that read.
+    """
+
+    def read(job: Job) -> Outcome:
+        outcome = Outcome(job, skipped=True)
+        try:
+            if "mask" in job.results:
+                outcome.mask = read_mask(job.results["mask"], num_classes)
+                outcome.size = outcome.mask.shape
+        except UserError as error:
+            outcome.error = UserError(f"{error}; delete it, or use --overwrite")
+        if outcome.mask is not None:
+            pixels = np.bincount(outcome.mask.ravel())
+            outcome.found = [
+                Found(int(label), float(pixels[label] / pixels.sum()), None)
+                for label in np.flatnonzero(pixels)
+            ]
+        return outcome
+
+    yield from parallel_map(read, jobs, workers, 2 * workers)
+
+
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int
+) -> Iterator[Result]:
+    """Map in threads, in order, with at most ``ahead`` items begun and not yet handed out.
+
+    ``items`` is advanced by the caller's thread. When the generator is closed, what has begun is
+    finished and the rest dropped. An exception of ``function`` is raised at its item's turn.
+    """
+    pool = ThreadPoolExecutor(workers)
+    pending = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= ahead or pending[0].done():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _stage(function: Callable[[_Work], None]) -> Callable[[_Work], _Work]:
+    """A step of the work on one image, which may fail; later ones are left out then."""
+
+    def run(work: _Work) -> _Work:
+        if work.outcome.error is None:
+            try:
+                function(work)
+            except CannotGoOn:
+                raise
+            except UserError as error:
+                work.outcome.error = error
+        return work
+
+    return run
+
+
+def _timed(function: Callable[[_Work], _Work]) -> Callable[[_Work], _Work]:
+    """The same, adding its time to the outcome's."""
+
+    def run(work: _Work) -> _Work:
+        started = time.perf_counter()
+        function(work)
+        work.outcome.seconds += time.perf_counter() - started
+        return work
+
+    return run
+
+
+def _collect(work: _Work, segmenter: Segmenter, save: Sequence[str]) -> None:
+    """What is saved of the maps as the network yields them."""
+    maps, size, settings = work.maps, work.outcome.size, segmenter.settings
+    grid = segmenter.saved_grid(size)
+    if "probabilities" in save:
+        work.results.archives["probabilities"] = probability_arrays(maps, size, grid)
+    if "cam" in save:
+        work.results.archives["cam"] = cam_arrays(maps, size, grid)
+    if "cpl" in save:
+        cpl = pseudo_labels_at_size(maps.cam, size, settings.threshold).numpy()
+        work.results.cpl = np.array([0, *maps.cam_classes], dtype=np.uint8)[cpl]
+
+
+def _label(work: _Work, details: bool) -> None:
+    """The mask, and what it holds."""
+    maps, size = work.maps, work.outcome.size
+    if details:
+        mask, pixels, probabilities = argmax_and_probability(maps.seg, size, maps.passes)
+        work.outcome.found = [
+            Found(label, count / mask.numel(), probability)
+            for label, count, probability in zip(
+                maps.classes, pixels.tolist(), probabilities.tolist(), strict=True
+            )
+            if count
+        ]
+    else:
+        mask = argmax_at_size(maps.seg, size)
+    work.results.mask = np.array(maps.classes, dtype=np.uint8)[mask.numpy()]

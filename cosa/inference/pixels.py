@@ -1,0 +1,100 @@
+"""From maps on the network's grid to labels of pixels, in memory that images do not blow up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosa.targets import cam_pseudo_labels
+
+MAX_LOGITS = 2**22
+"""Upsampled logits held at once (16 MB); whole images of 30 megapixels would need gigabytes."""
+
+Size = tuple[int, int]
+"""(height, width)"""
+
+
+def strips(maps: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
+    """Maps (K, h, w), resized bilinearly to ``size`` (H, W), a few rows at a time.
+
+    The same as ``F.interpolate(..., mode="bilinear")`` up to rounding.
+
+    Yields:
+        The rows, and their values (K, rows, W) in float32.
+    """
+    maps = maps.float()
+    height, width = size
+    source = (torch.arange(height, dtype=torch.float64) + 0.5) * maps.shape[1] / height - 0.5
+    source = source.clamp(min=0)
+    above = source.floor().long().clamp(max=maps.shape[1] - 1)
+    below = (above + 1).clamp(max=maps.shape[1] - 1)
+    weight = (source - above).float()
+    above, below, weight = (values.to(maps.device) for values in (above, below, weight))
+    rows_at_once = max(1, MAX_LOGITS // (maps.shape[0] * width))
+    for start in range(0, height, rows_at_once):
+        part = slice(start, min(start + rows_at_once, height))
+        rows = torch.lerp(maps[:, above[part]], maps[:, below[part]], weight[part, None])
+        yield part, F.interpolate(rows[None], (rows.shape[1], width), mode="bilinear")[0]
+
+
+@torch.inference_mode()
+def argmax_at_size(scores: Tensor, size: Size) -> Tensor:
+    """Argmax of scores (K, h, w), K <= 256, resized to ``size``: (H, W) uint8 on the CPU."""
+    mask = torch.empty(size, dtype=torch.uint8)
+    for part, wide in strips(scores, size):
+        # max() is several times faster than argmax() across the channels on the CPU.
+        mask[part] = wide.max(dim=0).indices.byte().cpu()
+    return mask
+
+
+@torch.inference_mode()
+def argmax_and_probability(
+    scores: Tensor, size: Size, passes: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``argmax_at_size``, with how much of the image each label has, and how surely.
+
+    Args:
+        scores: (K, h, w) logits summed over ``passes``, or probabilities.
+        size: (H, W).
+        passes: number of passes in the sum; None for probabilities.
+
+    Returns:
+        The mask, the pixels of each label (K,) int64, and the mean probability of each label
+        over its pixels (K,) float64, NaN for a label without pixels; all on the CPU. For logits
+        the probability is the softmax of their mean over the passes.
+    """
+    mask = torch.empty(size, dtype=torch.uint8)
+    pixels = torch.zeros(len(scores), dtype=torch.int64)
+    total = torch.zeros(len(scores), dtype=torch.float64)
+    for part, wide in strips(scores, size):
+        best = wide.max(dim=0)
+        sure = best.values
+        if passes is not None:
+            sure = ((wide - best.values) / passes).exp().sum(dim=0).reciprocal()
+        flat = best.indices.flatten()
+        mask[part] = best.indices.byte().cpu()
+        pixels += torch.bincount(flat, minlength=len(scores)).cpu()
+        total += torch.bincount(flat, sure.flatten().double(), minlength=len(scores)).cpu()
+    return mask, pixels, total / pixels
+
+
+@torch.inference_mode()
+def pseudo_labels_at_size(cam: Tensor, size: Size, threshold: float) -> Tensor:
+    """CAM pseudo-labels (Eq. 3 of CoSA) at the size of the image.
+
+    Args:
+        cam: (N, h, w) in [0, 1], of the classes that the image holds; N may be 0.
+        size: (H, W).
+        threshold: xi in [0, 1].
+
+    Returns:
+        (H, W) uint8 on the CPU: 0 background, n the n-th map.
+    """
+    labels = torch.zeros(size, dtype=torch.uint8)
+    if len(cam):
+        for part, wide in strips(cam, size):
+            labels[part] = cam_pseudo_labels(wide[None], threshold)[0][0].byte().cpu()
+    return labels

@@ -1,0 +1,149 @@
+"""What tells in the output folder where its files come from."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosa.errors import UserError
+from cosa.files import replacing
+from cosa.inference.jobs import SUFFIXES
+from cosa.inference.settings import Settings
+from cosa.network import CoSANetwork
+
+NAMES = {
+    "mask": "masks",
+    "overlay": "overlays",
+    "cam": "CAMs",
+    "cpl": "CAM pseudo-labels",
+    "probabilities": "probabilities",
+}
+
+SEVERAL = {"weights_sha256": "several"}
+"""The mark of files that are being overwritten: some are of other weights or settings."""
+
+Mark = dict[str, Any]
+
+
+class Record:
+    """Weights and settings of the files in an output folder.
+
+    ``classes.csv`` lists index, name, red, green and blue of the classes. ``.cosa.json`` holds,
+    for each kind of file, a digest of the weights and the settings, so that results that do not
+    belong together are not mixed unnoticed.
+    """
+
+    def __init__(
+        self, folder: Path, network: CoSANetwork, settings: Settings, save: Iterable[str]
+    ) -> None:
+        self.folder = folder
+        self.classes, self.digest = classes_table(network), weights_digest(network)
+        marks = {kind: {"weights_sha256": self.digest, **settings.of(kind)} for kind in save}
+        self.new: dict[str, Mark] = json.loads(json.dumps(marks))  # as they will be read
+        self.old: dict[str, Mark] = {}
+
+    def begin(self, overwrite: bool) -> None:
+        """Look at what is there; writes nothing.
+
+        Raises:
+            UserError: the files there were made otherwise and are not to be overwritten.
+        """
+        classes, self.old = self._read("classes.csv"), self._marks()
+        if overwrite:
+            return
+        if classes not in (None, self.classes):
+            raise self._refusal("masks", "weights")
+        for kind in self.new:
+            differing = self._differing(kind)
+            if self.old.get(kind) == SEVERAL:
+                raise self._refusal(NAMES[kind], "weights or settings")
+            if "weights_sha256" in differing:
+                raise self._refusal(NAMES[kind], "weights")
+            if differing:
+                settings = f"settings ({', '.join(sorted(differing))})"
+                raise self._refusal(NAMES[kind], settings)
+
+    def start(self) -> None:
+        """Note what is about to be written.
+
+        Until all files made otherwise are overwritten, the folder holds files of both kinds.
+        """
+        changing = {kind: SEVERAL for kind in self.new if self._differing(kind)}
+        self._write({**self.old, **self.new, **changing})
+
+    def end(self) -> None:
+        """Note that all files of these kinds are of these weights and settings."""
+        self._write({**self.old, **self.new})
+
+    def _differing(self, kind: str) -> set[str]:
+        """Names of the settings in which the files there differ from the new ones."""
+        old, new = self.old.get(kind, {}), self.new[kind]
+        return {key for key in old if old[key] != new.get(key)} | {
+            # A record without any settings is of a version that had none to choose from.
+            key for key in new if key not in old and len(old) > 1
+        }
+
+    def _refusal(self, what: str, otherwise: str) -> UserError:
+        return UserError(
+            f"{self.folder} holds {what} made with other {otherwise}: --overwrite or another "
+            "--output"
+        )
+
+    def _marks(self) -> dict[str, Mark]:
+        text = self._read(".cosa.json")
+        if text is None:
+            return {}
+        try:
+            marks = json.loads(text)
+        except json.JSONDecodeError:
+            marks = None
+        if isinstance(marks, dict) and "weights_sha256" in marks:
+            # So the record was when there were but these kinds.
+            return {kind: marks for kind in ("mask", "overlay")}
+        if isinstance(marks, dict) and all(isinstance(mark, dict) for mark in marks.values()):
+            return marks
+        # Whatever it was, it cannot vouch for the files.
+        return dict.fromkeys(SUFFIXES, SEVERAL)
+
+    def _read(self, name: str) -> str | None:
+        try:
+            return (self.folder / name).read_bytes().decode(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"{self.folder / name} cannot be read: {error.strerror}") from error
+
+    def _write(self, marks: dict[str, Mark]) -> None:
+        files = {"classes.csv": self.classes, ".cosa.json": json.dumps(marks) + "\n"}
+        for name, text in files.items():
+            try:
+                with replacing(self.folder / name) as temporary:
+                    Path(temporary).write_bytes(text.encode())
+            except UserError as error:
+                raise UserError(f"--output {self.folder}: {error}") from error
+
+
+def classes_table(network: CoSANetwork) -> str:
+    """The content of classes.csv."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["index", "name", "red", "green", "blue"])
+    rows = zip(("background", *network.classes), network.palette, strict=True)
+    table.writerows([index, name, *color] for index, (name, color) in enumerate(rows))
+    return text.getvalue()
+
+
+def weights_digest(network: CoSANetwork) -> str:
+    """SHA-256 of all tensors, whichever kind of file they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

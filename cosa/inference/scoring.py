@@ -1,0 +1,116 @@
+"""Scores of a folder of images whose true masks are at hand."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cosa.data.datasets import IGNORE, read_mask
+from cosa.errors import UserError
+from cosa.inference.jobs import Plan
+from cosa.inference.pipeline import Outcome
+from cosa.metrics import SegmentationMetrics
+
+
+class Scorer:
+    """Compares masks with the truth, one image at a time.
+
+    Args:
+        folder: of the true masks, PNG files of class indices, 255 ignored, with the relative
+            path and stem of their images.
+        classes: the C foreground classes of the weights.
+        label_filtered: whether the masks hold no other classes than the image-level labels do;
+            the scores have other names then.
+
+    Raises:
+        UserError: there are more classes than a mask can tell from ignored pixels.
+    """
+
+    def __init__(self, folder: str | Path, classes: Sequence[str], label_filtered: bool) -> None:
+        if len(classes) >= IGNORE:
+            raise UserError(
+                f"--evaluate: the weights have {len(classes)} classes, but masks with the value "
+                f"{IGNORE} for ignored pixels hold at most {IGNORE - 1}"
+            )
+        self.folder, self.classes = Path(folder), ("background", *classes)
+        self.suffix = "_label_filtered" if label_filtered else ""
+        self.metrics = SegmentationMetrics(len(self.classes), boundary=True)
+        self.images = 0
+
+    def check(self, jobs: Plan) -> None:
+        """Raise ``UserError`` unless at least one image has a mask."""
+        if not self.folder.is_dir():
+            raise UserError(f"--evaluate {self.folder} is no folder: give the one of the masks")
+        if not any(self._truth(job.name).exists() for job in jobs):
+            raise UserError(
+                f"--evaluate {self.folder}: no mask belongs to an image; that of "
+                f"{jobs[0].source} would be {self._truth(jobs[0].name)}"
+            )
+
+    def update(self, outcome: Outcome) -> UserError | None:
+        """Score the mask of an image; the reason if that is impossible."""
+        truth = self._truth(outcome.job.name)
+        try:
+            if not truth.exists():
+                raise UserError(f"{outcome.job.source} is not scored: there is no mask {truth}")
+            target = read_mask(truth, len(self.classes) - 1)
+        except UserError as error:
+            return error
+        if target.shape != outcome.mask.shape:
+            (height, width), (own_height, own_width) = target.shape, outcome.mask.shape
+            return UserError(
+                f"{truth}: the mask is {width}x{height} pixels but {outcome.job.source} is "
+                f"{own_width}x{own_height}; they must have one size"
+            )
+        self.metrics.update(outcome.mask, target)
+        self.images += 1
+        return None
+
+    def _truth(self, name: str) -> Path:
+        return self.folder / (os.path.splitext(name)[0] + ".png")
+
+    def scores(self) -> dict[str, Any]:
+        """``miou``, ``boundary_f``, ``jf`` and, by class name, ``iou`` and ``boundary_f_classes``.
+
+        In [0, 1], None where undefined. Label-filtered scores have the suffix
+        ``_label_filtered``. ``images`` counts those that were scored.
+        """
+        scores = self.metrics.compute()
+        for key in ("iou", "boundary_f_classes"):
+            values = (_defined(value) for value in scores[key])
+            scores[key] = dict(zip(self.classes, values, strict=True))
+        named = {key + self.suffix: _defined(value) for key, value in scores.items()}
+        return {**named, "images": self.images}
+
+    def table(self) -> str:
+        """The scores in percent, for people."""
+        scores = self.metrics.compute()
+        width = max(len("class"), *map(len, self.classes))
+        lines = [f"{'class':<{width}}    IoU      F"]
+        rows = zip(self.classes, scores["iou"], scores["boundary_f_classes"], strict=True)
+        # Neither the truth nor the masks show the others.
+        rows = [(name, j, f) for name, j, f in rows if not (math.isnan(j) and f == 1)]
+        lines += [f"{name:<{width}}  {_percent(j)}  {_percent(f)}" for name, j, f in rows]
+        if len(rows) < len(self.classes):
+            lines.append(f"({len(self.classes) - len(rows)} other classes occur nowhere)")
+        kind = "filtered by image labels" if self.suffix else "label-free"
+        lines += [
+            "",
+            f"mIoU (J)           {_percent(scores['miou'])}  {kind}",
+            f"contour quality F  {_percent(scores['boundary_f'])}",
+            f"J&F                {_percent(scores['jf'])}",
+            f"{self.images} images scored",
+        ]
+        return "\n".join(lines)
+
+
+def _defined(value: Any) -> Any:
+    """None, which JSON knows, for NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _percent(share: float) -> str:
+    return "    -" if math.isnan(share) else f"{100 * share:5.1f}"

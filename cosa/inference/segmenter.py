@@ -1,0 +1,225 @@
+"""Images to maps and labels: the network whole or in windows, label filter, CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cosa.cam import resize
+from cosa.crf import dense_crf
+from cosa.data.images import network_input, to_tensor
+from cosa.errors import UserError
+from cosa.inference.jobs import CannotGoOn
+from cosa.inference.pixels import Size
+from cosa.inference.settings import CrfSettings, Settings
+from cosa.inference.windows import SlidingNetwork
+from cosa.network import CoSANetwork, NetworkOutput
+from cosa.predict import multi_scale, scaled_size
+
+CELLS = 4
+"""Cells per patch, along a side, of the maps that windows yield and of the maps that are saved."""
+
+
+@dataclass
+class Prepared:
+    """What is needed of an image."""
+
+    size: Size
+    """(height, width) of the image itself."""
+    pixels: Tensor
+    """Whole: the normalised square (3, S, S) float32. Slide: (H', W', 3) uint8."""
+    photo: np.ndarray | None
+    """(H', W', 3) uint8, shrunk to ``max_size``, where there will be a CRF."""
+    present: list[int] | None
+    """The foreground classes that the image holds, counted from 1, if that is known."""
+
+
+@dataclass
+class Maps:
+    """What the network says about an image, on its own grid."""
+
+    classes: list[int]
+    """The labels of ``seg``'s channels: 0 the background, then the present classes."""
+    cam_classes: list[int]
+    """The labels of ``cam``'s channels: the present classes, else those that are predicted."""
+    seg: Tensor | None
+    """(K, h, w) logits summed over the passes, or probabilities after the CRF."""
+    cam: Tensor | None
+    """(N, h, w) in [0, 1], M' of the paper."""
+    passes: int | None
+    """In the sum of ``seg``; None where these are probabilities."""
+
+
+class Segmenter:
+    """A network with the settings under which it is used.
+
+    Args:
+        network: in evaluation mode; runs on the device where it is.
+        settings: see ``Settings``.
+        seg, cam: which maps are wanted.
+        batch_size: images, or windows, per forward pass (twice as many with flips).
+        autocast: makes the context of the forward pass, such as bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        network: CoSANetwork,
+        settings: Settings,
+        *,
+        seg: bool = True,
+        cam: bool = False,
+        batch_size: int = 4,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.network, self.settings = network, settings
+        self.maps = ("seg",) * seg + ("cam",) * cam
+        self.batch_size, self.autocast = batch_size, autocast
+        self.device = next(network.parameters()).device
+
+    def prepare(self, image: Image.Image, present: list[int] | None) -> Prepared:
+        """What to keep of an RGB image until its turn; for threads that read ahead."""
+        settings, size = self.settings, (image.height, image.width)
+        photo = None
+        if settings.crf:
+            photo = np.array(resized(image, shrunk(size, settings.max_size)))
+        if settings.mode == "whole":
+            return Prepared(size, network_input(image, settings.size), photo, present)
+        patches = scaled_size(shrunk(size, settings.max_size), 1.0, self.network.patch_size)
+        pixels = torch.from_numpy(np.array(resized(image, patches)))
+        return Prepared(size, pixels, photo, present)
+
+    def predict(self, batch: Sequence[Prepared]) -> Iterator[Maps]:
+        """The maps of some images, in order; in mode "whole" in a single batch."""
+        if self.settings.mode == "whole" and batch:
+            squares = torch.stack([prepared.pixels for prepared in batch]).to(self.device)
+            yield from self._maps(squares, batch, None)
+        elif self.settings.mode == "slide":
+            for prepared in batch:
+                image = to_tensor(prepared.pixels.numpy()).to(self.device)[None]
+                yield from self._maps(image, [prepared], self.saved_grid(prepared.size))
+
+    def _maps(
+        self, images: Tensor, batch: Sequence[Prepared], grid: Size | None
+    ) -> Iterator[Maps]:
+        settings, network = self.settings, self.network
+        if settings.mode == "slide":
+            network = SlidingNetwork(
+                network, settings.window, settings.stride, self.batch_size, self.maps
+            )
+        scored = _ScoredNetwork(network, len(batch))
+        with torch.inference_mode(), self.autocast():
+            fused = multi_scale(scored, images, settings.scales, settings.flip, grid, self.maps)
+        for index, prepared in enumerate(batch):
+            classes, cam_classes = list(range(self.network.num_classes + 1)), []
+            seg, cam = (None if maps is None else maps[index] for maps in (fused.seg, fused.cam))
+            if prepared.present is not None:
+                # Leaving channels out is to set them to -inf, which would not survive resizing.
+                classes, cam_classes = [0, *prepared.present], prepared.present
+                seg = None if seg is None else seg[classes]
+            elif cam is not None:
+                cam_classes = [1 + k for k in scored.positive(index)]
+            cam = None if cam is None else cam[[label - 1 for label in cam_classes]]
+            yield Maps(classes, cam_classes, seg, cam, settings.passes)
+
+    def saved_grid(self, size: Size) -> Size:
+        """(h, w) of the maps that are saved of an image of ``size``: ``CELLS`` per patch."""
+        settings, patch = self.settings, self.network.patch_size
+        if settings.mode == "slide":
+            height, width = scaled_size(shrunk(size, settings.max_size), 1.0, patch)
+            return height // patch * CELLS, width // patch * CELLS
+        side = min(settings.size, CELLS * max(1, round(settings.size / patch)))
+        return side, side
+
+    @property
+    def crf_in_threads(self) -> bool:
+        """Whether the CRF runs on the CPU."""
+        crf = self.settings.crf
+        return crf is not None and (self.device.type == "cpu" or crf.backend == "pydensecrf")
+
+    @torch.inference_mode()
+    def refine(self, maps: Maps, photo: np.ndarray) -> Maps:
+        """Put the CRF's probabilities, at the size of ``photo``, in the place of the logits.
+
+        It starts from the softmax of the mean logits of all passes, at temperature 1, at which
+        the network was trained: the softmax of their sum is so close to 0 and 1 that a CRF
+        could hardly move it.
+
+        Raises:
+            UserError: the parameters do not suit the photo.
+        """
+        if len(maps.classes) == 1:
+            return maps
+        device = torch.device("cpu") if self.crf_in_threads else self.device
+        logits = resize(maps.seg[None].to(device) / maps.passes, photo.shape[:2])[0]
+        refined = run_crf(photo, logits.softmax(dim=0), self.settings.crf)
+        return replace(maps, seg=refined, passes=None)
+
+    def out_of_memory(self) -> CannotGoOn:
+        """What to tell when the device's memory is too small."""
+        slide = self.settings.mode == "slide"
+        options = ["--batch-size", *(["--window"] if slide else ["--size"])]
+        options += ["--max-size"] if slide or self.settings.crf else []
+        choice = f"{', '.join(options[:-1])} or {options[-1]}"
+        return CannotGoOn(f"out of memory on {self.device}: lower {choice}")
+
+
+class _ScoredNetwork:
+    """A network that remembers the mean class scores of its passes.
+
+    Args:
+        network: what ``multi_scale`` takes.
+        batch: number B of images; those that it sees are several times as many with flips.
+    """
+
+    def __init__(self, network: Callable[[Tensor], NetworkOutput], batch: int) -> None:
+        self.network, self.patch_size, self.batch = network, network.patch_size, batch
+        self.logits: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> NetworkOutput:
+        output = self.network(images)
+        self.logits += output.logits.split(self.batch)
+        return output
+
+    def positive(self, index: int) -> list[int]:
+        """Classes, from 0, of image ``index`` whose mean score is above 0, a probability of 1/2."""
+        mean = torch.stack([logits[index] for logits in self.logits]).float().mean(dim=0)
+        return torch.nonzero(mean > 0).flatten().tolist()
+
+
+def run_crf(photo: np.ndarray, probabilities: Tensor, crf: CrfSettings) -> Tensor:
+    """``dense_crf`` of an image (H, W, 3) uint8 and probabilities (K, H, W), on their device.
+
+    Raises:
+        UserError: a parameter is out of range, or the backend is not installed.
+    """
+    try:
+        return dense_crf(
+            photo,
+            probabilities,
+            iterations=crf.iterations,
+            gaussian=crf.gaussian,
+            bilateral=crf.bilateral,
+            backend=crf.backend,
+        )
+    except ValueError as error:
+        raise UserError(f"the CRF cannot run with these parameters: {error}") from error
+
+
+def shrunk(size: Size, longest: int) -> Size:
+    """``size`` (height, width), in proportion, so that no side is above ``longest``."""
+    factor = min(1.0, longest / max(size))
+    height, width = (max(1, round(side * factor)) for side in size)
+    return height, width
+
+
+def resized(image: Image.Image, size: Size) -> Image.Image:
+    """An RGB image at (height, width), bilinear, antialiased; itself where that is its size."""
+    if (image.height, image.width) == size:
+        return image
+    return image.resize(size[::-1], Image.Resampling.BILINEAR)

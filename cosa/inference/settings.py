@@ -1,0 +1,65 @@
+"""What decides the result, apart from the weights and the image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MODES = ("whole", "slide")
+BACKENDS = ("torch", "pydensecrf")
+MAX_SIZE = 1024
+"""Default of ``max_size``: twice the longer side of the benchmarks' photographs, the most that
+training enlarges them."""
+
+
+@dataclass(frozen=True)
+class CrfSettings:
+    """Arguments of ``cosa.crf.dense_crf``."""
+
+    iterations: int
+    gaussian: tuple[float, float]
+    """Weight and sigma_xy in pixels."""
+    bilateral: tuple[float, float, float]
+    """Weight, sigma_xy in pixels and sigma_rgb in grey levels."""
+    backend: str = "torch"
+    """One of ``BACKENDS``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are segmented."""
+
+    size: int
+    """Side of the square that images are squashed to, in mode "whole"."""
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    mode: str = "whole"
+    """One of ``MODES``: the whole image as a square, or windows of the image as it is."""
+    window: int = 448
+    """Side of the windows, in mode "slide"."""
+    stride: int = 299
+    """Largest step between windows, in mode "slide"."""
+    max_size: int = MAX_SIZE
+    """Longer sides are shrunk to this for windows and for the CRF."""
+    crf: CrfSettings | None = None
+    threshold: float | None = None
+    """xi, where M' becomes pseudo-labels; only these need it."""
+    labels: str | None = field(default=None)
+    """Digest of the image-level labels that filter the results."""
+
+    @property
+    def passes(self) -> int:
+        """Predictions that are summed up for each image."""
+        return len(self.scales) * (1 + self.flip)
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """The settings on which what is saved as ``kind`` (of ``SUFFIXES``) depends, as JSON."""
+        slide, crf = self.mode == "slide", self.crf if kind in ("mask", "overlay") else None
+        relevant = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip}
+        relevant |= {"window": self.window, "stride": self.stride} if slide else {"size": self.size}
+        if slide or crf:
+            relevant["max-size"] = self.max_size
+        relevant |= {"crf": crf and asdict(crf), "labels": self.labels}
+        if kind == "cpl":
+            relevant["threshold"] = self.threshold
+        return relevant

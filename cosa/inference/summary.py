@@ -1,0 +1,101 @@
+"""The JSON file about a run, written image by image."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cosa.errors import UserError
+from cosa.inference.pipeline import Outcome
+
+_HEAD = '{"images": [\n'
+
+
+class Summary:
+    """A JSON file that ``finish`` puts in its place; without it there is none.
+
+    It holds ``images``, a list with one line for each image, and ``run``. Only the current image
+    is in memory.
+
+    Args:
+        path: of the file.
+        classes: the C foreground classes of the weights.
+
+    Raises:
+        UserError: on entering, or later, if the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, classes: Sequence[str]) -> None:
+        self.path, self.names = Path(path), ("background", *classes)
+        self._temporary = self.path.with_name(f".{uuid.uuid4().hex}.tmp")
+
+    def __enter__(self) -> Summary:
+        if self.path.is_dir():
+            raise UserError(f"--json {self.path} is a folder: give the name of a file")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._temporary, "x", encoding="ascii", newline="\n")
+        except OSError as error:
+            raise self._refused(error) from error
+        self._write(_HEAD)
+        return self
+
+    def add(self, outcome: Outcome, unscored: UserError | None = None) -> None:
+        """Note an image; ``unscored`` is why it has no part in the scores."""
+        entry: dict[str, Any] = {"path": outcome.job.name}
+        if outcome.size is not None:
+            entry["size"] = [outcome.size[1], outcome.size[0]]
+        if outcome.found is not None:
+            entry["classes"] = [
+                {
+                    "index": found.label,
+                    "name": self.names[found.label],
+                    "share": round(found.share, 6),
+                    "probability": found.probability and round(found.probability, 6),
+                }
+                for found in outcome.found
+            ]
+        entry["seconds"] = None if outcome.skipped else round(outcome.seconds, 6)
+        entry["skipped"] = outcome.skipped
+        entry["error"] = None if outcome.error is None else str(outcome.error)
+        if unscored is not None:
+            entry["unscored"] = str(unscored)
+        self._write(_json(entry), separator=",\n")
+
+    def finish(self, run: dict[str, Any]) -> None:
+        """Add the whole run, and put the file in its place."""
+        self._write(f'\n],\n"run": {_json(run)}}}\n')
+        try:
+            self._file.close()
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            # Only unwritten text is lost with a file that is deleted; the error that
+            # kept it from being written has been raised already.
+            pass
+        self._temporary.unlink(missing_ok=True)
+
+    def _write(self, text: str, separator: str = "") -> None:
+        """Write a text, and before it the separator unless it is the first item."""
+        try:
+            # The file itself tells what it holds, whenever Ctrl-C came.
+            first = self._file.tell() <= len(_HEAD)
+            self._file.write(text if first else separator + text)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> UserError:
+        return UserError(f"--json {self.path} cannot be written: {error.strerror or error}")
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, allow_nan=False)

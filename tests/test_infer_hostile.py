@@ -1,0 +1,293 @@
+"""infer.py where everything goes wrong: one sentence each, nothing half-written."""
+
+import errno
+import json
+import os
+import signal
+import tracemalloc
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from infer_helpers import (
+    files,
+    refusal,
+    run_main,
+    save,
+    save_smooth,
+    write_weights,
+)
+from PIL import Image
+
+import cosa.inference.outputs
+from cosa.errors import UserError
+from cosa.inference.jobs import SUFFIXES, CannotGoOn
+from infer import main
+
+ALL = ("--save", "mask,overlay,cam,cpl,probabilities")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
+
+
+@pytest.fixture
+def program(weights, capfd):
+    def run(source, output, *options):
+        return run_main(weights, source, output, *options), *capfd.readouterr()
+
+    return run
+
+
+def test_weights_of_the_wrong_kind(tmp_path, weights):
+    path = save(tmp_path / "in/a.png")
+    wrong = {
+        "text.pth": lambda file: file.write_text("hello"),
+        "empty.pth": lambda file: file.write_bytes(b""),
+        "image.png": lambda file: save(file),
+        "cut.pth": lambda file: file.write_bytes(weights.read_bytes()[:5000]),
+        "tensor.pth": lambda file: torch.save(torch.zeros(3), file),
+        "optimizer.pth": lambda file: torch.save({"state": {}, "param_groups": []}, file),
+        "code.pth": lambda file: torch.save({"model": Exploit()}, file),
+        "folder.pth": lambda file: file.mkdir(),
+        "text.safetensors": lambda file: file.write_text("hello"),
+    }
+    for name, make in wrong.items():
+        make(tmp_path / name)
+        assert name in refusal(tmp_path / name, path, tmp_path / "out"), name
+    assert not (tmp_path / "out").exists() and not (tmp_path / "exploited").exists()
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+def test_class_counts_that_do_not_fit(tmp_path, weights):
+    path = save(tmp_path / "in/a.png")
+    content = torch.load(weights, weights_only=True)
+    content["about"]["classes"] = ["cat", "dog"]
+    torch.save(content, tmp_path / "fewer.pt")
+    message = refusal(tmp_path / "fewer.pt", path, tmp_path / "out")
+    assert "fewer.pt does not fit its own configuration" in message
+    many = [f"class {k}" for k in range(256)]
+    write_weights(tmp_path / "many.pt", classes=many)
+    message = refusal(tmp_path / "many.pt", path, tmp_path / "out")
+    assert "many.pt has 256 classes: masks hold at most 255" in message
+    # With 255 classes masks can be written, but not told from ignored pixels.
+    write_weights(tmp_path / "full.pt", classes=many[:-1])
+    save(tmp_path / "truth/a.png", mode="L")
+    message = refusal(
+        tmp_path / "full.pt", path, tmp_path / "out", "--evaluate", tmp_path / "truth"
+    )
+    assert "255 classes" in message and "at most 254" in message
+    assert not (tmp_path / "out").exists()
+    assert run_main(tmp_path / "full.pt", path, tmp_path / "out") == 0
+
+
+def test_folders_without_images_and_inputs_of_one_name(tmp_path, weights):
+    (tmp_path / "in").mkdir()
+    message = refusal(weights, tmp_path / "in", tmp_path / "out", *ALL)
+    assert "there is no image in" in message
+    save(tmp_path / "in/a.jpg")
+    # The pseudo-labels of the one are the mask of the other.
+    save(tmp_path / "in/a.cpl.jpg")
+    assert run_main(weights, tmp_path / "in", tmp_path / "fine") == 0
+    message = refusal(weights, tmp_path / "in", tmp_path / "out", *ALL)
+    assert "a.cpl.jpg" in message and "would both become" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_is_no_folder(tmp_path, weights):
+    path = save(tmp_path / "in/a.png")
+    (tmp_path / "file").write_text("kept")
+    for output in (tmp_path / "file", tmp_path / "file/deeper"):
+        message = refusal(weights, path, output)
+        assert f"--output {output}" in message and "cannot write" in message
+    assert (tmp_path / "file").read_text() == "kept" and files(tmp_path) == ["file", "in/a.png"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs rights to lack")
+def test_read_only_output(tmp_path, weights, program):
+    path = save(tmp_path / "in/a.png")
+    assert program(path, tmp_path / "done")[0] == 0
+    for name in ("done", "empty"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name).chmod(0o500)
+    try:
+        message = refusal(weights, path, tmp_path / "empty")
+        assert f"--output {tmp_path / 'empty'}" in message and "Permission denied" in message
+        assert "Permission denied" in refusal(weights, path, tmp_path / "done", "--overwrite")
+        # Where all is done, nothing needs to be written.
+        assert program(path, tmp_path / "done")[0] == 0
+    finally:
+        for name in ("done", "empty"):
+            (tmp_path / name).chmod(0o700)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that refuses all")
+def test_output_that_refuses_files(tmp_path, weights):
+    message = refusal(weights, save(tmp_path / "a.png"), "/proc/self/masks")
+    assert message.startswith("--output /proc/self/masks: cannot write /proc/self/masks/")
+
+
+def test_finished_output_is_not_written_to(tmp_path, program, weights):
+    path = save(tmp_path / "in/a.png")
+    assert program(path, tmp_path / "out", *ALL)[0] == 0
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert "1 skipped" in program(path, tmp_path / "out", *ALL)[1]
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+
+
+@contextmanager
+def largest_file(size):
+    """No file may grow beyond so many bytes: writing stops in the middle, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@pytest.mark.parametrize("kind", ["mask", "overlay", "cam", "cpl", "probabilities"])
+def test_files_that_do_not_fit_leave_nothing_behind(tmp_path, program, kind):
+    for k in range(3):
+        save(tmp_path / f"in/{k}.png", (300, 300) if k == 1 else (2, 2), seed=k)
+    source, out = tmp_path / "in", tmp_path / "out"
+    options = ("--mode", "slide", "--scales", "1", "--save", kind)
+    with largest_file(1500):
+        code, text, err = program(source, out, *options)
+    assert code == 1 and "2 done" in text and "1 failed" in text
+    assert err == f"failed: the result of {source / '1.png'} cannot be written: File too large\n"
+    written = (name + SUFFIXES[kind] for name in "02")
+    assert files(out) == sorted([*written, "classes.csv"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_stops_the_program_once_and_for_all(tmp_path, weights, monkeypatch, capfd,
+                                                        number):
+    for k in range(20):
+        save(tmp_path / f"in/{k:02}.png")
+    real = cosa.inference.outputs.save_mask
+
+    def full(path, *arguments):
+        if path.name >= "05.png":
+            raise OSError(number, os.strerror(number))
+        real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cosa.inference.outputs, "save_mask", full)
+        summary = ("--json", tmp_path / "s.json")
+        message = refusal(weights, tmp_path / "in", tmp_path / "out", *summary)
+    assert os.strerror(number) in message and "05.png" in message
+    out, err = capfd.readouterr()
+    assert "5 done" in out and err == ""
+    assert files(tmp_path / "out") == [*(f"{k:02}.png" for k in range(5)), "classes.csv"]
+    assert not (tmp_path / "s.json").exists()
+    assert not list(tmp_path.glob(".*"))
+    assert run_main(weights, tmp_path / "in", tmp_path / "out", *summary) == 0
+    assert "15 done" in capfd.readouterr().out
+
+
+def test_a_full_disk_is_no_defect_for_the_summary_either(tmp_path, weights):
+    for k in range(60):
+        save(tmp_path / f"in/{k}.png", (2, 2))
+    with largest_file(9000):
+        message = refusal(
+            weights, tmp_path / "in", tmp_path / "out", "--json", tmp_path / "s.json"
+        )
+    assert message.startswith(f"--json {tmp_path / 's.json'} cannot be written")
+    assert not (tmp_path / "s.json").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM")
+def test_stopped_and_run_again(tmp_path, weights, program, monkeypatch):
+    for k in range(40):
+        save(tmp_path / f"in/{k:02}.png", (60, 40), seed=k)
+    source, out = tmp_path / "in", tmp_path / "out"
+    options = (*ALL, "--workers", "2", "--batch-size", "2", "--json", tmp_path / "s.json")
+    assert program(source, tmp_path / "expected", *options)[0] == 0
+    real = cosa.inference.outputs.write
+
+    def stopping(job, *arguments):
+        if job.name == "11.png":
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(job, *arguments)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(cosa.inference.outputs, "write", stopping)
+        code, _, err = program(source, out, *options)
+    assert code == 130 and err == "stopped; the same command goes on where it left off\n"
+    assert signal.getsignal(signal.SIGTERM) == handler
+    names, expected = files(out), files(tmp_path / "expected")
+    assert 11 * 5 < len(names) < 25 * 5
+    for name in names:  # whole, and what they should be
+        same_sizes = (tmp_path / "expected" / name).stat().st_size
+        assert name in expected and (out / name).stat().st_size == same_sizes
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert content["run"]["interrupted"] and 0 < content["run"]["done"] <= 12
+    assert not list(tmp_path.glob(".*"))
+    code, text, _ = program(source, out, *options)
+    assert code == 0 and files(out) == expected
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert len(content["images"]) == 40 and not content["run"]["interrupted"]
+    assert content["run"]["skipped"] >= 11 and content["run"]["failed"] == 0
+
+
+def tiny_files(folder, count):
+    folder.mkdir()
+    save(folder / "0.png", (2, 2))
+    content = (folder / "0.png").read_bytes()
+    for k in range(1, count):
+        (folder / f"{k}.png").write_bytes(content)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_tiny_files(tmp_path, program, count):
+    tiny_files(tmp_path / "in", count)
+    save(tmp_path / "first.png", (2, 2))
+    options = ("--json", tmp_path / "s.json", "--evaluate", tmp_path / "truth", "--size", "8",
+               "--scales", "1", "--no-flip", "--batch-size", "32")
+    (tmp_path / "truth").mkdir()
+    for k in range(count):
+        (tmp_path / f"truth/{k}.png").symlink_to(tmp_path / "mask.png")
+    Image.fromarray(np.ones((2, 2), np.uint8)).save(tmp_path / "mask.png")
+    tracemalloc.start()
+    code, out, err = program(tmp_path / "in", tmp_path / "out", *options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (code, err) == (0, "") and f"{count} done" in out
+    assert f"{count} images scored" in out
+    assert peak < 8_000_000 + 1500 * count
+    content = json.loads((tmp_path / "s.json").read_text())
+    paths = [entry["path"] for entry in content["images"]]
+    assert paths == sorted(f"{k}.png" for k in range(count))
+    code, out, _ = program(tmp_path / "in", tmp_path / "out", "--scales", "1", "--no-flip",
+                           "--size", "8")
+    assert code == 0 and f"{count} skipped" in out
+
+
+def test_names_that_are_no_unicode(tmp_path, program):
+    path = save_smooth(tmp_path / "a.png")
+    try:
+        odd = os.fsdecode(os.fsencode(str(tmp_path / "in")) + b"/b\xff.png")
+        (tmp_path / "in").mkdir()
+        os.rename(path, odd)
+    except OSError:
+        pytest.skip("this file system knows Unicode only")
+    code, out, err = program(tmp_path / "in", tmp_path / "out", "--json", tmp_path / "s.json")
+    assert (code, err) == (0, "")
+    (entry,) = json.loads((tmp_path / "s.json").read_text())["images"]
+    assert os.fsencode(entry["path"]) == b"b\xff.png"
+
+
+def test_errors_of_the_command_line_are_exit_code_2(tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(["in", "--weights", "w", "--output", "o", "--save", "masks"])
+    assert caught.value.code == 2
+    assert issubclass(CannotGoOn, UserError)  # of which run_program makes a sentence and code 2
