@@ -60,7 +60,8 @@ class CoTraining:
         self.autocast = autocast
         self.thresholds = {"cam": self._new_threshold(), "aux_cam": self._new_threshold()}
         self.regularizers = build_regularizers(
-            config.regularizers, network.classifier.in_channels, network.num_classes
+            config.regularizers, network.classifier.in_channels, network.num_classes,
+            vars(config.loss),
         ).to(next(network.parameters()).device)
         if not self.active_terms(0) and not self.active_regularizers(0):
             raise UserError("no loss term is switched on at the first iteration: set loss.cls or "

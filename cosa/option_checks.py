@@ -50,3 +50,9 @@ def ordered(config: Any, low: str, high: str) -> None:
 def positive_scales(config: Any) -> None:
     if not config.scales or any(not s > 0 for s in config.scales):
         raise ValueError(f"scales is {list(config.scales)}: give at least one, all positive")
+
+
+def some_part(config: Any, *keys: str) -> None:
+    """A regularizer that is on must have a part that is."""
+    if config.weight > 0 and not any(getattr(config, key) for key in keys):
+        raise ValueError(f"{' and '.join(keys)} are all 0: set weight to 0 instead")

@@ -2,14 +2,15 @@
 
 Each has a ``weight``, 0 of which means that it is not built at all, and a ``start``, the first
 iteration at which it counts. Those that read pseudo-labels never start before
-``method.cls_iterations``. Other defaults are the values of the papers or of their releases.
+``method.cls_iterations``. Other defaults are the values of the papers or of their releases; where
+these have none, the sentence beside the option says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cosa.option_checks import above, at_least, at_most, below, unit
+from cosa.option_checks import above, at_least, at_most, below, some_part, unit
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,10 @@ class ImportanceSamplingOptions:
     """ISL of "High-fidelity Pseudo-labels" (hfpl): classify sampled pixels, on M and M-dagger."""
 
     weight: float = 0.0
-    """lambda: it replaces this part of loss.cls and loss.cls_aux; 0.2 in the paper."""
+    """lambda: it replaces this part of loss.cls and loss.cls_aux; 0.2 in the paper, whose authors
+    scale the term by 0.1 where they train with AdamW."""
     start: int = 0
-    """The first iteration at which it counts."""
+    """The first iteration at which it counts; see above."""
     samples: int = 10
     """Pixels drawn per image and class."""
 
@@ -36,7 +38,7 @@ class FeatureSimilarityOptions:
     weight: float = 0.0
     """1 in the paper, 0.1 where its authors train with AdamW."""
     start: int = 0
-    """The first iteration at which it counts."""
+    """The first iteration at which it counts; see above."""
     grid: int = 0
     """Side of the grid of pixels that are compared; 0: twice the token grid (56 at 448/16)."""
     mu: float = 2.5
@@ -46,7 +48,7 @@ class FeatureSimilarityOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start", "grid")
-        above(self, 0, "sigma")
+        at_least(self, 0.1, "sigma")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class DomainAdaptationOptions:
     weight: float = 0.0
     """Of the whole; 1 in the paper."""
     start: int = 0
-    """The first iteration at which it counts."""
+    """The first iteration at which it counts; see above."""
     adversarial: float = 1.0
     """Of the domain classifier's loss within it."""
     supervision: float = 1.0
@@ -82,6 +84,7 @@ class DomainAdaptationOptions:
         at_least(self, 1, "width", "hidden")
         at_least(self, 0, "dropout")
         below(self, 1, "dropout")
+        some_part(self, "adversarial", "supervision")
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class SemanticDecouplingOptions:
     weight: float = 0.0
     """Of the whole; 1 in the paper."""
     start: int = 0
-    """The first iteration at which it counts."""
+    """The first iteration at which it counts; see above."""
     foreground: float = 0.01
     """lambda 1, of the pasted object's KL divergence."""
     background: float = 0.1
@@ -99,16 +102,18 @@ class SemanticDecouplingOptions:
     background_score: float = 1.0
     """M', the constant score of the background; the paper does not state it."""
     scale_min: float = 0.5
-    """Least random factor by which a pasted region is scaled."""
+    """Least random factor by which a pasted region is scaled; not stated in the paper."""
     scale_max: float = 1.0
-    """Largest such factor."""
+    """Largest such factor; not stated in the paper."""
     edge: float = 0.01
-    """Width of the soft edge of a pasted region, as a share of the crop's side."""
+    """Width of the soft edge of a pasted region, as a share of the crop's side; not stated in the
+    paper."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start", "foreground", "background", "edge")
         above(self, 0, "scale_min")
         at_least(self, self.scale_min, "scale_max")
+        some_part(self, "foreground", "background")
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class CycleAssociationOptions:
     weight: float = 0.0
     """Of the whole; 1 in the paper."""
     start: int = 0
-    """The first iteration at which it counts."""
+    """The first iteration at which it counts; see above."""
     feature: float = 0.1
     """Of the association of features within it."""
     probability: float = 0.1
@@ -128,11 +133,12 @@ class CycleAssociationOptions:
     aggregation: float = 0.5
     """Share of its surroundings in a target pixel's feature."""
     perplexity: float = 1.0
-    """Source pixels are those of at most this perplexity."""
+    """Source pixels are those of at most this perplexity; its sources are labelled by hand."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start", "feature", "probability", "lsr", "perplexity")
         unit(self, "aggregation")
+        some_part(self, "feature", "probability", "lsr")
 
 
 @dataclass(frozen=True)
@@ -140,9 +146,10 @@ class DenseEnergyOptions:
     """Dense energy of ToCo and of CoSA's release: like neighbours are segmented alike."""
 
     weight: float = 0.0
-    """0.05 in the releases."""
+    """0.05 in the releases, for crops of 448: the energy grows with the fourth power of the crop's
+    side, as long as sigma_xy is the same share of it."""
     start: int = 0
-    """The first iteration at which it counts."""
+    """The first iteration at which it counts; see above."""
     sigma_xy: float = 100.0
     """Reach in pixels of the crop."""
     sigma_rgb: float = 15.0
@@ -152,7 +159,8 @@ class DenseEnergyOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start")
-        above(self, 0, "sigma_xy", "sigma_rgb", "scale")
+        at_least(self, 0.1, "sigma_xy", "sigma_rgb")
+        above(self, 0, "scale")
         at_most(self, 1, "scale")
 
 

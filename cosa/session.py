@@ -139,7 +139,8 @@ class Session:
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = checkpoint.one_line(error)
             raise UserError(f"{self.run.last} does not fit this configuration ({reason}): "
-                            "resume with the model and classes that the run began with") from error
+                            "resume with the model, regularizers and classes that the run began "
+                            "with") from error
         for group, options in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(options)
         torch.set_rng_state(rng["cpu"])

@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -568,7 +567,8 @@ def test_a_term_of_weight_0_is_not_computed(off, monkeypatch):
 
 
 def test_no_term_at_all():
-    assert plca(feature=0.0, probability=0.0, lsr=0.0)(SimpleNamespace()) == {}
+    with pytest.raises(ValueError, match="all 0"):
+        plca(feature=0.0, probability=0.0, lsr=0.0)
 
 
 def reached(context, term):

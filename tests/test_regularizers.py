@@ -77,6 +77,8 @@ def test_nothing_is_built_or_computed_at_weight_0(batch):
     ("regularizers.csd.weight=-1", "weight"),
     ("regularizers.plca.weight=x", "regularizers.plca.weight"),
     ("regularizers.fsl=0.1", "regularizers.fsl"),
+    ("regularizers.fsl.sigma=1e-30", "sigma"),
+    ("regularizers.csd={weight: 1, foreground: 0, background: 0}", "set weight to 0 instead"),
 ])
 def test_mistakes_in_the_section_are_named(override, words):
     with pytest.raises(UserError, match=words):
@@ -88,8 +90,9 @@ def test_mistakes_in_the_section_are_named(override, words):
 
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_each_adds_its_terms_and_moves_the_network(batch, name):
-    cotraining = build({name: ON[name]}, loss={"cls": 0.0, "cls_aux": 0.0, "c2s": 0.0,
-                                               "c2s_aux": 0.0, "s2c": 0.0, "csc": 0.0})
+    off = {"cls": 0.0, "cls_aux": 0.0, "c2s": 0.0, "c2s_aux": 0.0, "s2c": 0.0, "csc": 0.0}
+    weights = {"weight": 1.0} if name == "isl" else ON[name]  # all of the classification, then
+    cotraining = build({name: weights}, loss=off | ({"cls": 1.0} if name == "isl" else {}))
     torch.manual_seed(5)
     total, terms = cotraining.step(batch, 6)
     (regularizer,) = cotraining.active_regularizers(6)
@@ -114,6 +117,44 @@ def test_any_mix_runs_a_step(batch, names):
     for regularizer in cotraining.regularizers.values():
         assert set(regularizer.weights()) <= set(terms)
     total.backward()
+    gradients = [p.grad for p in cotraining.online.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("side", [40, 56])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_odd_grids_and_small_batches(batch, size, side, bfloat16):
+    few = {key: value[:size] for key, value in batch.items()}
+    for key in ("weak", "strong", "partner"):
+        few[key] = torch.nn.functional.interpolate(few[key], (side, side), mode="bilinear")
+    for key in ("valid", "partner_valid"):
+        few[key] = torch.ones(size, side, side, dtype=torch.bool)
+        few[key][:, :, side // 2 + 3 :] = False
+    cotraining = build(ON)
+    if bfloat16:
+        cotraining.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    total, terms = cotraining.step(few, 6)
+    assert all(term.isfinite() and term.dtype == torch.float32 for term in terms.values())
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in cotraining.online.parameters()
+               if p.grad is not None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_step_on_cuda_is_that_on_the_cpu(batch):
+    on = {name: options for name, options in ON.items() if name not in ("isl", "plda")}
+    on["plda"] = ON["plda"] | {"dropout": 0.0}  # the draws of the devices differ
+    results = []
+    for device in ("cpu", "cuda"):
+        cotraining = build(on)
+        for module in (cotraining.online, cotraining.assignment, cotraining.regularizers):
+            module.to(device)
+        torch.manual_seed(5)
+        moved = {key: value.to(device) for key, value in batch.items()}
+        results.append(cotraining.step(moved, 6)[1])
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name].cpu(), value, rtol=2e-2, atol=1e-4, msg=name)
 
 
 def test_a_regularizer_changes_no_other_term(batch):
@@ -141,6 +182,11 @@ def test_isl_replaces_a_part_of_the_classification_loss(batch):
     assert cotraining.active_terms(1)["cls"] == 1.0
     weights = cotraining.active_terms(2)
     assert (weights["cls"], weights["cls_aux"]) == (0.75, 2.25)
+    assert cotraining.regularizers["isl"].weights() == {"isl": 0.25, "isl_aux": 0.75}
+    total, terms = cotraining.step(batch, 2)
+    assert set(terms) == {"cls", "cls_aux", "isl", "isl_aux"} | set(weights)
+    alone = build({"isl": {"weight": 0.25}}, loss={"cls_aux": 0.0}).regularizers["isl"]
+    assert alone.weights() == {"isl": 0.25}, "what is off has no share to replace"
     assert set(build({"isl": {"weight": 1.0}}).active_terms(0)).isdisjoint({"cls", "cls_aux"})
 
 
@@ -148,6 +194,15 @@ def test_no_partner_in_the_batch_is_no_mistake(batch):
     single = {key: value[batch["partner_class"] < 0] for key, value in batch.items()}
     total, terms = build({"csd": ON["csd"], "plca": ON["plca"]}).step(single, 6)
     assert total.isfinite() and terms["csd_foreground"] == terms["csd_background"] == 0
+
+
+def test_one_image_without_a_partner_is_told_once(batch, capsys):
+    one = {key: value[:1] for key, value in batch.items() if not key.startswith("partner")}
+    cotraining = build({"plca": ON["plca"]})
+    for iteration in (6, 7):
+        _, terms = cotraining.step(one, iteration)
+    assert terms["plca_feature"] == terms["plca_lsr"] == 0
+    assert capsys.readouterr().err.count("plca: a batch of one image") == 1
 
 
 def test_all_padding_counts_nowhere(batch):
@@ -224,8 +279,13 @@ def test_checkpoints_load_without_their_regularizers(tmp_path):
         network = cosa.load(str(file))
         assert not any("plda" in key for key in network.state_dict())
         assert network(torch.zeros(1, 3, SIZE, SIZE)).logits.shape == (1, 7)
-    with pytest.raises(UserError, match="does not fit this configuration"):
+    with pytest.raises(UserError, match="does not fit this configuration.*regularizers"):
         train.main(["--resume", str(run.path), "regularizers.plda.weight=0"])
+
+
+def test_no_classifier_of_domains_without_its_loss():
+    cotraining = build({"plda": {"weight": 1.0, "adversarial": 0.0}})
+    assert not list(cotraining.regularizers.parameters())
 
 
 def test_a_checkpoint_from_before_there_were_regularizers_resumes():

@@ -504,8 +504,8 @@ def test_weights():
         {"csd_foreground": 0.6}
     )
     assert SemanticDecoupling.needs == {"cam"}
-    assert regularizer(foreground=0.0, background=0.0).weights() == {}
-    assert regularizer(foreground=0.0, background=0.0)(make_context([FRAME])) == {}
+    with pytest.raises(ValueError, match="all 0"):
+        regularizer(foreground=0.0, background=0.0)
 
 
 def test_both_views_go_through_the_network_in_one_pass():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,14 +102,22 @@ class Regularizer(nn.Module):
         options: its section of the configuration, with at least ``weight`` > 0 and ``start``.
         num_features: D of ``NetworkOutput.features``.
         num_classes: C.
+        loss_weights: name -> weight of the terms of the ``loss`` section; 1 where it has none.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Maps of the assignment network that it reads: of cam, aux_cam, seg."""
 
-    def __init__(self, options: Any, num_features: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        options: Any,
+        num_features: int,
+        num_classes: int,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.options = options
+        self.loss_weights = dict(loss_weights or {})
         self._noted: set[str] = set()
 
     def weights(self) -> dict[str, float]:

@@ -300,7 +300,7 @@ def pair_terms(
         names: of plca_feature, plca_probability and plca_lsr; others are not computed.
         aggregation: alpha of :func:`aggregate`.
     """
-    # The one look at values on the device; it spares the matrices of images without a source.
+    # A look at values on the device, which waits for it: images without a source cost nothing.
     targets = (sources >= 0).nonzero()[:, 0]
     sources = sources[targets]
     labels = keep_shared(candidates.labels[sources], candidates.image_labels[targets])
@@ -348,9 +348,10 @@ class CycleAssociation(Regularizer):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         names = list(self.weights())
-        if not names:
-            return {}
         image_labels, partner = context.batch["image_labels"], context.partner
+        if len(image_labels) == 1 and "partner_class" not in context.batch:
+            self.note_once("plca: a batch of one image without csd's partners holds no pair, so its "
+                           "terms stay 0: raise train.batch_size or regularizers.csd.weight")
         sources = draw_sources(image_labels)
         views = [self._view(
             context, context.output, context.targets["cam"], context.batch["valid"], image_labels

@@ -14,6 +14,7 @@ from torch import Tensor
 from cosa.cam import at_least_float32, free_of_padding, resize
 from cosa.lattice import Lattice, bilateral_features
 from cosa.regularizers.base import Context, Regularizer
+from cosa.tensors import require_shape
 
 UNIT = 1e-7
 """Brings the sum over all pairs of pixels to the size of a loss; the releases' constant."""
@@ -53,16 +54,16 @@ def dense_energy_loss(
         ValueError: the shapes do not fit, or see ``Lattice``.
     """
     batch, _, *grid = probabilities.shape
-    _require_shape("images", images, (batch, 3, *grid))
+    require_shape("images", images, (batch, 3, *grid))
     if valid is None:
         valid = torch.ones((batch, *grid), dtype=torch.bool, device=probabilities.device)
-    _require_shape("valid", valid, (batch, *grid))
+    require_shape("valid", valid, (batch, *grid))
     padding = ~valid.bool()
     values = at_least_float32(probabilities).masked_fill(padding[:, None], 0)
     lattice = _lattice(images.detach().to(values), padding, sigma_xy, sigma_rgb)
     gated = values
     if labelled is not None:
-        _require_shape("labelled", labelled, (batch, *grid))
+        require_shape("labelled", labelled, (batch, *grid))
         doubt = 1 - values.detach().amax(dim=1)
         gated = values * torch.where(labelled.bool(), doubt, 1)[:, None]
     energy = (_by_pixel(gated) * lattice.filter(_by_pixel(values))).sum()
@@ -110,8 +111,3 @@ def _lattice(images: Tensor, padding: Tensor, sigma_xy: float, sigma_rgb: float)
 def _by_pixel(maps: Tensor) -> Tensor:
     """(B, K, h, w) -> (B * h * w, K)."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != torch.Size(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")

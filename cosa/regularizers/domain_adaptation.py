@@ -14,6 +14,7 @@ maps of the assignment network decide alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -286,12 +287,17 @@ class DomainAdaptation(Regularizer):
     options: DomainAdaptationOptions
 
     def __init__(
-        self, options: DomainAdaptationOptions, num_features: int, num_classes: int
+        self,
+        options: DomainAdaptationOptions,
+        num_features: int,
+        num_classes: int,
+        loss_weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(options, num_features, num_classes)
-        self.classifier = DomainClassifier(
-            num_features, num_classes, options.width, options.hidden, options.dropout
-        )
+        super().__init__(options, num_features, num_classes, loss_weights)
+        if options.adversarial > 0:
+            self.classifier = DomainClassifier(
+                num_features, num_classes, options.width, options.hidden, options.dropout
+            )
 
     def weights(self) -> dict[str, float]:
         options = self.options
@@ -302,8 +308,6 @@ class DomainAdaptation(Regularizer):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         names, options = self.weights(), self.options
-        if not names:
-            return {}
         valid = free_of_padding(context.batch["valid"], context.grid)
         cam = F.interpolate(context.targets["cam"].cam, context.grid, mode="area")
         erased_cam = see_without_source(context, options.threshold)

@@ -33,8 +33,8 @@ and far pairs have opposite signs, so the share of the value that is lost can be
 _EPSILON = 1e-5
 
 # Maps whose maximum is below this keep a maximum below 1: the gradient is bounded by 1 over the
-# divisor (Eq. 23).
-_MIN_PEAK = 1e-5
+# divisor (Eq. 23), and a class that is all but unseen must not outweigh all others.
+_MIN_PEAK = 1e-2
 
 
 def feature_similarity_loss(

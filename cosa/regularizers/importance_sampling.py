@@ -100,10 +100,18 @@ def cells_to_draw_from(valid: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class ImportanceSampling(Regularizer):
-    """The loss on M and on M-dagger, in place of a share of the classification losses: Eq. (16)."""
+    """The loss on M and on M-dagger, in place of a share of the classification losses: Eq. (16).
+
+    A share of a classification loss with a weight of its own has that weight, too.
+    """
 
     def weights(self) -> dict[str, float]:
-        return {"isl": self.options.weight, "isl_aux": self.options.weight}
+        hosts = {"isl": "cls", "isl_aux": "cls_aux"}
+        weights = {
+            name: self.options.weight * self.loss_weights.get(host, 1.0)
+            for name, host in hosts.items()
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
     def loss_factors(self) -> dict[str, float]:
         return {"cls": 1 - self.options.weight, "cls_aux": 1 - self.options.weight}
@@ -113,6 +121,6 @@ class ImportanceSampling(Regularizer):
         valid = cells_to_draw_from(context.batch["valid"], context.grid)
         maps = {"isl": context.output.cam, "isl_aux": context.output.aux_cam}
         return {
-            name: importance_sampling_loss(cam, labels, self.options.samples, valid=valid)
-            for name, cam in maps.items()
+            name: importance_sampling_loss(maps[name], labels, self.options.samples, valid=valid)
+            for name in self.weights()
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from cosa.regularizer_options import RegularizersConfig
@@ -25,7 +27,10 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 
 
 def build_regularizers(
-    config: RegularizersConfig, num_features: int, num_classes: int
+    config: RegularizersConfig,
+    num_features: int,
+    num_classes: int,
+    loss_weights: Mapping[str, float],
 ) -> nn.ModuleDict:
     """The regularizers whose weight is above 0, in the order of the configuration.
 
@@ -33,9 +38,10 @@ def build_regularizers(
         config: the section ``regularizers``.
         num_features: D, channels of ``NetworkOutput.features``.
         num_classes: C, without the background.
+        loss_weights: name -> weight of the terms of the section ``loss``.
     """
     return nn.ModuleDict({
-        name: kind(getattr(config, name), num_features, num_classes)
+        name: kind(getattr(config, name), num_features, num_classes, loss_weights)
         for name, kind in REGULARIZERS.items()
         if getattr(config, name).weight > 0
     })

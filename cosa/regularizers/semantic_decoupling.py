@@ -276,10 +276,10 @@ class SemanticDecoupling(Regularizer):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         names = list(self.weights())
-        partner = context.partner if names else None
+        partner = context.partner
         if partner is not None:
             objects = object_mask(partner)
-            # The one look at values on the device; it spares the passes of images without use.
+            # A look at values on the device, which waits for it; it spares passes without use.
             seen = objects.flatten(1).any(dim=1).nonzero()[:, 0]
             if len(seen) < len(objects):
                 self.note_once("csd: a partner in whose class activation map no object shows is "
