@@ -60,11 +60,22 @@ def test_the_benchmark_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     text = target.read_text(encoding="utf-8")
     assert "## Regularizers" in text and "| + PLDA |" in text
     assert "regularizers.plda.weight" in text and "one seed shows no noise" in text
-    assert "+ PLDA" in capsys.readouterr().out
+    assert "chosen for crops of 96, not 48" in capsys.readouterr().err
     numbers = json.loads((output / "regularizers.json").read_text())
     assert numbers["costs"]["cosa"]["time_ratio"] == 1.0
     assert numbers["costs"]["plda"]["seconds"] > 0
     assert numbers["runs"]["plda"]["0"]["split"] == "test"
+
+
+def test_the_report_says_what_every_row_is_and_how_much_chance_there_is():
+    found = results(cosa=[0.5, 0.7, 0.9], all=[0.52, 0.72, 0.92])
+    judged = regularizers.verdicts(found, {})
+    facts = {"command": "c", "date": "d", "machine": "m", "jobs": 1, "threads": 1,
+             "config_file": "f", "seeds": [0, 1, 2], "config": {"train": {"iterations": 4}}}
+    text = regularizers.make_section(facts, found, cost(cosa=1.0, all=1.5), judged)
+    assert "`+ all` is `regularizers.isl.weight=" in text and "`regularizers.plca.weight" in text
+    # two standard errors at two degrees of freedom: 1 - 2 / sqrt(2 + 2^2)
+    assert "18 % exceed" in text and "of 3 claims, 1 may be chance" in text
 
 
 def test_a_step_is_a_whole_training_step(tiny):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student_t  # comes with scikit-learn
 
 from cosa.benchmark import campaign, report
 from cosa.benchmark.runner import Run
@@ -46,7 +49,7 @@ All scores are in percent, mean ± standard deviation over the seeds, of the ave
 label-free but for the CAM's. `F` is the contour quality, `J&F` its mean with `mIoU`; `Δ` is the
 mean difference to plain CoSA, paired by seed, ± its standard error. `time` is the median time of a
 training step (without the loading of images) over that of the plain step, all rows in turn in one
-process with all cores; `memory` is what the step needs beyond the networks (on CUDA: in all)."""
+process with all cores; `memory` is what steps need beyond what is there before the first."""
 
 
 def changes_of(row: str) -> list[str]:
@@ -121,7 +124,9 @@ def make_section(
 ) -> str:
     """The Markdown of the report."""
     used = [f"`{LABELS[row]}` is {' '.join(f'`{c}`' for c in changes_of(row))}"
-            for row in results if row not in (PLAIN, ALL)]
+            for row in LABELS if row in results and row != PLAIN]
+    seeds, claims = len(facts["seeds"]), sum("helps" in v.claim for v in judged)
+    chance = 2 * student_t.sf(2, seeds - 1) if seeds > 1 else math.nan
     seconds = ""
     if PLAIN in cost:
         seconds = f" A plain step took {1e3 * cost[PLAIN]['seconds']:.0f} ms."
@@ -134,6 +139,9 @@ def make_section(
         LEGEND + seconds,
         "",
         *campaign.verdict_lines(judged),
+        "",
+        f"Of differences between equals, {100 * chance:.0f} % exceed two standard errors with "
+        f"{seeds} seeds: of {claims} claims, {chance * claims:.0f} may be chance, for good or ill.",
     ])
 
 
@@ -144,6 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     the steps are measured at the end, when nothing else of it runs.
     """
     given = campaign.parse("regularizers", main.__doc__, ROWS, arguments)
+    crop = load_config(given.config, given.overrides).augment.crop_size
+    if crop != (usual := load_config(EXAMPLES / f"{ALL}.yaml").augment.crop_size):
+        print(f"note: the rows' weights are those of the examples, chosen for crops of {usual}, "
+              f"not {crop}: dense energy depends on that", file=sys.stderr)
     runs, facts = campaign.execute("regularizers", ROWS, given, arguments)
     results = campaign.collect(runs)
     cost = costs(first_configs(runs), ROUNDS)

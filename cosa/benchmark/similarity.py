@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosa.benchmark.memory import peak, start_peak
 from cosa.benchmark.report import machine, markdown, plain, read_report, write_report
 from cosa.device import choose_device
-from cosa.errors import UserError
 from cosa.regularizers.feature_similarity import feature_similarity_loss
 
 COMMAND = "OMP_NUM_THREADS=1 python -m cosa.benchmark similarity"
@@ -29,7 +29,6 @@ SHAPE = (8, 20, 56)
 """Images, classes and the grid's side, as hfpl trains on VOC."""
 
 _EPSILON = 1e-5
-_CLEAR_PEAK = "5"
 
 
 def pairwise_similarity_loss(
@@ -132,13 +131,13 @@ def measure(form: str, device_name: str, repeats: int) -> dict[str, Any]:
     value_and_gradient(loss, *make_inputs(2, 2, 16, device), one_by_one)
     inputs = make_inputs(*SHAPE, device)
     spent: dict[str, list[float]] = {}
-    before = _start_peak(device)
+    before = start_peak(device)
     for _ in range(repeats):
         start = _clock(device)
         value, gradient = value_and_gradient(loss, *inputs, one_by_one)
         for kind, seconds in _clock(device).items():
             spent.setdefault(kind, []).append(seconds - start[kind])
-    grown = _peak(device) - before
+    grown = peak(device) - before
     medians = {kind: statistics.median(passes) for kind, passes in spent.items()}
     return {"seconds": medians, "mebibytes": grown / 2**20, "value": value,
             "gradient": gradient.cpu().numpy()}
@@ -153,32 +152,6 @@ def _clock(device: torch.device) -> dict[str, float]:
 
     spent = resource.getrusage(resource.RUSAGE_SELF)
     return {"CPU s": spent.ru_utime + spent.ru_stime, "user s": spent.ru_utime}
-
-
-def _start_peak(device: torch.device) -> int:
-    """Forget the highest use of memory so far; return the present one, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK, encoding="ascii")
-    except OSError as error:
-        raise UserError(f"the peak of the memory cannot be measured here: {error}; "
-                        "run this benchmark on Linux, or on a GPU") from error
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    """The highest use of memory since :func:`_start_peak`, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def compare(found: dict[str, dict[str, Any]]) -> list[list[str]]:

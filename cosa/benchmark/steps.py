@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cosa.benchmark.memory import peak, start_peak
 from cosa.config import Config, load_config, to_dict, to_yaml
 from cosa.data import build_dataset
 from cosa.data.loader import training_loader
@@ -99,8 +99,8 @@ def seconds_per_step(configs: Mapping[str, Config], rounds: int) -> dict[str, fl
 def memory_of_steps(config: Config, folder: Path, rounds: int = 3) -> int:
     """Bytes that training steps need beyond what is there before the first one.
 
-    Measured in a process of its own: the growth of its largest resident set on the CPU, the
-    largest allocation by PyTorch, networks included, on CUDA.
+    Measured in a process of its own: the growth of its resident set on the CPU, of what PyTorch
+    has allocated on CUDA. What the optimizer keeps from the first step on is part of it.
 
     Args:
         folder: for the file that tells the process what to run.
@@ -131,19 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--rounds is {given.rounds}: time at least one step")
     with memory_errors_explained():
         stepper = Stepper(load_config(given.config, given.overrides))
-        before = _largest_resident_set()
+        before = start_peak(stepper.device)
         for _ in range(WARM_UP):
             stepper.step()
         seconds = statistics.median(stepper.step() for _ in range(given.rounds))
-    if stepper.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(stepper.device)
-    else:
-        memory = _largest_resident_set() - before
+    memory = peak(stepper.device) - before
     print(json.dumps({"seconds": seconds, "memory_bytes": memory}))
     return 0
-
-
-def _largest_resident_set() -> int:
-    """Bytes; macOS counts bytes where Linux counts kilobytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
