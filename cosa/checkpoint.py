@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,9 +110,11 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: check the path") from error
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path} holds more than tensors and plain values, or is no PyTorch file: it is "
-            "refused, since loading it could run code; use a file written by train.py"
+            f"{path} holds more than tensors and plain values"
+            f"{f' ({named[1]})' if named else ', or is no PyTorch file'}: it is refused, since "
+            "loading it could run code; use a file written by train.py or the released program"
         ) from error
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read as a checkpoint, it may be damaged or of "

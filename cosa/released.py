@@ -22,8 +22,18 @@ from cosa.data.voc import CLASSES as VOC_CLASSES
 from cosa.errors import UserError
 from cosa.palette import voc_palette
 
+# Paths are read as pure ones, which exist on every system whichever wrote the file; the module
+# of their classes is another in Python 3.13.
 SAFE_TYPES = [
-    argparse.Namespace, pathlib.Path, pathlib.PosixPath, pathlib.PurePath, pathlib.PurePosixPath,
+    argparse.Namespace,
+    *(
+        (pure, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for pure, name in (
+            (pathlib.PurePosixPath, "PosixPath"), (pathlib.PurePosixPath, "PurePosixPath"),
+            (pathlib.PureWindowsPath, "WindowsPath"), (pathlib.PureWindowsPath, "PureWindowsPath"),
+        )
+    ),
 ]
 """Beside tensors and plain values, what the training arguments consist of; none runs code."""
 
@@ -66,29 +76,39 @@ def describe_released(
     Raises:
         UserError: tensors that tell the architecture are missing or do not fit together.
     """
-    try:
-        width, _, patch, _ = tensors["encoder.patch_embed.proj.weight"].shape
-        positions = tensors["encoder.pos_embed"].shape[1] - 1
-        last = tensors.get("classifier.weight", tensors.get("decoder.conv8.weight"))
-        classes = last.shape[0] - ("classifier.weight" not in tensors)
-    except (KeyError, AttributeError, ValueError) as error:
-        raise UserError(f"{source} lacks tensors of a released CoSA network ({error}): "
-                        "give a complete file") from error
-    blocks = {int(m.group(1)) for m in (re.match(r"encoder\.blocks\.(\d+)\.", k) for k in tensors)
-              if m}
-    side = math.isqrt(positions)
-    if side * side != positions or width % HEAD_CHANNELS or not blocks:
-        raise UserError(f"{source}: {positions} positions, {width} channels and {len(blocks)} "
-                        "blocks are no ViT of the released programs")
+    patches, position = tensors["encoder.patch_embed.proj.weight"], tensors.get("encoder.pos_embed")
+    classifier, decoder = tensors.get("classifier.weight"), tensors.get("decoder.conv8.weight")
+    last = decoder if classifier is None else classifier
+    wanted = (("encoder.patch_embed.proj.weight", patches, 4), ("encoder.pos_embed", position, 3),
+              ("classifier.weight or decoder.conv8.weight", last, 4))
+    for name, tensor, dimensions in wanted:
+        if tensor is None or tensor.ndim != dimensions:
+            raise UserError(f"{source} has no {name} of {dimensions} dimensions, which every "
+                            "released CoSA network has: give a complete file")
+    width, _, patch, _ = patches.shape
+    positions = position.shape[1] - 1
+    classes = last.shape[0] - (classifier is None)
+    found = (re.match(r"encoder\.blocks\.(\d+)\.", key) for key in tensors)
+    blocks = {int(match[1]) for match in found if match}
+    side = math.isqrt(max(positions, 0))
+    if not blocks or blocks != set(range(len(blocks))):
+        raise UserError(f"{source} lacks blocks of the encoder: give a complete file")
+    if side < 1 or side * side != positions or width < 1 or width % HEAD_CHANNELS:
+        raise UserError(f"{source}: {positions} positions and {width} channels are no ViT of the "
+                        "released programs")
     arguments = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
+    aux_layer = arguments.get("aux_layer", Config().model.aux_layer)
+    if type(aux_layer) is not int or not -len(blocks) <= aux_layer < len(blocks):
+        raise UserError(f"{source} was saved with aux_layer={aux_layer!r}, which is none of its "
+                        f"{len(blocks)} blocks: give an unaltered file")
     conv6 = tensors.get("decoder.conv6.weight")
     model = {
         "encoder": "vit_base_patch16_224",
         "encoder_options": {
             "img_size": side * patch, "patch_size": patch, "embed_dim": width,
-            "depth": max(blocks) + 1, "num_heads": width // HEAD_CHANNELS,
+            "depth": len(blocks), "num_heads": width // HEAD_CHANNELS,
         },
-        "aux_layer": int(arguments.get("aux_layer", Config().model.aux_layer)),
+        "aux_layer": aux_layer,
         "decoder_width": Config().model.decoder_width if conv6 is None else conv6.shape[0],
     }
     named = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
@@ -101,10 +121,13 @@ def fill_missing(
 ) -> dict[str, Tensor]:
     """``tensors`` as far as they overlap with ``expected``, the rest from there, saying so.
 
+    A note on stderr names the tensors that are missing and those that have no place.
+
     Raises:
         UserError: the encoder is not complete, or a shape differs.
     """
     missing = sorted(set(expected) - set(tensors))
+    unused = sorted(set(tensors) - set(expected))
     broken = [key for key in missing if key.startswith("encoder.")]
     broken += [k for k in expected if k in tensors and tensors[k].shape != expected[k].shape]
     if broken:
@@ -113,4 +136,8 @@ def fill_missing(
     if missing:
         print(f"note: {source} has no {', '.join(missing)}: these stay at random values, and "
               "what depends on them is meaningless", file=sys.stderr)
+    if unused:
+        print(f"note: {source} holds {', '.join(unused[:5])}{' and more' * (len(unused) > 5)}, "
+              "for which this network has no place: outputs that depended on them differ",
+              file=sys.stderr)
     return {key: tensors.get(key, expected[key]) for key in expected}
