@@ -350,8 +350,8 @@ class CycleAssociation(Regularizer):
         names = list(self.weights())
         image_labels, partner = context.batch["image_labels"], context.partner
         if len(image_labels) == 1 and "partner_class" not in context.batch:
-            self.note_once("plca: a batch of one image without csd's partners holds no pair, so its "
-                           "terms stay 0: raise train.batch_size or regularizers.csd.weight")
+            self.note_once("plca: a batch of one image without csd's partners holds no pair, so "
+                           "its terms stay 0: raise train.batch_size or regularizers.csd.weight")
         sources = draw_sources(image_labels)
         views = [self._view(
             context, context.output, context.targets["cam"], context.batch["valid"], image_labels
