@@ -30,10 +30,10 @@ PRESETS = {
 # Probabilities below this count as this: pydensecrf's own floor.
 _FLOOR = 1e-5
 
-# A class is left out of the messages if they could change its log-probabilities by no more than
-# this anywhere: with p <= q everywhere, its message is at most q times the sum of the kernels'
-# weights (normalised rows sum to about 1).
-_NEGLIGIBLE_MESSAGE = 0.1
+NEGLIGIBLE = 0.1
+"""A class is left out of the messages if they could change its log-probabilities by no more than
+this anywhere: with p <= q everywhere, its message is at most q times the sum of the kernels'
+weights (normalised rows sum to about 1)."""
 
 # With fewer, PyTorch's softmax over the last dimension is not vectorised on CPUs with AVX-512, and
 # takes up to 12 times as long.
@@ -49,6 +49,7 @@ def dense_crf(
     bilateral: tuple[float, float, float] = (4, 121, 5),
     backend: str = "torch",
     device: torch.device | str | None = None,
+    negligible: float = NEGLIGIBLE,
 ) -> Array:
     """Mean-field inference with symmetrically normalised kernels.
 
@@ -61,6 +62,8 @@ def dense_crf(
             position and colour. A weight of 0 leaves a kernel out.
         backend: "torch", or "pydensecrf" for the package pydensecrf2, which runs on the CPU.
         device: where the torch backend computes; None: where the probabilities are.
+        negligible: the torch backend drops classes whose messages are at most this, see
+            ``NEGLIGIBLE``; 0 drops none.
 
     Returns:
         (C, H, W) refined probabilities, with sum 1 at each pixel: an array for an array, a tensor
@@ -87,7 +90,8 @@ def dense_crf(
     if backend == "torch":
         where = given.device if device is None else torch.device(device)
         refined = _mean_field(
-            image.to(where), given.to(where, torch.float32), iterations, gaussian, bilateral
+            image.to(where), given.to(where, torch.float32), iterations, gaussian, bilateral,
+            negligible,
         )
     elif backend == "pydensecrf":
         refined = _pydensecrf(image.cpu(), given.cpu().float(), iterations, gaussian, bilateral)
@@ -110,6 +114,7 @@ def _mean_field(
     iterations: int,
     gaussian: tuple[float, float],
     bilateral: tuple[float, float, float],
+    negligible: float,
 ) -> Tensor:
     """The torch backend; (C, H, W) float32 on the device of both tensors.
 
@@ -118,8 +123,8 @@ def _mean_field(
     take part in the normalisation.
     """
     result = probabilities.flatten(1).clamp(_FLOOR, 1)
-    negligible = (gaussian[0] + bilateral[0]) * result.amax(dim=1) <= _NEGLIGIBLE_MESSAGE
-    rest, heard = negligible.nonzero()[:, 0], (~negligible).nonzero()[:, 0]
+    quiet = (gaussian[0] + bilateral[0]) * result.amax(dim=1) <= negligible
+    rest, heard = quiet.nonzero()[:, 0], (~quiet).nonzero()[:, 0]
     own, rest_mass = [result[heard]], result[rest].sum(dim=0)
     if len(rest):
         own.append(rest_mass[None])  # one channel for all of them

@@ -7,6 +7,8 @@
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
     peak         score best.pth of a run on the test images, as the ablation does
+    inference    time inference by stage, with and without a CRF, with speed, memory and scores
+    crf          time the dense CRF alone, PyTorch against pydensecrf
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from cosa.errors import run_program
 
 COMMANDS = (
     "ablation", "regularizers", "similarity", "steps", "threshold", "supervised", "peak",
+    "inference", "crf",
 )
 """Modules of this package, each with a ``main(arguments)``."""
 
