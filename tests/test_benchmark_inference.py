@@ -1,5 +1,6 @@
 """`benchmark inference` and `benchmark crf`: what they measure, compute and refuse."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -46,6 +47,14 @@ def in_process(monkeypatch):
 
 
 @pytest.fixture
+def some_pydensecrf(monkeypatch):
+    """Where the optional package is missing, the torch backend with every class stands in."""
+    if importlib.util.find_spec("pydensecrf") is None:
+        monkeypatch.setattr(crf.crf, "_pydensecrf",
+                            lambda *arguments: crf.crf._mean_field(*arguments, negligible=0.0))
+
+
+@pytest.fixture
 def no_pydensecrf(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
 
@@ -81,7 +90,7 @@ def refusal(tmp_path):
 # The whole
 
 
-def test_a_folder_with_masks(run, weights, drawn, tmp_path):
+def test_a_folder_with_masks(run, weights, drawn, tmp_path, some_pydensecrf):
     numbers, text, out = run("inference", drawn / "images", "--weights", weights,
                              "--masks", drawn / "masks", "--batch-size", 2)
     assert numbers["images"] == COUNT and numbers["classes"] == 8 and numbers["size"] == SIZE
@@ -383,7 +392,7 @@ def test_class_maps_are_probabilities_that_follow_the_colours():
     assert crf.class_maps(photo[:5, :3], 2, seed=0).shape == (2, 5, 3)
 
 
-def test_every_class_takes_part_where_it_should():
+def test_every_class_takes_part_where_it_should(some_pydensecrf):
     photo, iterations = two_colours(16, 16), 2
     first = 0.2 + 0.6 * torch.rand(16, 16, generator=torch.manual_seed(0))
     faint = torch.full((16, 16), 0.9 * crf.NOTICEABLE)
@@ -403,7 +412,7 @@ def test_the_bound_of_the_noticeable_is_that_of_the_crf():
     assert crf.NOTICEABLE * weight == pytest.approx(crf.crf.NEGLIGIBLE)
 
 
-def test_the_crf_alone(run, tmp_path):
+def test_the_crf_alone(run, tmp_path, some_pydensecrf):
     save_smooth(tmp_path / "in/a.png", (60, 40), seed=0)
     save_smooth(tmp_path / "in/b.png", (40, 60), seed=1)
     numbers, text, out = run("crf", tmp_path / "in", "--classes", 3, 9, "--iterations", 1, 2,

@@ -311,7 +311,9 @@ def test_interruption_leaves_nothing_half_written(tmp_path, weights):
     command = [sys.executable, ROOT / "infer.py", tmp_path / "in", "--weights", weights]
     command += ["--output", tmp_path / "out", "--device", "cpu", "--batch-size", "1"]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell lets what it runs in the background ignore the signal; that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:

@@ -429,9 +429,17 @@ def test_signals_save_before_leaving(tmp_path, number, group):
         os.killpg(process.pid, 0)
 
 
-def test_handlers_are_put_back(stopped):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_handlers_are_put_back(stopped, monkeypatch):
+    before = [signal.signal(number, signal.default_int_handler)
+              for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop_after(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.main(["--resume", str(stopped.path)]) == 128 + signal.SIGTERM
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
 
 
 def test_ctrl_c_before_the_training_begins(program, tmp_path, monkeypatch):
