@@ -23,15 +23,25 @@ from cosa.ema import AssignmentNetwork
 from cosa.errors import UserError
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.predict import multi_scale
+from cosa.present import PresentClasses
 from cosa.regularizers.base import Context, Regularizer
 from cosa.regularizers.registry import build_regularizers
-from cosa.targets import CamTargets, cam_pseudo_labels, perplexity, seg_pseudo_labels
+from cosa.targets import (
+    CamTargets,
+    SegTargets,
+    cam_pseudo_labels,
+    perplexity,
+    seg_pseudo_labels,
+)
 from cosa.threshold import DynamicThreshold
 
 CLASSIFICATION = ("cls", "cls_aux")
 """The terms of the warm-up; all others need pseudo-labels."""
 
-TARGETS = {"c2s": "cam", "c2s_aux": "aux_cam", "csc": "aux_cam", "s2c": "seg"}
+CAM_TO_SEG = {"c2s": "cam", "c2s_aux": "aux_cam"}
+"""The terms of Eq. (5), which share the segmentation's probabilities, and their targets."""
+
+TARGETS = {**CAM_TO_SEG, "csc": "aux_cam", "s2c": "seg"}
 """Term -> the map of the assignment network that supervises it."""
 
 
@@ -58,6 +68,8 @@ class CoTraining:
         self.assignment = AssignmentNetwork(network)
         self.config = config
         self.autocast = autocast
+        self.mark: Callable[[str], None] = lambda phase: None
+        """Called at the end of each phase of a step; the benchmark times them."""
         self.thresholds = {"cam": self._new_threshold(), "aux_cam": self._new_threshold()}
         self.regularizers = build_regularizers(
             config.regularizers, network.classifier.in_channels, network.num_classes,
@@ -88,16 +100,22 @@ class CoTraining:
         regularizers = self.active_regularizers(iteration)
         maps = {TARGETS[name] for name in weights if name in TARGETS}
         maps = maps.union(*(regularizer.needs for regularizer in regularizers))
-        targets = self._make_targets(batch, maps) if maps else {}
+        assigned = self._assign(batch, maps) if maps else {}
+        self.mark("teacher")
         with self.autocast():
             output = self.online(batch["strong"])
-        terms = {name: getattr(self, f"_{name}")(output, batch, targets) for name in weights}
+        self.mark("student")
+        # Only now is the host to know the threshold: a GPU is busy with the student meanwhile.
+        targets = self._make_targets(assigned)
+        self.mark("targets")
+        terms = self._terms(list(weights), output, batch, targets)
         if regularizers:
             context = self._context(batch, output, targets, iteration)
             for regularizer in regularizers:
                 weights |= regularizer.weights()
                 terms |= regularizer(context)
         total = sum(weight * terms[name] for name, weight in weights.items())
+        self.mark("losses")
         return total, {name: term.detach() for name, term in terms.items()}
 
     def active_terms(self, iteration: int) -> dict[str, float]:
@@ -170,21 +188,43 @@ class CoTraining:
         )
 
     @torch.no_grad()
-    def _make_targets(self, batch: dict[str, Tensor], maps: set[str]) -> dict[str, Any]:
-        teacher, labels = self.config.teacher, batch["image_labels"]
+    def _assign(self, batch: dict[str, Tensor], maps: set[str]) -> dict[str, Any]:
+        """What the assignment network sees in the weak view: the maps, of the present classes."""
+        teacher, valid = self.config.teacher, batch["valid"]
+        present = PresentClasses.of(batch["image_labels"], batch.get("present"))
         with self.autocast():
             prediction = multi_scale(
-                self.assignment, batch["weak"], teacher.scales, teacher.flip, maps=maps
+                self.assignment, batch["weak"], teacher.scales, teacher.flip, maps=maps,
+                present=present,
             )
+        assigned: dict[str, Any] = {"present": present}
+        for key in maps:
+            assigned[key] = getattr(prediction, key)
+            if key in self.thresholds:
+                # Whatever fires on the padding sets the scale of nothing.
+                cam = normalize(assigned[key], valid[:, None])
+                assigned[key] = filter_by_labels(cam, present.held)
+                if self.config.threshold.dynamic:
+                    self.thresholds[key].push(*self._confidence_cells(assigned[key], valid))
+        return assigned
+
+    @torch.no_grad()
+    def _make_targets(self, assigned: dict[str, Any]) -> dict[str, Any]:
+        present = assigned.get("present")
         targets: dict[str, Any] = {
-            key: self._cam_targets(key, getattr(prediction, key), batch)
-            for key in ("cam", "aux_cam") if key in maps
+            key: self._label(assigned[key], self._threshold(key), present)
+            for key in self.thresholds if key in assigned
         }
-        if "seg" in maps:
-            targets["seg"] = seg_pseudo_labels(
-                prediction.seg, labels, self.config.method.temperature
+        if "seg" in assigned:
+            sharpened = seg_pseudo_labels(
+                assigned["seg"], present.held, self.config.method.temperature
             )
+            targets["seg"] = SegTargets(sharpened, present)
         return targets
+
+    def _threshold(self, key: str) -> float:
+        options = self.config.threshold
+        return self.thresholds[key].value if options.dynamic else options.fixed
 
     def _context(
         self, batch: dict[str, Tensor], output: NetworkOutput, targets: dict, iteration: int
@@ -196,7 +236,7 @@ class CoTraining:
             targets=targets,
             online=self.online,
             assignment=self.assignment,
-            pseudo_labels=partial(self._pseudo_labels, xi),
+            pseudo_labels=partial(self._pseudo_labels, batch, xi),
             cells=self._cells,
             iteration=iteration,
             progress=iteration / self.config.train.iterations,
@@ -205,38 +245,55 @@ class CoTraining:
 
     @torch.no_grad()
     def _pseudo_labels(
-        self, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor
+        self, batch: dict, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor
     ) -> CamTargets:
-        """Targets of other images than the batch's, at the batch's threshold."""
-        cam = normalize(F.relu(resize(cam, valid.shape[-2:])), valid[:, None])
-        return self._label(filter_by_labels(cam, image_labels), xi)
+        """Targets of another view of the batch or of other images, at the batch's threshold."""
+        same = image_labels is batch["image_labels"]
+        present = PresentClasses.of(image_labels, batch.get("present") if same else None)
+        cam = resize(present.select(cam), valid.shape[-2:])
+        cam = normalize(F.relu(cam), valid[:, None])
+        return self._label(filter_by_labels(cam, present.held), xi, present)
 
     def _cells(self, target: CamTargets, grid: tuple[int, int]) -> CamTargets:
         """A CAM averaged over the cells of a coarser grid, and labelled there."""
-        return self._label(F.interpolate(target.cam, grid, mode="area"), target.threshold)
+        cam = F.interpolate(target.cam, grid, mode="area")
+        return self._label(cam, target.threshold, target.present)
 
-    def _cam_targets(self, key: str, cam: Tensor, batch: dict[str, Tensor]) -> CamTargets:
-        # Whatever fires on the padding sets the scale of nothing.
-        cam = normalize(cam, batch["valid"][:, None])
-        cam = filter_by_labels(cam, batch["image_labels"])
-        xi = self.config.threshold.fixed
-        if self.config.threshold.dynamic:
-            xi = self.thresholds[key].update(self._confidence_cells(cam, batch["valid"]))
-        return self._label(cam, xi)
-
-    def _label(self, cam: Tensor, xi: float) -> CamTargets:
+    def _label(self, cam: Tensor, xi: float, present: PresentClasses) -> CamTargets:
         method = self.config.method
-        labels, confidence = cam_pseudo_labels(cam, xi)
+        places, confidence = cam_pseudo_labels(cam, xi)
         doubt = perplexity(confidence, xi, method.perplexity_alpha, method.perplexity_beta)
-        return CamTargets(cam, labels, doubt, xi)
+        return CamTargets(cam, present.name(places), doubt, xi, present)
 
-    def _confidence_cells(self, cam: Tensor, valid: Tensor) -> Tensor:
-        """Confidences averaged over coarse cells; cells with padding are left out."""
+    def _confidence_cells(self, cam: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Confidences averaged over coarse cells, and which of these are free of padding."""
         grid = [side // self.config.threshold.cell for side in cam.shape[-2:]]
         confidence = F.interpolate(cam.amax(dim=1, keepdim=True), grid, mode="area")[:, 0]
-        return confidence[free_of_padding(valid, grid)]
+        return confidence, free_of_padding(valid, grid)
 
-    # One method for each term of the loss section, called by the name it has there.
+    def _terms(
+        self, names: list[str], output: NetworkOutput, batch: dict, targets: dict
+    ) -> dict[str, Tensor]:
+        """The terms of ``loss``, unweighted, in the order of ``names``."""
+        terms = self._cam_to_seg([n for n in names if n in CAM_TO_SEG], output, batch, targets)
+        for name in names:
+            if name not in CAM_TO_SEG:
+                terms[name] = getattr(self, f"_{name}")(output, batch, targets)
+        return {name: terms[name] for name in names}
+
+    def _cam_to_seg(
+        self, names: list[str], output: NetworkOutput, batch: dict, targets: dict
+    ) -> dict[str, Tensor]:
+        if not names:
+            return {}
+        used = [targets[CAM_TO_SEG[name]] for name in names]
+        doubts = [target.perplexity if self.config.method.raw else None for target in used]
+        values = losses.cams_to_seg(
+            output.seg, [target.labels for target in used], doubts, batch["valid"]
+        )
+        return dict(zip(names, values, strict=True))
+
+    # One method for each other term of the loss section, called by the name it has there.
 
     def _cls(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
         return losses.classification(output.logits, batch["image_labels"])
@@ -244,18 +301,9 @@ class CoTraining:
     def _cls_aux(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
         return losses.classification(output.aux_logits, batch["image_labels"])
 
-    def _c2s(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
-        return self._cam_to_seg(output, batch, targets["cam"])
-
-    def _c2s_aux(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
-        return self._cam_to_seg(output, batch, targets["aux_cam"])
-
-    def _cam_to_seg(self, output: NetworkOutput, batch: dict, target: CamTargets) -> Tensor:
-        weights = target.perplexity if self.config.method.raw else None
-        return losses.cam_to_seg(output.seg, target.labels, weights, valid=batch["valid"])
-
     def _s2c(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
-        return losses.seg_to_cam(output.cam, targets["seg"], valid=batch["valid"])
+        target = targets["seg"].cells(output.cam.shape[-2:])
+        return losses.seg_to_cam(output.cam, target, valid=batch["valid"])
 
     def _csc(self, output: NetworkOutput, batch: dict, targets: dict) -> Tensor:
         """The auxiliary CAM's pseudo-labels are made anew at the token grid of the online CAM."""

@@ -7,6 +7,8 @@ the sum nor its normaliser; a batch without any counted position gives 0, with z
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,25 +60,52 @@ def cam_to_seg(
     Raises:
         ValueError: the shapes of labels, perplexity and valid differ.
     """
-    require_shape("labels", labels, (seg.shape[0], *labels.shape[-2:]))
-    counted = labels != IGNORE
-    if valid is not None:
-        require_shape("valid", valid, labels.shape)
-        counted = counted & valid.bool()
-    if perplexity is None:
-        weight = counted.to(at_least_float32(seg).dtype)
-    else:
-        require_shape("perplexity", perplexity, labels.shape)
-        reliability = _reliability(perplexity.detach())
-        weight = torch.where(counted, reliability, 0)
-    # The resized logits are the largest tensor of a training step: no name holds on to them.
-    loss = F.cross_entropy(
-        resize(at_least_float32(seg), labels.shape[-2:]),
-        labels.masked_fill(~counted, IGNORE),
-        ignore_index=IGNORE,
-        reduction="none",
-    )
-    return (weight * loss).sum() / _nonzero(weight.sum())
+    return cams_to_seg(seg, [labels], [perplexity], valid)[0]
+
+
+def cams_to_seg(
+    seg: Tensor,
+    labels: Sequence[Tensor],
+    perplexities: Sequence[Tensor | None],
+    valid: Tensor | None = None,
+) -> list[Tensor]:
+    """:func:`cam_to_seg` for several maps of pseudo-labels of one size.
+
+    The probabilities at pixel size, the largest tensor of a training step, are made once.
+
+    Args:
+        seg: see :func:`cam_to_seg`, as for ``valid``.
+        labels: one or more maps.
+        perplexities: one for each.
+
+    Returns:
+        A scalar for each.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    size = labels[0].shape[-2:]
+    # Nothing holds on to the resized logits.
+    log_probability = F.log_softmax(resize(at_least_float32(seg), size), dim=1)
+    weights, places = [], []
+    for target, perplexity in zip(labels, perplexities, strict=True):
+        require_shape("labels", target, (seg.shape[0], *size))
+        counted = target != IGNORE
+        if valid is not None:
+            require_shape("valid", valid, target.shape)
+            counted = counted & valid.bool()
+        if perplexity is None:
+            reliability = log_probability.new_ones(())
+        else:
+            require_shape("perplexity", perplexity, target.shape)
+            reliability = _reliability(perplexity.detach())
+        weights.append(torch.where(counted, reliability, 0))
+        places.append(target.masked_fill(~counted, 0))
+    picked = log_probability.gather(1, torch.stack(places, dim=1))
+    return [
+        -(weight * picked[:, i]).sum() / _nonzero(weight.sum())
+        for i, weight in enumerate(weights)
+    ]
 
 
 def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from cosa.cam import normalize, resize
 from cosa.network import NetworkOutput
+from cosa.present import PresentClasses
 
 MAPS = ("cam", "aux_cam", "seg")
 
 
 @dataclass
 class Prediction:
-    """Fused maps at pixel resolution, float32; None for a map that was not asked for."""
+    """Fused maps at pixel resolution, float32; None for a map that was not asked for.
+
+    C are all classes, or the K places of the present ones where only these were asked for.
+    """
 
     cam: Tensor | None  # (B, C, H, W) in [0, 1], M' of the paper
     aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], the auxiliary M'
@@ -32,6 +36,7 @@ def multi_scale(
     flip: bool = True,
     size: tuple[int, int] | None = None,
     maps: Collection[str] = MAPS,
+    present: PresentClasses | None = None,
 ) -> Prediction:
     """CAMs and segmentation logits, fused over scales and horizontal flips (Sec. 3 of CoSA).
 
@@ -49,6 +54,7 @@ def multi_scale(
         flip: see the mirrored images too, in the same forward pass.
         size: (height, width) of the output; the images' own by default.
         maps: names of the maps to fuse, of ``MAPS``; the others cost nothing.
+        present: fuse the maps of these classes of each image alone, and the background's.
 
     Returns:
         A ``Prediction`` without gradients.
@@ -68,7 +74,10 @@ def multi_scale(
         output = network(scaled)
         for name in maps:
             fuse = _fuse_seg if name == "seg" else _fuse_cam
-            total[name] = _add(total[name], fuse(getattr(output, name), flip, size))
+            views = _unflip(getattr(output, name), flip)
+            if present is not None:
+                views = [present.select(view, background=name == "seg") for view in views]
+            total[name] = _add(total[name], fuse(views, size))
     for name in {"cam", "aux_cam"}.intersection(maps):
         total[name] = normalize(total[name])
     return Prediction(**total)
@@ -80,17 +89,17 @@ def scaled_size(size: tuple[int, int], scale: float, patch_size: int) -> tuple[i
     return height, width
 
 
-def _fuse_cam(cam: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
+def _fuse_cam(views: list[Tensor], size: tuple[int, int]) -> Tensor:
     # The maximum is taken at full resolution, as the released programs do: at the token grid it
     # would be cheaper, but interpolating maxima gives larger values than the maximum of both.
-    views = [resize(view, size) for view in _unflip(cam, flip)]
-    fused = torch.maximum(*views) if flip else views[0]
+    views = [resize(view, size) for view in views]
+    fused = torch.maximum(*views) if len(views) > 1 else views[0]
     return F.relu(fused)
 
 
-def _fuse_seg(seg: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
+def _fuse_seg(views: list[Tensor], size: tuple[int, int]) -> Tensor:
     # Resizing is linear: the sum over the flips may come first, at the small token grid.
-    return resize(sum(_unflip(seg, flip)), size)
+    return resize(sum(views), size)
 
 
 def _unflip(maps: Tensor, flip: bool) -> list[Tensor]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.cam import at_least_float32
+from cosa.present import PresentClasses
 
 # The smallest distance to the threshold that enters the logarithm of Eq. (4). With the default
 # constants it bounds the perplexity at 14.
@@ -22,13 +24,34 @@ class CamTargets:
     """What a CAM of the assignment network becomes."""
 
     cam: Tensor
-    """(B, C, H, W) in [0, 1], absent classes 0."""
+    """(B, K, H, W) in [0, 1]: of the K present classes, or of all C, absent ones 0."""
     labels: Tensor
     """(B, H, W) CAM pseudo-labels, 0 the background."""
     perplexity: Tensor
     """(B, H, W)"""
     threshold: float
     """The xi that split foreground and background."""
+    present: PresentClasses | None = None
+    """Which classes the maps of ``cam`` are of; None: of all C."""
+
+    def cells(self, grid: tuple[int, int]) -> Tensor:
+        """(B, C, h, w), the CAM averaged over the cells of a coarser grid, 0 for absent classes."""
+        cam = F.interpolate(self.cam, tuple(grid), mode="area")
+        return cam if self.present is None else self.present.spread(cam)
+
+
+@dataclass
+class SegTargets:
+    """What the segmentation of the assignment network becomes."""
+
+    probabilities: Tensor
+    """(B, K + 1, H, W) of the background and the K present classes."""
+    present: PresentClasses
+
+    def cells(self, grid: tuple[int, int]) -> Tensor:
+        """(B, C + 1, h, w) averaged over the cells of a coarser grid, 0 for absent classes."""
+        probabilities = F.interpolate(self.probabilities, tuple(grid), mode="area")
+        return self.present.spread(probabilities, background=True)
 
 
 @torch.no_grad()

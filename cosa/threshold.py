@@ -22,6 +22,7 @@ from cosa.errors import NotFiniteError
 # maps pile up, are exact.
 _LEVELS = 501
 _GRID = np.linspace(0, 1, _LEVELS)
+_LEFT_OUT, _MISSING = _LEVELS, _LEVELS + 1
 _POWERS = np.stack([np.ones(_LEVELS), _GRID, _GRID**2])
 
 _MIN_SAMPLES = 16
@@ -67,33 +68,66 @@ class DynamicThreshold:
         self.min_confidence = min_confidence
         self.variance_floor = variance_floor
         self._value = float(initial)
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._queue: deque[np.ndarray] = deque(maxlen=queue_length)
         self._total = np.zeros(_LEVELS, dtype=np.int64)
 
     @property
     def value(self) -> float:
-        """The threshold ξ in [0, 1]."""
+        """The threshold ξ in [0, 1], fitted to all batches that were pushed.
+
+        It stays as it is while the queue allows no fit: too few samples, no spread, or Gaussians
+        whose densities do not cross between their means.
+
+        Raises:
+            NotFiniteError: a confidence of the newest batch is NaN; that batch is dropped.
+        """
+        while self._pending:
+            self._take(*self._pending.popleft())
         return self._value
 
     @property
     def started(self) -> bool:
         """Whether any batch was taken in; before, ``value`` is the initial one."""
-        return len(self._queue) > 0
+        return len(self._queue) + len(self._pending) > 0
 
-    def update(self, confidence: Tensor) -> float:
-        """Take in the confidences of one batch and return the new threshold.
+    def push(self, confidence: Tensor, counted: Tensor | None = None) -> None:
+        """Take in the confidences of one batch without waiting for the device that makes them.
 
-        The threshold stays as it is while the queue allows no fit: too few samples, no spread,
-        or Gaussians whose densities do not cross between their means.
+        Work given to a CUDA device between this and reading ``value`` keeps it busy while the
+        host waits for the confidences and fits.
 
         Args:
             confidence: ν of any shape, dtype and device, in [0, 1]; values outside count as the
                 nearer bound.
+            counted: bool of the same shape, False for what is left out; None takes all.
+        """
+        counts, ready = _histogram(confidence, counted, self.min_confidence), None
+        if counts.is_cuda:
+            counts = counts.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._pending.append((counts, ready))
+
+    def update(self, confidence: Tensor) -> float:
+        """Take in the confidences of one batch and return the new threshold.
+
+        Args:
+            confidence: see :meth:`push`.
 
         Raises:
             NotFiniteError: a confidence is NaN; the state is unchanged then.
         """
-        histogram = _histogram(confidence, self.min_confidence)
+        self.push(confidence)
+        return self.value
+
+    def _take(self, counts: Tensor, ready: torch.cuda.Event | None) -> None:
+        if ready is not None:
+            ready.synchronize()
+        missing = int(counts[_MISSING])
+        if missing:
+            raise NotFiniteError(f"{missing} of {int(counts.sum())} confidences are NaN")
+        histogram = counts[:_LEVELS].numpy().astype(np.int32)
         if len(self._queue) == self._queue.maxlen:
             self._total -= self._queue[0]
         self._queue.append(histogram)
@@ -101,12 +135,12 @@ class DynamicThreshold:
         fit = fit_threshold(self._total, self.variance_floor)
         if fit is not None:
             self._value = self.smoothing * self._value + (1 - self.smoothing) * fit
-        return self._value
 
     def state_dict(self) -> dict[str, Any]:
         """The threshold and the queue: ``value`` float, ``histograms`` (n, levels) int32."""
+        value = self.value  # takes in what is pending
         rows = np.array(self._queue, dtype=np.int32).reshape(-1, _LEVELS)
-        return {"value": self._value, "histograms": torch.from_numpy(rows)}
+        return {"value": value, "histograms": torch.from_numpy(rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; of a longer queue the newest batches are kept.
@@ -118,6 +152,7 @@ class DynamicThreshold:
         if rows.dim() != 2 or rows.shape[1] != _LEVELS:
             raise ValueError(f"histograms must have shape (n, {_LEVELS}), got {tuple(rows.shape)}")
         self._value = float(state["value"])
+        self._pending.clear()
         self._queue.clear()
         self._queue.extend(rows.cpu().numpy().astype(np.int32))
         self._total = np.sum(self._queue, axis=0, dtype=np.int64) + np.zeros(_LEVELS, np.int64)
@@ -145,21 +180,23 @@ def fit_threshold(histogram: np.ndarray, variance_floor: float = 1e-4) -> float 
     return _crossing(low, high, variance_floor)
 
 
-def _histogram(confidence: Tensor, min_confidence: float) -> np.ndarray:
-    """Count the confidences above the minimum per level, on their device: (levels,) int32."""
+def _histogram(confidence: Tensor, counted: Tensor | None, min_confidence: float) -> Tensor:
+    """Count the confidences above the minimum per level, on their device: (levels + 2,) int64.
+
+    The last two bins take what is left out and what is not a number: one transfer tells all.
+    """
     flat = torch.as_tensor(confidence).detach().flatten()
     if flat.dtype != torch.float64:
         flat = flat.float()
     missing = torch.isnan(flat)
     level = (flat.clamp(0, 1) * (_LEVELS - 1)).round().masked_fill(missing, 0).long()
-    # Two more bins take what is left out and what is not a number: one transfer tells all.
     if min_confidence > 0:
-        level = level.masked_fill(flat <= min_confidence, _LEVELS)
-    level = level.masked_fill(missing, _LEVELS + 1)
-    counts = torch.bincount(level, minlength=_LEVELS + 2).cpu().numpy()
-    if counts[_LEVELS + 1]:
-        raise NotFiniteError(f"{counts[_LEVELS + 1]} of {flat.numel()} confidences are NaN")
-    return counts[:_LEVELS].astype(np.int32)
+        level = level.masked_fill(flat <= min_confidence, _LEFT_OUT)
+    level = level.masked_fill(missing, _MISSING)
+    if counted is not None:
+        level = level.masked_fill(~counted.flatten(), _LEFT_OUT)
+    # Unlike bincount, this needs no look at the largest level, for which the host would wait.
+    return level.new_zeros(_LEVELS + 2).scatter_add_(0, level, torch.ones_like(level))
 
 
 # A Gaussian with its weight is held as its moments (weight, weight * mean, weight * mean square):

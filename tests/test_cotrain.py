@@ -8,11 +8,12 @@ from cosa.config import from_dict, to_dict
 from cosa.cotrain import CoTraining
 from cosa.device import choose_autocast
 from cosa.errors import NotFiniteError, UserError
+from cosa.present import PresentClasses
 
 CLASSES = 4
 TERMS = ("cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc")
 LOSS_FUNCTION = {
-    "cls": "classification", "c2s": "cam_to_seg", "s2c": "seg_to_cam",
+    "cls": "classification", "c2s": "cams_to_seg", "s2c": "seg_to_cam",
     "csc": "contrastive_separation",
 }
 
@@ -165,13 +166,13 @@ def test_the_terms_are_the_losses_of_the_method(monkeypatch):
 
 def test_without_raw_every_pixel_weighs_the_same(monkeypatch):
     seen = []
-    original = losses.cam_to_seg
+    original = losses.cams_to_seg
 
-    def spy(seg, labels, perplexity=None, valid=None):
-        seen.append(perplexity)
-        return original(seg, labels, perplexity, valid=valid)
+    def spy(seg, labels, perplexities, valid=None):
+        seen.extend(perplexities)
+        return original(seg, labels, perplexities, valid)
 
-    monkeypatch.setattr(losses, "cam_to_seg", spy)
+    monkeypatch.setattr(losses, "cams_to_seg", spy)
     method = {"cls_iterations": 0, "s2c_start": 0}
     build(method=method | {"raw": False}).step(make_batch(), 0)
     assert seen == [None, None]
@@ -348,17 +349,20 @@ def test_cams_span_the_valid_area_whatever_fires_on_the_padding(monkeypatch):
     monkeypatch.setattr(
         cotrain, "cam_pseudo_labels", lambda cam, xi: seen.append(cam) or original(cam, xi)
     )
-    maps = cotrain.multi_scale(build().assignment, make_batch()["weak"], (1.0,), True)
+    batch = padded(make_batch(), 0.0)
+    present = PresentClasses.of(batch["image_labels"])
+    maps = cotrain.multi_scale(
+        build().assignment, batch["weak"], (1.0,), True, present=present
+    )
     maps.cam = 0.2 + 0.3 * maps.cam
     maps.cam[..., : SIZE // 3] = 50.0
     monkeypatch.setattr(cotrain, "multi_scale", lambda *args, **options: maps)
-    batch = padded(make_batch(), 0.0)
     build(loss=only("c2s")).step(batch, 0)
     (cam,) = seen
     assert (cam[..., : SIZE // 3] == 0).all()
-    present = cam[batch["image_labels"] > 0][..., SIZE // 3 :].flatten(1)
-    assert torch.allclose(present.amax(1), torch.ones(6))
-    assert torch.allclose(present.amin(1), torch.zeros(6))
+    content = cam[..., SIZE // 3 :].flatten(0, 1).flatten(1)
+    assert torch.allclose(content.amax(1), torch.ones(6))
+    assert torch.allclose(content.amin(1), torch.zeros(6))
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
@@ -389,8 +393,8 @@ def test_a_fixed_threshold_is_used_and_stays(monkeypatch):
 def test_confidences_are_averaged_over_cells_without_padding(monkeypatch):
     cotraining = build()
     seen = []
-    monkeypatch.setattr(cotraining.thresholds["cam"], "update",
-                        lambda confidence: seen.append(confidence) or 0.5)
+    monkeypatch.setattr(cotraining.thresholds["cam"], "push",
+                        lambda confidence, counted: seen.append(confidence[counted]))
     batch = make_batch(2)
     batch["valid"][0, :, :9] = False  # one column of cells wholly, one in part
     cotraining.step(batch, 0)

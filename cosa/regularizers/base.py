@@ -53,7 +53,7 @@ class Context:
     """Of the online network on the strong view, with gradient."""
     targets: dict[str, Any]
     """The maps in ``Regularizer.needs``: "cam", "aux_cam" -> CamTargets at pixel resolution,
-    "seg" -> (B, C+1, S, S) probabilities. No gradient."""
+    "seg" -> SegTargets. No gradient."""
     online: CoSANetwork
     assignment: AssignmentNetwork
     pseudo_labels: Callable[[Tensor, Tensor, Tensor], CamTargets]

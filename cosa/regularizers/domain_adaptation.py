@@ -193,7 +193,7 @@ def see_without_source(context: Context, threshold: float) -> Tensor:
         cam = context.assignment(batch["weak"].masked_fill(strongest > threshold, 0)).cam
     seen = F.interpolate(strongest, context.grid, mode="area")[:, 0] <= threshold
     seen &= free_of_padding(batch["valid"], context.grid)
-    return context.pseudo_labels(cam, batch["image_labels"], seen).cam
+    return context.pseudo_labels(cam, batch["image_labels"], seen).cells(context.grid)
 
 
 # Supervision
@@ -309,7 +309,7 @@ class DomainAdaptation(Regularizer):
     def forward(self, context: Context) -> dict[str, Tensor]:
         names, options = self.weights(), self.options
         valid = free_of_padding(context.batch["valid"], context.grid)
-        cam = F.interpolate(context.targets["cam"].cam, context.grid, mode="area")
+        cam = context.targets["cam"].cells(context.grid)
         erased_cam = see_without_source(context, options.threshold)
         terms = {}
         if "plda_adversarial" in names:
