@@ -26,6 +26,7 @@ from cosa.evaluate import EvaluationStopped, class_indices, format_table
 from cosa.network import CoSANetwork
 from cosa.run_folder import RunFolder
 from cosa.session import Session
+from cosa.step_log import DivergedError
 from cosa.terminal import StopRequest, progress_bar
 from cosa.training import (
     build_cotraining,
@@ -132,23 +133,23 @@ def fit(
             if session.evaluation_due():
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            terms: dict[str, torch.Tensor] = {}
             try:
                 loss, terms = cotraining.step(batch, state.iteration)
-                lr = optimizer_step(
+                lr, norm = optimizer_step(
                     session.optimizer, loss, config.optimizer, state.iteration, total
                 )
+                session.log.add(state.iteration, loss, norm, terms, batch["index"])
+                cotraining.update_assignment(state.iteration)
+                state.iteration += 1
+                state.seconds = time.monotonic() - started
+                if session.settling_due(stop.signal):
+                    session.log.settle()
             except NotFiniteError as error:
-                reason = describe_divergence(error, session, terms, batch, train_set)
-                raise UserError(reason) from error
-            cotraining.update_assignment(state.iteration)
-
-            state.iteration += 1
-            state.seconds = time.monotonic() - started
+                raise UserError(describe_divergence(error, session, batch, train_set)) from error
             bar.update()
             last = state.iteration == total
             if last or state.iteration % config.train.log_every == 0:
-                log_training(session, bar, loss, terms, lr)
+                log_training(session, bar, lr)
             signal = stop.signal
             if signal or last or state.iteration % config.train.checkpoint_every == 0:
                 session.save()
@@ -203,16 +204,10 @@ def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> N
     class_indices(config.evaluate.coexistence_classes, classes)
 
 
-def log_training(
-    session: Session,
-    bar: tqdm,
-    loss: torch.Tensor,
-    terms: dict[str, torch.Tensor],
-    lr: float,
-) -> None:
-    """One line in metrics.jsonl, and the same on the progress bar."""
+def log_training(session: Session, bar: tqdm, lr: float) -> None:
+    """One line in metrics.jsonl, means since the last one, and the same on the progress bar."""
     state, (xi, xi_aux) = session.state, session.cotraining.xi()
-    losses = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+    losses = session.log.take_means()
     session.run.log({
         "iteration": state.iteration, **losses, "xi": xi, "xi_aux": xi_aux,
         "lr": lr, "seconds": round(state.seconds, 2),
@@ -234,15 +229,16 @@ def show_scores(bar: tqdm, iteration: int, scores: dict[str, Any]) -> None:
 def describe_divergence(
     error: NotFiniteError,
     session: Session,
-    terms: dict[str, torch.Tensor],
     batch: dict[str, torch.Tensor],
     dataset: SegmentationDataset,
 ) -> str:
-    """One sentence about a step that was not finite."""
-    bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-    about = f"terms: {', '.join(bad)}; " if bad else ""
-    images = ", ".join(dataset.names[i] for i in batch["index"].tolist())
-    return (f"the training diverged: {error} at iteration {session.state.iteration} ({about}"
+    """One sentence about a step that was not finite: the present one, or one noticed late."""
+    iteration, index, about = session.state.iteration, batch["index"], ""
+    if isinstance(error, DivergedError):
+        iteration, index = error.iteration, error.index
+        about = f"terms: {', '.join(error.terms)}; " if error.terms else ""
+    images = ", ".join(dataset.names[i] for i in index.tolist())
+    return (f"the training diverged: {error} at iteration {iteration} ({about}"
             f"images: {images}); lower optimizer.lr or set optimizer.clip_norm, "
             f"and resume from {session.run.last} if it is there")
 

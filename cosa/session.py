@@ -14,6 +14,7 @@ from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
 from cosa.errors import UserError
 from cosa.run_folder import RunFolder
+from cosa.step_log import StepLog
 from cosa.training import score
 
 
@@ -41,6 +42,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     val_set: SegmentationDataset
     state: State = field(default_factory=State)
+    log: StepLog = field(default_factory=StepLog)
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +53,18 @@ class Session:
         every, done = self.config.train.evaluate_every, self.state.iteration
         last = done >= self.config.train.iterations  # the final evaluation is not a periodic one
         return every > 0 and done > self.state.evaluated and done % every == 0 and not last
+
+    def settling_due(self, signal: int) -> bool:
+        """Whether the steps so far must be read: to be logged, kept or evaluated.
+
+        On a GPU the host does not wait for each step. On the CPU it has waited already.
+        """
+        done, train = self.state.iteration, self.config.train
+        return bool(
+            self.device.type == "cpu" or self.log.full or signal or done == train.iterations
+            or done % train.log_every == 0 or done % train.checkpoint_every == 0
+            or self.evaluation_due()
+        )
 
     def evaluate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Score the assignment network on the validation images, log it, keep it if it is best.
@@ -112,6 +126,7 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "rng": rng,
             "state": vars(self.state).copy(),
+            "log": self.log.state_dict(),
         })
 
     def restore(self) -> None:
@@ -136,6 +151,8 @@ class Session:
             self.cotraining.load_state_dict(content)
             self.optimizer.load_state_dict(content["optimizer"])
             self.state, rng = State(**content["state"]), content["rng"]
+            # Checkpoints of earlier versions have no such entry.
+            self.log.load_state_dict(content.get("log", {}))
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = checkpoint.one_line(error)
             raise UserError(f"{self.run.last} does not fit this configuration ({reason}): "

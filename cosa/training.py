@@ -80,7 +80,8 @@ def build_optimizer(
                 "name": name, "params": params, "lr": options.lr * options.head_lr_factor,
                 "lr_scale": options.head_lr_factor, "weight_decay": decay,
             })
-    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2))
+    # Fused: one pass over all weights, and a step can be skipped on the device.
+    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), fused=True)
 
 
 def optimizer_step(
@@ -89,31 +90,49 @@ def optimizer_step(
     options: OptimizerConfig,
     iteration: int,
     total: int,
-) -> float:
+    mark: Callable[[str], None] = lambda phase: None,
+) -> tuple[float, Tensor]:
     """Set the learning rate, go backward, clip, and move the weights.
 
+    The host does not wait for the device. Where the loss or its gradient is not finite, the
+    weights and the optimizer's state stay as they are, and whoever reads the loss or the norm
+    finds out (:func:`require_finite`, ``cosa.step_log``).
+
     Args:
+        optimizer: of :func:`build_optimizer`.
         loss: a scalar with gradient.
         iteration: counted from 0, of ``total``.
+        mark: called with "backward" and with "optimizer" at the end of these phases.
 
     Returns:
-        The learning rate of the encoder.
-
-    Raises:
-        NotFiniteError: the loss or its gradient is; the weights are as they were.
+        The learning rate of the encoder, and the norm of the gradient before clipping, a scalar.
     """
     factor = learning_rate_factor(iteration, total, options.warmup_iterations, options.power)
     for group in optimizer.param_groups:
         group["lr"] = options.lr * group["lr_scale"] * factor
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    mark("backward")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or float("inf"))
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if options.clip_norm:
+        nn.utils.clip_grads_with_norm_(parameters, options.clip_norm, norm)
+    # How GradScaler tells PyTorch's fused optimizers to skip a step, without reading the flag.
+    optimizer.found_inf = (~torch.isfinite(loss.detach() + norm)).float()
+    optimizer.grad_scale = None
+    optimizer.step()
+    return options.lr * factor, norm
+
+
+def require_finite(loss: Tensor, norm: Tensor) -> None:
+    """Wait for a step and check it.
+
+    Raises:
+        NotFiniteError: the loss or the norm of its gradient is not finite.
+    """
     if not torch.isfinite(loss.detach() + norm):
         what = "norm of the gradient" if torch.isfinite(loss) else "loss"
         raise NotFiniteError(f"the {what} is not finite")
-    optimizer.step()
-    return options.lr * factor
 
 
 def score(

@@ -7,7 +7,7 @@ from conftest import SIZE, tiny_tree
 from cosa.checkpoint import build_network
 from cosa.config import OptimizerConfig, from_dict, to_dict
 from cosa.errors import NotFiniteError
-from cosa.training import build_cotraining, build_optimizer, optimizer_step, prepare
+from cosa.training import build_cotraining, build_optimizer, optimizer_step, prepare, require_finite
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def test_a_step_follows_the_schedule_and_moves_the_weights(network):
     options = OptimizerConfig(lr=1e-3, warmup_iterations=2, power=1.0, head_lr_factor=7.0)
     optimizer = build_optimizer(network, options)
     before = network.classifier.weight.clone()
-    rates = [optimizer_step(optimizer, loss_of(network), options, k, 10) for k in (0, 1, 2, 5)]
+    rates = [
+        optimizer_step(optimizer, loss_of(network), options, k, 10)[0] for k in (0, 1, 2, 5)
+    ]
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 8e-4, 5e-4])
     found = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert found["encoder"] == pytest.approx(5e-4) and found["heads"] == pytest.approx(35e-4)
@@ -56,9 +58,20 @@ def test_what_is_not_finite_never_reaches_the_weights(network, clip_norm, case):
         weight = network.classifier.weight
         loss = loss + (weight - weight.detach()).sum().abs().sqrt()  # slope infinite at 0
         assert torch.isfinite(loss)
+    optimizer = build_optimizer(network, options)
+    _, norm = optimizer_step(optimizer, loss, options, 0, 10)
     with pytest.raises(NotFiniteError, match=case):
-        optimizer_step(build_optimizer(network, options), loss, options, 0, 10)
+        require_finite(loss, norm)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    loss = loss_of(network)
+    _, norm = optimizer_step(optimizer, loss, options, 0, 10)
+    require_finite(loss, norm)
+    after = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(before)
+    optimizer_step(build_optimizer(network, options), loss_of(network), options, 0, 10)
+    assert all(torch.equal(value, after[key]) for key, value in network.state_dict().items()), (
+        "the skipped step left a trace in the optimizer"
+    )
 
 
 def test_the_seed_decides_the_networks():

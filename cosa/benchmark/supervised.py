@@ -32,6 +32,7 @@ from cosa.training import (
     build_optimizer,
     optimizer_step,
     prepare,
+    require_finite,
     score,
     scored_split,
 )
@@ -88,7 +89,8 @@ def train_steps(
             seg = network(batch["strong"]).seg
         loss = losses.cam_to_seg(seg, batch["mask"], None, valid=batch["valid"])
         try:
-            optimizer_step(optimizer, loss, config.optimizer, iteration, total)
+            _, norm = optimizer_step(optimizer, loss, config.optimizer, iteration, total)
+            require_finite(loss, norm)
         except NotFiniteError as error:
             raise UserError(f"the supervised training diverged: {error} at iteration {iteration}; "
                             "lower optimizer.lr or set optimizer.clip_norm") from error
