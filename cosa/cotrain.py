@@ -195,7 +195,7 @@ class CoTraining:
         with self.autocast():
             prediction = multi_scale(
                 self.assignment, batch["weak"], teacher.scales, teacher.flip, maps=maps,
-                present=present,
+                present=present, normalized=False,
             )
         assigned: dict[str, Any] = {"present": present}
         for key in maps:

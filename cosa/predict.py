@@ -37,6 +37,7 @@ def multi_scale(
     size: tuple[int, int] | None = None,
     maps: Collection[str] = MAPS,
     present: PresentClasses | None = None,
+    normalized: bool = True,
 ) -> Prediction:
     """CAMs and segmentation logits, fused over scales and horizontal flips (Sec. 3 of CoSA).
 
@@ -55,6 +56,8 @@ def multi_scale(
         size: (height, width) of the output; the images' own by default.
         maps: names of the maps to fuse, of ``MAPS``; the others cost nothing.
         present: fuse the maps of these classes of each image alone, and the background's.
+        normalized: False leaves out the last step for CAMs, for who normalises otherwise: they
+            are then sums over the scales, at least 0.
 
     Returns:
         A ``Prediction`` without gradients.
@@ -78,8 +81,9 @@ def multi_scale(
             if present is not None:
                 views = [present.select(view, background=name == "seg") for view in views]
             total[name] = _add(total[name], fuse(views, size))
-    for name in {"cam", "aux_cam"}.intersection(maps):
-        total[name] = normalize(total[name])
+    if normalized:
+        for name in {"cam", "aux_cam"}.intersection(maps):
+            total[name] = normalize(total[name])
     return Prediction(**total)
 
 

@@ -3,6 +3,7 @@
     ablation     train CoSA, its parts and its bounds; write the table and the verdicts
     regularizers train CoSA with each regularizer and with all; the same kind of table
     similarity   time the feature similarity loss against all pairs
+    train        time training by phase, against the step as the released programs make it
     steps        time the training step of a configuration
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from cosa.errors import run_program
 
 COMMANDS = (
-    "ablation", "regularizers", "similarity", "steps", "threshold", "supervised", "peak",
+    "ablation", "regularizers", "similarity", "train", "steps", "threshold", "supervised", "peak",
     "inference", "crf",
 )
 """Modules of this package, each with a ``main(arguments)``."""

@@ -1,0 +1,127 @@
+import copy
+import json
+
+import pytest
+import torch
+from conftest import BENCHMARK_TINY, tiny_tree, write_yaml
+from test_cotrain import build, make_batch
+
+from cosa.benchmark import train as benchmark
+from cosa.benchmark.baseline import Baseline
+from cosa.benchmark.clock import PhaseClock
+from cosa.config import load_config
+from cosa.errors import UserError
+from cosa.training import build_optimizer, optimizer_step
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return str(write_yaml(tmp_path / "tiny.yaml", tiny_tree(tmp_path / "runs")))
+
+
+# Fast and straightforward step
+
+
+def both(**sections):
+    """Our training and the baseline's, with equal weights, and a batch with padding."""
+    sections.setdefault("teacher", {"scales": [1.0, 0.5, 1.5], "momentum": 0.5})
+    ours = build(**sections)
+    baseline = Baseline(copy.deepcopy(ours), ours.config)
+    batch = make_batch(4)
+    batch["valid"][1, :, :9] = False
+    batch["image_labels"][2, 3] = 1
+    return ours, baseline, batch
+
+
+def steps(ours, baseline, batch, count):
+    """The losses of ``count`` iterations of each."""
+    options, total = ours.config.optimizer, ours.config.train.iterations
+    optimizer = build_optimizer(ours.online, options)
+    for iteration in range(count):
+        loss, terms = ours.step(batch, iteration)
+        optimizer_step(optimizer, loss, options, iteration, total)
+        ours.update_assignment(iteration)
+        yield (
+            {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}},
+            baseline.step(batch, iteration),
+        )
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_the_fast_step_is_the_straightforward_one(raw):
+    ours, baseline, batch = both(
+        threshold={"dynamic": False, "fixed": 0.4}, optimizer={"clip_norm": 1.0},
+        method={"cls_iterations": 1, "s2c_start": 2, "raw": raw},
+    )
+    for fast, plain in steps(ours, baseline, batch, 4):
+        assert fast == pytest.approx(plain, rel=2e-4, abs=1e-6)
+    assert set(fast) == {"loss", "cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc"}
+    for mine, theirs in ((ours.online, baseline.online),
+                         (ours.assignment.network, baseline.assignment)):
+        for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=2e-4), "the weights went apart"
+
+
+def test_both_fit_the_same_threshold():
+    ours, baseline, batch = both(threshold={"smoothing": 0.0, "variance_floor": 1e-3})
+    for fast, plain in steps(ours, baseline, batch, 2):
+        assert fast["c2s"] == pytest.approx(plain["c2s"], rel=0.05)
+    found = [baseline.thresholds[key].value for key in ("cam", "aux_cam")]
+    assert ours.xi() == pytest.approx(found, abs=0.02)
+    assert all(xi != 0.5 for xi in found), "nothing was fitted"
+
+
+def test_attention_of_the_baseline_is_not_fused():
+    ours, baseline, _ = both()
+    assert not any(block.attn.fused_attn for block in baseline.online.encoder.blocks)
+    assert all(block.attn.fused_attn for block in ours.online.encoder.blocks)
+
+
+# The command
+
+
+def test_the_command_times_every_phase(tiny, tmp_path, capsys):
+    report, raw = tmp_path / "report.md", tmp_path / "train.json"
+    assert benchmark.main([
+        "--config", tiny, "--baseline", "--rounds", "2", "--warm-up", "1", "--json", str(raw),
+        "--report", str(report), *BENCHMARK_TINY,
+    ]) == 0
+    facts = json.loads(raw.read_text())
+    assert set(facts["phases"]) == set(benchmark.PHASES)
+    assert all(seconds > 0 for seconds in facts["phases"].values())
+    assert 0.2 < sum(facts["phases"].values()) / facts["seconds_per_iteration"] < 2
+    assert facts["images_per_second"] == pytest.approx(2 / facts["seconds_per_iteration"])
+    assert facts["memory_bytes"] > 0 and 0 < facts["utilisation"] < 10
+    assert facts["comparison"]["ours"] > 0 and facts["comparison"]["baseline"] > 0
+    shown = capsys.readouterr().out
+    assert "times as long" in shown and "backward" in shown
+    text = report.read_text(encoding="utf-8")
+    assert "<!-- train-" in text and "| backward |" in text and "--baseline" in text
+
+
+def test_flops_are_those_of_teacher_and_student(tiny):
+    changed = [*BENCHMARK_TINY, "teacher.scales=[1.0]", "teacher.flip=false"]
+    trainer = benchmark.Trainer(load_config(tiny, changed))
+    one = benchmark.count(trainer.cotraining.online, 48).flops
+    assert benchmark.step_flops(trainer) == 2 * (1 + 3) * one
+
+
+def test_without_a_folder_noise_of_the_size_of_photographs_stands_in():
+    dataset = benchmark.choose_dataset(load_config("configs/voc.yaml", []))
+    assert dataset.labels.shape == (64, 20) and dataset.image(3).size == (500, 375)
+    assert set(dataset.labels.sum(axis=1)) <= {1, 2}
+    assert len(benchmark.choose_dataset(load_config("configs/coco.yaml", [])).classes) == 80
+
+
+def test_no_rounds_are_a_users_mistake(tiny):
+    with pytest.raises(UserError, match="at least 1"):
+        benchmark.main(["--config", tiny, "--rounds", "0"])
+
+
+def test_a_phase_lasts_from_mark_to_mark(monkeypatch):
+    moments = iter([1.0, 2.0, 5.0, 6.0, 10.0])
+    monkeypatch.setattr("cosa.benchmark.clock.time.perf_counter", lambda: next(moments))
+    clock = PhaseClock(torch.device("cpu"))
+    for phase in ("start", "a", "b", "a", "b"):
+        clock.mark(phase)
+    assert clock.seconds() == {"a": 1.0, "b": 3.5}
