@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cosa import losses
 from cosa.cam import filter_by_labels, free_of_padding, normalize, resize
+from cosa.compiling import Compiled
 from cosa.config import Config
 from cosa.ema import AssignmentNetwork
 from cosa.errors import UserError
@@ -68,6 +69,9 @@ class CoTraining:
         self.assignment = AssignmentNetwork(network)
         self.config = config
         self.autocast = autocast
+        # Regularizers call the networks as they are, at sizes and with parts of their own.
+        compiled = Compiled if config.train.compile else lambda network: network
+        self._student, self._teacher = compiled(self.online), compiled(self.assignment)
         self.mark: Callable[[str], None] = lambda phase: None
         """Called at the end of each phase of a step; the benchmark times them."""
         self.thresholds = {"cam": self._new_threshold(), "aux_cam": self._new_threshold()}
@@ -103,7 +107,7 @@ class CoTraining:
         assigned = self._assign(batch, maps) if maps else {}
         self.mark("teacher")
         with self.autocast():
-            output = self.online(batch["strong"])
+            output = self._student(batch["strong"])
         self.mark("student")
         # Only now is the host to know the threshold: a GPU is busy with the student meanwhile.
         targets = self._make_targets(assigned)
@@ -194,7 +198,7 @@ class CoTraining:
         present = PresentClasses.of(batch["image_labels"], batch.get("present"))
         with self.autocast():
             prediction = multi_scale(
-                self.assignment, batch["weak"], teacher.scales, teacher.flip, maps=maps,
+                self._teacher, batch["weak"], teacher.scales, teacher.flip, maps=maps,
                 present=present, normalized=False,
             )
         assigned: dict[str, Any] = {"present": present}

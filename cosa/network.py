@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cosa.errors import UserError
 
@@ -121,6 +122,8 @@ class CoSANetwork(nn.Module):
         for classifier in (self.classifier, self.aux_classifier):
             nn.init.trunc_normal_(classifier.weight, std=0.01)
         self.decoder = LargeFOV(width, num_classes + 1, decoder_width, decoder_dilation)
+        self.activation_checkpointing = False
+        """Keep no activations inside the encoder's blocks: the way back computes them again."""
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Class scores, CAMs and segmentation of a batch.
@@ -156,7 +159,11 @@ class CoSANetwork(nn.Module):
         rope = rotary_embedding(encoder, grid)
         aux_tokens = tokens
         for index, block in enumerate(encoder.blocks):
-            tokens = block(tokens) if rope is None else block(tokens, rope=rope[index])
+            options = {} if rope is None else {"rope": rope[index]}
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
+            else:
+                tokens = block(tokens, **options)
             if index == self.aux_layer:
                 aux_tokens = self.aux_norm(tokens)
         # timm moves the last LayerNorm behind the pooling (fc_norm) for some models, and puts an

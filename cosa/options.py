@@ -220,6 +220,12 @@ class TrainConfig:
     """auto (bf16 on CUDA, float32 on CPU), bf16 or fp32."""
     tf32: bool = True
     """TensorFloat-32 for the float32 matrix products on CUDA."""
+    compile: bool = False
+    """torch.compile for both networks: a minute or more at the start, then perhaps faster steps."""
+    activation_checkpointing: bool = False
+    """For small cards: keep less for the way back, and compute it again there."""
+    accumulate: int = 1
+    """For small cards: make each step in so many parts of the batch. The result is the same."""
     log_every: int = 50
     evaluate_every: int = 2000
     """0 evaluates at the end only."""
@@ -227,6 +233,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "batch_size", "log_every", "checkpoint_every")
+        at_least(self, 1, "accumulate")
         at_least(self, 0, "evaluate_every")
         one_of(self, "precision", ("auto", "bf16", "fp32"))
 

@@ -57,6 +57,7 @@ def build_cotraining(
         print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
     if config.model.freeze_position_embedding:
         network.freeze_position_embedding()
+    network.activation_checkpointing = config.train.activation_checkpointing
     return CoTraining(network.to(device).train(), config, autocast)
 
 
