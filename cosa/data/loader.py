@@ -2,13 +2,15 @@
 
 Every sample is a pure function of (seed, position in the stream). The number of workers, the
 batch boundaries and an interruption in between leave the stream as it is.
+
+Batches travel as 8-bit pixels, a quarter of what the networks read; ``to_device`` normalises them
+where they are used.
 """
 
 from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
 import re
 import signal
 import threading
@@ -20,10 +22,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cosa.data.datasets import SegmentationDataset
+from cosa.data.images import normalize
 from cosa.data.transforms import training_views
+from cosa.device import core_count
 from cosa.errors import UserError
 
 MAX_WORKERS = 8
+# The views of a batch, and what says where they are not padding.
+_VALID = {"weak": "valid", "strong": "valid", "partner": "partner_valid"}
 # Keeps the draws that order an epoch apart from those that make a sample.
 _ORDER, _SAMPLE = 0, 1
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*")
@@ -67,7 +73,7 @@ class TrainingViews(Dataset):
     def __getitem__(self, position: int) -> dict:
         """The sample at ``position``.
 
-        Returns weak, strong (3, S, S) float32 normalised; image_labels (C,) float32 of 0 and 1;
+        Returns weak, strong (S, S, 3) uint8; image_labels (C,) float32 of 0 and 1;
         valid (S, S) bool; index, the image's index in the data set.
         """
         index = self.sample_index(position)
@@ -77,7 +83,7 @@ class TrainingViews(Dataset):
 
     def views(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """What ``training_views`` makes of image ``index``."""
-        return training_views(self.dataset.image(index), rng, **self.augment)
+        return training_views(self.dataset.open_image(index), rng, **self.augment)
 
     def __getitems__(self, positions: list[int]) -> list[dict] | UserError:
         """A whole batch; a user's mistake is returned, for ``TrainingLoader`` to raise.
@@ -136,8 +142,9 @@ def training_loader(
         stream: what makes the samples; a subclass may add to them.
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
-    Batches are dicts of weak, strong (B, 3, S, S) float32, image_labels (B, C) float32,
-    valid (B, S, S) bool and index (B,) int64. Iterating raises ``UserError`` naming the file if an
+    Batches are dicts of weak, strong (B, S, S, 3) uint8, image_labels (B, C) float32,
+    valid (B, S, S) bool and index (B,) int64; ``to_device`` makes of them what the networks read.
+    Iterating raises ``UserError`` naming the file if an
     image cannot be read, and one naming the remedy if the system kills a worker.
     """
     positions = range(start_iteration * batch_size, iterations * batch_size)
@@ -156,11 +163,26 @@ def training_loader(
     return TrainingLoader(loader)
 
 
+def to_device(
+    batch: dict[str, torch.Tensor], device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    """A batch of ``training_loader`` as the networks read it, without waiting for the copy.
+
+    Returns weak, strong and, where there is one, partner as (B, 3, S, S) float32, normalised with
+    the ImageNet mean and deviation and 0, the mean colour, in the padding; the others as they are.
+    """
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    for key in _VALID.keys() & moved.keys():
+        padding = ~moved[_VALID[key]][:, None]
+        moved[key] = normalize(moved[key]).masked_fill_(padding, 0)
+    return moved
+
+
 def worker_count(requested: int) -> int:
-    """Worker processes for ``requested``; -1 means one per core but one, 8 at most."""
+    """Worker processes for ``requested``; -1 means one per usable core but one, 8 at most."""
     if requested >= 0:
         return requested
-    return min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+    return min(MAX_WORKERS, max(0, core_count() - 1))
 
 
 def _next(batches: Iterator) -> dict[str, torch.Tensor] | UserError | None:
