@@ -3,6 +3,7 @@
     ablation     train CoSA, its parts and its bounds; write the table and the verdicts
     regularizers train CoSA with each regularizer and with all; the same kind of table
     similarity   time the feature similarity loss against all pairs
+    loader       time the training loader alone, by stage and with workers
     steps        time the training step of a configuration
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
@@ -22,7 +23,7 @@ from cosa.errors import run_program
 
 COMMANDS = (
     "ablation", "regularizers", "similarity", "steps", "threshold", "supervised", "peak",
-    "inference", "crf",
+    "inference", "crf", "loader",
 )
 """Modules of this package, each with a ``main(arguments)``."""
 

@@ -154,7 +154,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=positions,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_parent,
         # Its own generator: the loader must not advance the global one, or resuming would.
@@ -224,7 +224,8 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def _collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:
+def collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:
+    """Samples as one batch; a user's mistake as it is."""
     return batch if isinstance(batch, UserError) else default_collate(batch)
 
 
