@@ -261,6 +261,16 @@ def test_grey_and_cmyk_are_reduced_too(tmp_path, mode):
     assert np.abs(np.asarray(decoded.image).astype(int) - np.asarray(full)).mean() < 1
 
 
+def test_a_jpeg_of_several_pictures_shows_its_first(tmp_path):
+    first, second = Image.fromarray(ramp(64, 48)), Image.new("RGB", (64, 48))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    full = read_image(tmp_path / "a.jpg")
+    decoded = open_image(tmp_path / "a.jpg").decode(4)
+    assert full.size == (64, 48) and decoded.image.size == (32, 24)
+    apart = np.asarray(decoded.image).astype(int) - np.asarray(full.resize((32, 24), Image.BOX))
+    assert np.abs(apart).mean() < 1
+
+
 def test_other_formats_are_decoded_at_once(tmp_path):
     Image.fromarray(ramp(9, 7)).save(tmp_path / "a.png")
     assert np.array_equal(open_image(tmp_path / "a.png"), ramp(9, 7))
