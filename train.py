@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cosa.config import Config, load_config, to_dict
 from cosa.data import SegmentationDataset, build_dataset
-from cosa.data.loader import training_loader
+from cosa.data.loader import to_device, training_loader
 from cosa.device import memory_errors_explained
 from cosa.errors import NotFiniteError, UserError, run_program
 from cosa.evaluate import EvaluationStopped, class_indices, format_table
@@ -132,7 +132,7 @@ def fit(
         for batch in loader:
             if session.evaluation_due():
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
-            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            batch = to_device(batch, device)
             try:
                 loss, terms = cotraining.step(batch, state.iteration)
                 lr, norm = optimizer_step(

@@ -90,8 +90,9 @@ class CoTraining:
 
         Args:
             batch: weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1};
-                valid (B, S, S) bool, False on padding; for CSD what ``PartnerViews`` adds; all
-                on the networks' device.
+                valid (B, S, S) bool, False on padding; present, if it is there, what
+                ``cosa.present.present_index`` makes of the labels; for CSD what
+                ``PartnerViews`` adds; all on the networks' device.
             iteration: counted from 0; decides which terms have started.
 
         Returns:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
 from cosa.errors import UserError
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What Linux grants a container: microseconds of processor time, or max, and per how many."""
+
+
+def core_count() -> int:
+    """Cores that this process may use: those of the machine, less what it is barred from."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    if _QUOTA.is_file():
+        quota, period = _QUOTA.read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
 
 
 def choose_device(name: str) -> torch.device:

@@ -18,7 +18,7 @@ from cosa.benchmark.verdicts import judge, verdicts
 from cosa.config import load_config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
+from cosa.data.images import LazyJpeg, open_image
 from cosa.data.loader import TrainingViews
 from cosa.data.scenes import ScenesDataset
 from cosa.errors import UserError
@@ -57,14 +57,13 @@ AUGMENT = dict(crop_size=32, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.0, s
 def test_the_mask_follows_the_views():
     """Away from the edges of the blocks every pixel has the colour of its mask value."""
     stream = supervised.SupervisedViews(ColourCoded(), seed=1, **AUGMENT)
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     checked, seen = 0, set()
     for position in range(60):
         sample = stream[position]
         mask = sample["mask"]
         assert mask.shape == (32, 32) and mask.dtype == torch.int64
         assert (mask[~sample["valid"]] == 255).all()
-        pixels = (sample["strong"].permute(1, 2, 0) * std + mean) * 255
+        pixels = sample["strong"].float()
         for value, colour in ColourCoded.COLOURS.items():
             exact = ((pixels - torch.tensor(colour)).abs().amax(-1) < 1) & sample["valid"]
             assert (mask[exact] == value).all()
@@ -72,6 +71,41 @@ def test_the_mask_follows_the_views():
         seen.update(mask.unique().tolist())
     assert seen == {0, 1, 2, 255}
     assert checked > 60 * 200
+
+
+class Photographs(ColourCoded):
+    """The same in large, as JPEG files that cameras have turned."""
+
+    def __init__(self, folder):
+        super().__init__(width=24, height=16)
+        self.masks = self.masks.repeat(9, axis=1).repeat(9, axis=2)
+        self.folder = folder
+
+    def open_image(self, index):
+        exif = Image.Exif()
+        exif[0x0112] = (6, 3, 2, 8)[index % 4]
+        turn = {6: Image.ROTATE_90, 3: Image.ROTATE_180, 2: Image.FLIP_LEFT_RIGHT,
+                8: Image.ROTATE_270}[exif[0x0112]]
+        path = self.folder / f"{index}.jpg"
+        self.image(index).transpose(turn).save(path, quality=95, subsampling=0, exif=exif)
+        return open_image(path)
+
+
+def test_the_mask_follows_images_that_are_decoded_in_small(tmp_path, monkeypatch):
+    reductions = set()
+    decode = LazyJpeg.decode
+    monkeypatch.setattr(LazyJpeg, "decode", lambda image, shrink: (
+        (decoded := decode(image, shrink)), reductions.add(decoded.reduction))[0])
+    options = AUGMENT | {"scale_min": 0.1, "scale_max": 0.4}
+    stream, checked = supervised.SupervisedViews(Photographs(tmp_path), seed=1, **options), 0
+    for position in range(40):
+        sample = stream[position]
+        for value, colour in ColourCoded.COLOURS.items():
+            apart = (sample["strong"].float() - torch.tensor(colour)).abs().amax(-1)
+            near = (apart < 60) & sample["valid"]
+            assert (sample["mask"][near] == value).all()
+            checked += int(near.sum())
+    assert reductions == {1, 2, 4} and checked > 40 * 100
 
 
 def test_the_supervised_stream_shows_what_training_shows():

@@ -3,10 +3,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from cosa import device as device_module
 from cosa.device import (
     allow_tf32,
     choose_autocast,
     choose_device,
+    core_count,
     memory_errors_explained,
 )
 from cosa.errors import UserError
@@ -105,3 +107,23 @@ def test_tf32_is_switched_on_and_off(restored_precision):
     allow_tf32(False)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("quota, expected", [
+    (None, 6), ("max 100000", 6), ("250000 100000", 3), ("50000 100000", 1), ("900000 100000", 6),
+])
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, quota, expected):
+    monkeypatch.setattr(device_module.os, "sched_getaffinity", lambda _: set(range(6)),
+                        raising=False)
+    monkeypatch.setattr(device_module, "_QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert core_count() == expected
+
+
+@pytest.mark.parametrize("cores, expected", [(4, 4), (None, 1)])
+def test_cores_where_the_system_knows_no_affinity(monkeypatch, tmp_path, cores, expected):
+    monkeypatch.delattr(device_module.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(device_module.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(device_module, "_QUOTA", tmp_path / "none")
+    assert core_count() == expected

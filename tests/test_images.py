@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cosa.data import images
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input, read_image, to_tensor
+from cosa.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LazyJpeg,
+    network_input,
+    normalize,
+    open_image,
+    read_image,
+    to_tensor,
+)
 from cosa.errors import UserError
 
 
@@ -182,3 +191,103 @@ def test_network_input_does_not_alias_large_images():
         3, 1, 1
     )
     assert (gray - 0.5).abs().max() < 0.01
+
+
+# Decoding at a fraction of the size
+
+
+def save_turned(path, pixels, orientation):
+    """A JPEG file that is seen as ``pixels`` once its EXIF rotation is applied."""
+    undo = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM,
+            5: Image.TRANSPOSE, 6: Image.ROTATE_90, 7: Image.TRANSVERSE, 8: Image.ROTATE_270}
+    image = Image.fromarray(pixels)
+    if orientation in undo:
+        image = image.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, quality=95, subsampling=0, exif=exif)
+
+
+def ramp(width, height):
+    """Red rises to the right and green downwards, by a few levels per pixel."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return np.stack([red, green, np.full_like(red, 90)], axis=-1).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_known_before_decoding(tmp_path, orientation):
+    save_turned(tmp_path / "a.jpg", ramp(61, 43), orientation)
+    image = open_image(tmp_path / "a.jpg")
+    assert isinstance(image, LazyJpeg) and image.size == (61, 43)
+    whole = image.decode()
+    assert (whole.reduction, whole.origin, whole.image.size) == (1, (0, 0), (61, 43))
+    assert np.array_equal(whole.image, read_image(tmp_path / "a.jpg"))
+    assert np.abs(np.asarray(whole.image).astype(int) - ramp(61, 43)).max() <= 6
+
+
+@pytest.mark.parametrize("shrink, reduction", [
+    (0.4, 1), (2.9, 1), (3.0, 2), (5.9, 2), (6.0, 4), (11.9, 4), (12.0, 8), (100.0, 8),
+])
+def test_reductions_leave_a_margin(tmp_path, shrink, reduction):
+    save_turned(tmp_path / "a.jpg", ramp(61, 43), 1)
+    decoded = open_image(tmp_path / "a.jpg").decode(shrink)
+    assert decoded.reduction == reduction
+    assert decoded.image.size == (-(-61 // reduction), -(-43 // reduction))
+
+
+@pytest.mark.parametrize("size", [(61, 43), (64, 40), (67, 41), (33, 50)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [3, 6, 12])
+def test_boxes_keep_their_place_in_a_reduced_image(tmp_path, size, orientation, shrink):
+    save_turned(tmp_path / "a.jpg", ramp(*size), orientation)
+    decoded = open_image(tmp_path / "a.jpg").decode(shrink)
+    left, top, right, bottom = box = decoded.box((0, 0, *size))
+    assert 0 <= left < right <= decoded.image.width and 0 <= top < bottom <= decoded.image.height
+    assert (right - left, bottom - top) == tuple(n / decoded.reduction for n in size)
+    small = [round(n / shrink) for n in size]
+    found = decoded.image.resize(small, Image.BILINEAR, box=box)
+    full = read_image(tmp_path / "a.jpg").resize(small, Image.BILINEAR)
+    # One pixel of the full image makes 3.8 levels or more; borders are clamped in either.
+    apart = np.abs(np.asarray(found).astype(int) - np.asarray(full))
+    assert apart[1:-1, 1:-1].max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_are_reduced_too(tmp_path, mode):
+    Image.fromarray(ramp(64, 48)).convert(mode).save(tmp_path / "a.jpg", quality=95)
+    decoded = open_image(tmp_path / "a.jpg").decode(4)
+    full = read_image(tmp_path / "a.jpg").resize((32, 24), Image.BOX)
+    assert decoded.image.mode == "RGB" and decoded.reduction == 2
+    assert np.abs(np.asarray(decoded.image).astype(int) - np.asarray(full)).mean() < 1
+
+
+def test_a_jpeg_of_several_pictures_shows_its_first(tmp_path):
+    first, second = Image.fromarray(ramp(64, 48)), Image.new("RGB", (64, 48))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    full = read_image(tmp_path / "a.jpg")
+    decoded = open_image(tmp_path / "a.jpg").decode(4)
+    assert full.size == (64, 48) and decoded.image.size == (32, 24)
+    apart = np.asarray(decoded.image).astype(int) - np.asarray(full.resize((32, 24), Image.BOX))
+    assert np.abs(apart).mean() < 1
+
+
+def test_other_formats_are_decoded_at_once(tmp_path):
+    Image.fromarray(ramp(9, 7)).save(tmp_path / "a.png")
+    assert np.array_equal(open_image(tmp_path / "a.png"), ramp(9, 7))
+
+
+def test_damaged_pixels_are_found_when_decoding(tmp_path):
+    save_turned(tmp_path / "a.jpg", ramp(61, 43), 1)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    for shrink in (1.0, 4.0):
+        image = open_image(tmp_path / "a.jpg")
+        with pytest.raises(UserError, match="a.jpg cannot be read as an image"):
+            image.decode(shrink)
+
+
+def test_normalising_a_batch_is_normalising_its_images():
+    pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
+    planes = normalize(pixels)
+    assert planes.shape == (2, 3, 5, 4) and planes.is_contiguous()
+    assert torch.equal(planes[1], to_tensor(pixels[1].numpy()))

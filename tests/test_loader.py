@@ -58,8 +58,9 @@ def same(first, second):
 
 def test_batches_have_the_documented_content():
     (batch,) = batches(iterations=1)
-    assert set(batch) == {"weak", "strong", "image_labels", "valid", "index"}
-    assert batch["weak"].shape == batch["strong"].shape == (4, 3, 16, 16)
+    assert set(batch) == {"weak", "strong", "image_labels", "valid", "index", "present"}
+    assert batch["weak"].shape == batch["strong"].shape == (4, 16, 16, 3)
+    assert batch["weak"].dtype == batch["strong"].dtype == torch.uint8
     assert batch["valid"].shape == (4, 16, 16) and batch["valid"].dtype == torch.bool
     assert batch["image_labels"].dtype == torch.float32 and batch["index"].dtype == torch.int64
     expected = torch.from_numpy(Noise().labels)[batch["index"]].float()
@@ -184,7 +185,7 @@ def test_workers_ignore_interrupts():
 
 
 def test_worker_count(monkeypatch):
-    for cores, expected in ((1, 0), (2, 1), (5, 4), (64, 8), (None, 0)):
-        monkeypatch.setattr(loader_module.os, "cpu_count", lambda cores=cores: cores)
+    for cores, expected in ((1, 0), (2, 1), (5, 4), (64, 8)):
+        monkeypatch.setattr(loader_module, "core_count", lambda cores=cores: cores)
         assert worker_count(-1) == expected
     assert worker_count(0) == 0 and worker_count(3) == 3

@@ -15,7 +15,7 @@ from cosa.config import Config, from_dict, load_config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import build_dataset
 from cosa.data.images import to_rgb, to_tensor
-from cosa.data.loader import TrainingViews, training_loader
+from cosa.data.loader import TrainingViews, to_device, training_loader
 from cosa.data.partners import PartnerViews
 from cosa.errors import UserError
 from cosa.regularizers.registry import REGULARIZERS
@@ -48,7 +48,7 @@ def batch():
     )
     (only,) = loader
     assert (only["partner_class"] >= 0).any() and (only["partner_class"] < 0).any()
-    return only
+    return to_device(only, "cpu")
 
 
 # Configuration

@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, to_tensor
+from cosa.data.colour import blurred
+from cosa.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    open_image,
+    read_image,
+    to_tensor,
+)
+from cosa.data.loader import to_device
 from cosa.data.transforms import (
     Geometry,
     apply_strong,
@@ -28,7 +36,10 @@ def pixels(view):
 
 
 def views(image, seed=0, **options):
-    return training_views(image, np.random.default_rng(seed), **{**PLAIN, **options})
+    """A sample as the networks read it."""
+    sample = training_views(image, np.random.default_rng(seed), **{**PLAIN, **options})
+    batch = to_device({key: value[None] for key, value in sample.items()}, "cpu")
+    return {key: value[0] for key, value in batch.items()}
 
 
 def test_without_scaling_the_view_is_a_window_of_the_image():
@@ -58,6 +69,22 @@ def test_strong_operations_do_not_leak_into_the_padding():
         view = views(white, seed, strong=True)
         assert view["valid"].sum() == 64
         assert torch.count_nonzero(view["strong"][:, ~view["valid"]]) == 0
+
+
+def test_batches_read_as_if_padded_after_normalisation():
+    options = PLAIN | dict(scale_min=0.5, scale_max=1.5, flip=0.5, strong=True)
+    for seed in range(4):
+        image, rng = picture(20, 44, seed), np.random.default_rng(seed)
+        geometry = sample_geometry(
+            image.size, np.random.default_rng(seed),
+            **{key: options[key] for key in ("crop_size", "scale_min", "scale_max", "flip")}
+        )
+        canvas = torch.zeros(3, 32, 32)
+        left, top, right, bottom = geometry.target
+        canvas[:, top:bottom, left:right] = to_tensor(crop(image, geometry))
+        sample = training_views(image, rng, **options)
+        batch = to_device({key: value[None] for key, value in sample.items()}, "cpu")
+        assert torch.equal(batch["weak"][0], canvas)
 
 
 def test_valid_box_is_full_when_the_image_covers_the_crop():
@@ -134,9 +161,9 @@ def test_blur_smooths_both_views():
 
 
 def test_types_and_shapes():
-    view = views(picture(), strong=True)
-    assert view["weak"].shape == view["strong"].shape == (3, 32, 32)
-    assert view["weak"].dtype == view["strong"].dtype == torch.float32
+    view = training_views(picture(), np.random.default_rng(0), **PLAIN | {"strong": True})
+    assert view["weak"].shape == view["strong"].shape == (32, 32, 3)
+    assert view["weak"].dtype == view["strong"].dtype == torch.uint8
     assert view["valid"].shape == (32, 32) and view["valid"].dtype == torch.bool
 
 
@@ -176,3 +203,73 @@ def test_every_strong_operation_is_drawn():
         if torch.equal(view["weak"], view["strong"]):
             seen.add("identity")
     assert seen == {"equalize", "autocontrast", "identity"}
+
+
+# Files
+
+
+def smooth(width, height, cell=8):
+    """A picture without edges."""
+    return picture(width // cell, height // cell).resize((width, height), Image.BICUBIC)
+
+
+def difference(first, second):
+    return np.abs(np.asarray(first).astype(int) - np.asarray(second))
+
+
+def test_files_give_the_views_of_their_images(tmp_path):
+    smooth(96, 72).save(tmp_path / "a.jpg", quality=90)
+    options = dict(crop_size=64, scale_min=0.5, scale_max=2.0)
+    for seed in range(3):
+        lazy, full = (
+            training_views(read(tmp_path / "a.jpg"), np.random.default_rng(seed), **options)
+            for read in (open_image, read_image)
+        )
+        assert all(torch.equal(lazy[key], full[key]) for key in full)
+
+
+@pytest.mark.parametrize("shrink", [3.1, 5.0, 7.0, 13.0])
+def test_a_reduced_decoding_is_close_to_the_full_one(tmp_path, shrink):
+    smooth(403, 299, cell=40).save(tmp_path / "a.jpg", quality=90)
+    options = dict(
+        crop_size=64, scale_min=1 / shrink, scale_max=1 / shrink, flip=0.5, blur=0.0, strong=True
+    )
+    lazy, full = (
+        training_views(read(tmp_path / "a.jpg"), np.random.default_rng(1), **options)
+        for read in (open_image, read_image)
+    )
+    assert torch.equal(lazy["valid"], full["valid"])
+    apart = difference(lazy["weak"], full["weak"])[full["valid"]]
+    assert 0 < apart.mean() < 1.3 and apart.max() < 12
+
+
+def test_the_crop_says_how_much_it_shrinks():
+    assert Geometry((0.0, 0.0, 80.0, 60.0), (0, 4, 20, 24), False).shrink == 3
+    assert Geometry((0.0, 0.0, 8.0, 60.0), (0, 4, 16, 24), False).shrink == 0.5
+
+
+# Blur
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.3, 0.5, 1.0, 1.4, 2.0, 3.5])
+def test_blur_is_the_gaussian(deviation):
+    image = smooth(40, 31)
+    offsets = np.arange(-20, 21)
+    weights = np.exp(-0.5 * (offsets / deviation) ** 2)
+    weights /= weights.sum()
+    exact = np.pad(np.asarray(image, dtype=float), ((20, 20), (20, 20), (0, 0)), mode="edge")
+    exact = sum(weight * exact[i : i + 31] for i, weight in enumerate(weights))
+    exact = sum(weight * exact[:, i : i + 40] for i, weight in enumerate(weights))
+    found = blurred(image, deviation)
+    assert found.size == image.size and found.mode == "RGB"
+    assert np.abs(found - exact).max() < 2.5
+    pillow = image.filter(ImageFilter.GaussianBlur(deviation))
+    assert difference(found, pillow)[6:-6, 6:-6].max() <= 4
+    assert difference(found, pillow).mean() < 1
+
+
+def test_blur_leaves_flat_pictures_and_single_pixels_alone():
+    for size in ((1, 1), (1, 9), (20, 2)):
+        for level in (0, 77, 255):
+            image = Image.new("RGB", size, (level, level, 3))
+            assert np.array_equal(blurred(image, 2.0), image)

@@ -4,6 +4,7 @@
     regularizers train CoSA with each regularizer and with all; the same kind of table
     similarity   time the feature similarity loss against all pairs
     train        time training by phase, against the step as the released programs make it
+    loader       time the training loader alone, by stage and with workers
     steps        time the training step of a configuration
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
@@ -22,8 +23,8 @@ from collections.abc import Sequence
 from cosa.errors import run_program
 
 COMMANDS = (
-    "ablation", "regularizers", "similarity", "train", "steps", "threshold", "supervised", "peak",
-    "inference", "crf",
+    "ablation", "regularizers", "similarity", "train", "loader", "steps", "threshold",
+    "supervised", "peak", "inference", "crf",
 )
 """Modules of this package, each with a ``main(arguments)``."""
 

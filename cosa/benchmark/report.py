@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from cosa.benchmark.verdicts import Results, mean_and_deviation, paired
+from cosa.device import core_count
 from cosa.errors import UserError
 from cosa.files import write_atomically
 
@@ -101,13 +101,6 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
     return ", ".join([*parts, f"PyTorch {torch.__version__}"])
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def markers(topic: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import torch
 from cosa.benchmark.memory import peak, start_peak
 from cosa.config import Config, load_config, to_dict, to_yaml
 from cosa.data import build_dataset
-from cosa.data.loader import training_loader
+from cosa.data.loader import to_device, training_loader
 from cosa.device import memory_errors_explained
 from cosa.errors import UserError
 from cosa.training import (
@@ -56,7 +56,7 @@ class Stepper:
             dataset, batch_size=config.train.batch_size, seed=config.seed, iterations=BATCHES,
             workers=0, stream=choose_stream(config), **to_dict(config.augment),
         )
-        self.batches = [{k: v.to(self.device) for k, v in batch.items()} for batch in loader]
+        self.batches = [to_device(batch, self.device) for batch in loader]
         self._made = 0
 
     def step(self) -> float:

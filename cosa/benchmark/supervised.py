@@ -21,7 +21,7 @@ from cosa.config import Config, load_config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.datasets import IGNORE
-from cosa.data.loader import TrainingViews, training_loader
+from cosa.data.loader import TrainingViews, to_device, training_loader
 from cosa.data.transforms import training_views
 from cosa.device import memory_errors_explained
 from cosa.errors import NotFiniteError, UserError
@@ -46,12 +46,13 @@ class SupervisedViews(TrainingViews):
     """
 
     def views(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        image, mask = self.dataset.image(index), self.dataset.mask(index)
+        image, mask = self.dataset.open_image(index), self.dataset.mask(index)
+        width, height = image.size
         if mask is None:
-            mask = np.full((image.height, image.width), IGNORE, np.uint8)
-        if mask.shape != (image.height, image.width):
+            mask = np.full((height, width), IGNORE, np.uint8)
+        if mask.shape != (height, width):
             raise UserError(f"the mask of {self.dataset.names[index]} is {mask.shape[1]}x"
-                            f"{mask.shape[0]} pixels, its image {image.width}x{image.height}: "
+                            f"{mask.shape[0]} pixels, its image {width}x{height}: "
                             "make them one size")
         return training_views(image, rng, mask=mask, **self.augment)
 
@@ -84,7 +85,7 @@ def train_steps(
         **to_dict(config.augment),
     )
     for iteration, batch in enumerate(loader):
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        batch = to_device(batch, device)
         with autocast():
             seg = network(batch["strong"]).seg
         loss = losses.cam_to_seg(seg, batch["mask"], None, valid=batch["valid"])

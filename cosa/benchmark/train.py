@@ -10,6 +10,7 @@ import re
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cosa.benchmark.baseline import Baseline
 from cosa.benchmark.clock import PhaseClock
 from cosa.benchmark.flops import count, count_multi_scale
+from cosa.benchmark.loader import textures
 from cosa.benchmark.memory import peak, start_peak
 from cosa.benchmark.report import machine, markdown, plain, write_report
 from cosa.config import Config, load_config, to_dict
 from cosa.data import SegmentationDataset, build_dataset
-from cosa.data.loader import training_loader
+from cosa.data.datasets import FileDataset
+from cosa.data.loader import to_device, training_loader
 from cosa.device import memory_errors_explained
 from cosa.errors import UserError
 from cosa.files import write_atomically
@@ -40,6 +42,7 @@ from cosa.training import (
 
 DEFAULT_CONFIG = "configs/demo.yaml"
 PHASES = ("data", "teacher", "student", "targets", "losses", "backward", "optimizer and average")
+NOISE_IMAGES = 64
 CACHED = 3
 """Batches that the baseline is stepped through in turn, and our step beside it."""
 
@@ -63,28 +66,6 @@ optimizer kernel per tensor. Both steps were timed in this run, in turn, on the 
 batches without their loading; the queue of the baseline held {queue} batches."""
 
 
-class Photographs(SegmentationDataset):
-    """Smooth noise of the size of VOC's photographs, in memory: no file is read.
-
-    Args:
-        classes: how many; every image holds one or two.
-        size: (width, height) in pixels.
-    """
-
-    def __init__(self, classes: int, count: int = 64, size: tuple[int, int] = (500, 375)) -> None:
-        rng = np.random.default_rng(0)
-        self.classes = tuple(f"class_{k}" for k in range(classes))
-        self.names = [f"noise_{k}" for k in range(count)]
-        self.labels = np.zeros((count, classes), dtype=np.uint8)
-        for row in self.labels:
-            row[rng.integers(classes, size=2)] = 1
-        coarse = rng.integers(256, size=(count, 24, 32, 3), dtype=np.uint8)
-        self._images = [Image.fromarray(c).resize(size, Image.BICUBIC) for c in coarse]
-
-    def image(self, index: int) -> Image.Image:
-        return self._images[index]
-
-
 @dataclasses.dataclass
 class Measured:
     """What a run of training steps took."""
@@ -104,14 +85,15 @@ class Trainer:
         UserError: data or device are not usable.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, dataset: SegmentationDataset) -> None:
         model = dataclasses.replace(config.model, pretrained=False)
         self.config = dataclasses.replace(config, model=model)
         self.device, autocast = prepare(self.config)
         self.before = start_peak(self.device)
-        self.dataset = choose_dataset(config)
-        self.classes = len(self.dataset.classes)
-        self.cotraining = build_cotraining(self.config, self.classes, self.device, autocast)
+        self.dataset = dataset
+        self.cotraining = build_cotraining(
+            self.config, len(dataset.classes), self.device, autocast
+        )
         self.optimizer = build_optimizer(
             self.cotraining.online, config.optimizer, self.cotraining.regularizers
         )
@@ -126,7 +108,7 @@ class Trainer:
 
     def move(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch on the device."""
-        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        return to_device(batch, self.device)
 
     def step(self, batch: dict[str, torch.Tensor], mark: Callable[[str], None]) -> torch.Tensor:
         """One iteration of train.py without logging; return the loss."""
@@ -158,18 +140,33 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
 
-def choose_dataset(config: Config) -> SegmentationDataset:
-    """The configured training images, or noise of VOC's size where none are named."""
-    if config.data.name in ("voc", "coco") and not config.data.root:
-        return Photographs(20 if config.data.name == "voc" else 80)
-    return build_dataset(config.data, "train")
+def choose_dataset(config: Config, folder: Path) -> SegmentationDataset:
+    """The configured training images, or JPEG files of noise where none are named.
+
+    Args:
+        folder: for these files, of VOC's usual size. Each holds one or two classes.
+    """
+    if not is_synthetic(config):
+        return build_dataset(config.data, "train")
+    noise = textures(folder, NOISE_IMAGES, 500, 375)
+    classes = [f"class_{k}" for k in range(20 if config.data.name == "voc" else 80)]
+    labels = np.zeros((NOISE_IMAGES, len(classes)), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    for row in labels:
+        row[rng.integers(len(classes), size=2)] = 1
+    return FileDataset(classes, noise.names, labels, noise.image_paths)
+
+
+def is_synthetic(config: Config) -> bool:
+    """Whether the configuration is of a known data set and does not say where it is."""
+    return config.data.name in ("voc", "coco") and not config.data.root
 
 
 def compare(trainer: Trainer, rounds: int) -> dict[str, float]:
     """Median seconds of our step and of the baseline's, in turn, on the same batches."""
     batches = [trainer.move(batch) for batch in trainer.batches(CACHED, 0)]
     config, total = trainer.config, trainer.config.train.iterations
-    other = Trainer(config)
+    other = Trainer(config, trainer.dataset)
     baseline = Baseline(other.cotraining, other.config)
     fill_queues(baseline)
     steps = {
@@ -285,7 +282,7 @@ def lines(facts: dict[str, Any], config: Config) -> list[str]:
 
 def make_section(facts: dict[str, Any], config: Config, command: str) -> str:
     """The Markdown of the report."""
-    data = "noise of VOC's size in memory" if facts["synthetic"] else config.data.name
+    data = "JPEG files of noise, 500x375" if is_synthetic(config) else config.data.name
     parts = [
         f"## Training: {facts['machine']}", "", f"`{command}`", "",
         f"{datetime.date.today().isoformat()}; {facts['machine']}; images: {data}.", "",
@@ -300,7 +297,7 @@ def make_section(facts: dict[str, Any], config: Config, command: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the training of a configuration from random weights.
 
-    Where the configuration names no folder of images, noise of VOC's size stands in.
+    Where the configuration names no folder of images, files of noise of VOC's size stand in.
     """
     parser = argparse.ArgumentParser(
         prog="python -m cosa.benchmark train", description=main.__doc__
@@ -318,10 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.rounds < 1 or given.warm_up < 1:
         raise UserError("--rounds and --warm-up must be at least 1")
     config = load_config(given.config, given.overrides)
-    with memory_errors_explained():
-        trainer = Trainer(config)
+    with memory_errors_explained(), tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, choose_dataset(config, Path(folder)))
         facts = facts_of(trainer, given.rounds, given.warm_up, given.baseline)
-    facts["synthetic"] = isinstance(trainer.dataset, Photographs)
     print(plain(table(facts)), *lines(facts, config), sep="\n")
     if given.json:
         write_atomically(given.json, json.dumps(facts, indent=2) + "\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cosa.data.images import read_image
+from cosa.data.images import LazyJpeg, open_image, read_image
 from cosa.errors import UserError
 from cosa.palette import voc_palette
 
@@ -48,6 +48,10 @@ class SegmentationDataset:
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as an RGB picture; raises ``UserError`` if it cannot be read."""
         raise NotImplementedError
+
+    def open_image(self, index: int) -> Image.Image | LazyJpeg:
+        """Image ``index``, perhaps not decoded yet; raises ``UserError`` if it cannot be read."""
+        return self.image(index)
 
     def mask(self, index: int) -> np.ndarray | None:
         """Mask of image ``index``: (H, W) uint8, 0 background, 1..C classes, 255 ignored.
@@ -94,6 +98,9 @@ class FileDataset(SegmentationDataset):
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.image_paths[index])
+
+    def open_image(self, index: int) -> Image.Image | LazyJpeg:
+        return open_image(self.image_paths[index])
 
     def mask(self, index: int) -> np.ndarray | None:
         path = self.mask_paths[index]

@@ -2,13 +2,15 @@
 
 Every sample is a pure function of (seed, position in the stream). The number of workers, the
 batch boundaries and an interruption in between leave the stream as it is.
+
+Batches travel as 8-bit pixels, a quarter of what the networks read; ``to_device`` normalises them
+where they are used.
 """
 
 from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
 import re
 import signal
 import threading
@@ -20,10 +22,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cosa.data.datasets import SegmentationDataset
+from cosa.data.images import normalize
 from cosa.data.transforms import training_views
+from cosa.device import core_count
 from cosa.errors import UserError
+from cosa.present import present_index
 
 MAX_WORKERS = 8
+# The views of a batch, and what says where they are not padding.
+_VALID = {"weak": "valid", "strong": "valid", "partner": "partner_valid"}
 # Keeps the draws that order an epoch apart from those that make a sample.
 _ORDER, _SAMPLE = 0, 1
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*")
@@ -67,7 +74,7 @@ class TrainingViews(Dataset):
     def __getitem__(self, position: int) -> dict:
         """The sample at ``position``.
 
-        Returns weak, strong (3, S, S) float32 normalised; image_labels (C,) float32 of 0 and 1;
+        Returns weak, strong (S, S, 3) uint8; image_labels (C,) float32 of 0 and 1;
         valid (S, S) bool; index, the image's index in the data set.
         """
         index = self.sample_index(position)
@@ -77,7 +84,7 @@ class TrainingViews(Dataset):
 
     def views(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """What ``training_views`` makes of image ``index``."""
-        return training_views(self.dataset.image(index), rng, **self.augment)
+        return training_views(self.dataset.open_image(index), rng, **self.augment)
 
     def __getitems__(self, positions: list[int]) -> list[dict] | UserError:
         """A whole batch; a user's mistake is returned, for ``TrainingLoader`` to raise.
@@ -136,9 +143,10 @@ def training_loader(
         stream: what makes the samples; a subclass may add to them.
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
-    Batches are dicts of weak, strong (B, 3, S, S) float32, image_labels (B, C) float32,
-    valid (B, S, S) bool and index (B,) int64. Iterating raises ``UserError`` naming the file if an
-    image cannot be read, and one naming the remedy if the system kills a worker.
+    Batches are dicts of weak, strong (B, S, S, 3) uint8, image_labels (B, C) float32,
+    valid (B, S, S) bool, index (B,) int64 and present, see ``cosa.present.present_index``;
+    ``to_device`` makes of them what the networks read. Iterating raises ``UserError`` naming the
+    file if an image cannot be read, and one naming the remedy if the system kills a worker.
     """
     positions = range(start_iteration * batch_size, iterations * batch_size)
     workers = worker_count(workers)
@@ -147,20 +155,37 @@ def training_loader(
         batch_size=batch_size,
         sampler=positions,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_parent,
+        # Workers start once, as the stream has no end, and keep PyTorch's two batches each ready:
+        # with 8 workers, batches of 4 and 448 pixels that is 90 MB of shared memory.
         # Its own generator: the loader must not advance the global one, or resuming would.
         generator=torch.Generator().manual_seed(seed),
     )
     return TrainingLoader(loader)
 
 
+def to_device(
+    batch: dict[str, torch.Tensor], device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    """A batch of ``training_loader`` as the networks read it, without waiting for the copy.
+
+    Returns weak, strong and, where there is one, partner as (B, 3, S, S) float32, normalised with
+    the ImageNet mean and deviation and 0, the mean colour, in the padding; the others as they are.
+    """
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    for key in _VALID.keys() & moved.keys():
+        padding = ~moved[_VALID[key]][:, None]
+        moved[key] = normalize(moved[key]).masked_fill_(padding, 0)
+    return moved
+
+
 def worker_count(requested: int) -> int:
-    """Worker processes for ``requested``; -1 means one per core but one, 8 at most."""
+    """Worker processes for ``requested``; -1 means one per usable core but one, 8 at most."""
     if requested >= 0:
         return requested
-    return min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+    return min(MAX_WORKERS, max(0, core_count() - 1))
 
 
 def _next(batches: Iterator) -> dict[str, torch.Tensor] | UserError | None:
@@ -202,8 +227,13 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def _collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:
-    return batch if isinstance(batch, UserError) else default_collate(batch)
+def collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:
+    """Samples as one batch, with ``present``; a user's mistake as it is."""
+    if isinstance(batch, UserError):
+        return batch
+    whole = default_collate(batch)
+    # Here, as the host would have to wait for the device to learn its shape there.
+    return {**whole, "present": present_index(whole["image_labels"])}
 
 
 def _leave_signals_to_parent(worker: int) -> None:

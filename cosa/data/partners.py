@@ -96,8 +96,8 @@ class PartnerViews(TrainingViews):
     def __getitem__(self, position: int) -> dict:
         """The sample at ``position``, with its partner.
 
-        Returns what ``TrainingViews`` does, and partner (3, S, S) float32, the normalised weak
-        view; partner_valid (S, S) bool, False in its padding; partner_class, from 0. A sample
+        Returns what ``TrainingViews`` does, and partner (S, S, 3) uint8, the weak view;
+        partner_valid (S, S) bool, False in its padding; partner_class, from 0. A sample
         without a partner has zeros, False and -1.
         """
         sample = super().__getitem__(position)
@@ -110,7 +110,7 @@ class PartnerViews(TrainingViews):
             partner_class, index = drawn
             # Only the weak view is used; the strong one would be made for nothing.
             options = self.augment | {"strong": False}
-            views = training_views(self.dataset.image(index), rng, **options)
+            views = training_views(self.dataset.open_image(index), rng, **options)
         return sample | {
             "partner": views["weak"],
             "partner_valid": views["valid"],

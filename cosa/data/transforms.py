@@ -2,7 +2,8 @@
 
 Every random draw comes from the generator that is passed in, so a sample is a pure function of
 the image and the generator's state. Colour operations see the image content only, before it is
-padded: in the padding both views are the ImageNet mean, 0 after normalisation.
+padded. Views are 8-bit pixels, a quarter of the memory of what the networks read:
+``cosa.data.loader.to_device`` normalises them and makes the padding 0, the mean colour.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 
+from cosa.data.colour import apply_strong, blurred, strong_operations
 from cosa.data.datasets import IGNORE
-from cosa.data.images import to_tensor
+from cosa.data.images import Decoded, LazyJpeg
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Geometry:
     source: tuple[float, float, float, float]
     target: tuple[int, int, int, int]
     flip: bool
+
+    @property
+    def shrink(self) -> float:
+        """How many times smaller the content becomes, along both sides at least."""
+        left, top, right, bottom = self.source
+        x0, y0, x1, y1 = self.target
+        return min((right - left) / (x1 - x0), (bottom - top) / (y1 - y0))
 
 
 def sample_geometry(
@@ -70,23 +79,27 @@ def _sample_side(
     return (start * ratio, min(length, (start + crop_size) * ratio)), (0, crop_size)
 
 
-def crop(image: Image.Image, geometry: Geometry) -> Image.Image:
+def crop(image: Image.Image | LazyJpeg, geometry: Geometry) -> Image.Image:
     """The content of the crop, without padding: ``geometry.target``'s size, RGB.
 
     Resampling only the part that is kept makes one pass over the pixels that are needed;
-    bilinear, antialiased when shrinking.
+    bilinear, antialiased when shrinking. A JPEG file is decoded as small as the crop allows.
     """
     left, top, right, bottom = geometry.target
-    content = image.resize((right - left, bottom - top), Image.BILINEAR, box=geometry.source)
+    lazy = isinstance(image, LazyJpeg)
+    decoded = image.decode(geometry.shrink) if lazy else Decoded(image)
+    content = decoded.image.resize(
+        (right - left, bottom - top), Image.BILINEAR, box=decoded.box(geometry.source)
+    )
     return content.transpose(Image.FLIP_LEFT_RIGHT) if geometry.flip else content
 
 
 def pad(content: Image.Image, geometry: Geometry, crop_size: int) -> torch.Tensor:
-    """(3, crop_size, crop_size) float32, normalised; 0, the mean colour, outside the content."""
+    """(crop_size, crop_size, 3) uint8, 0 outside the content."""
     left, top, right, bottom = geometry.target
-    canvas = torch.zeros(3, crop_size, crop_size)
-    canvas[:, top:bottom, left:right] = to_tensor(content)
-    return canvas
+    canvas = np.zeros((crop_size, crop_size, 3), dtype=np.uint8)
+    canvas[top:bottom, left:right] = content
+    return torch.from_numpy(canvas)
 
 
 def crop_mask(mask: np.ndarray, geometry: Geometry, crop_size: int) -> torch.Tensor:
@@ -105,42 +118,8 @@ def crop_mask(mask: np.ndarray, geometry: Geometry, crop_size: int) -> torch.Ten
     return canvas
 
 
-def strong_operations() -> tuple[str, ...]:
-    """Names of the strong view's operations, each drawn with the same probability."""
-    return tuple(_STRONG)
-
-
-def apply_strong(image: Image.Image, operation: str, magnitude: float) -> Image.Image:
-    """Apply one operation of ``strong_operations`` at a ``magnitude`` in [0, 1].
-
-    Ranges are those of RandAugment: colour, contrast, brightness and sharpness factors 0.1..1.9
-    (1 changes nothing), solarize threshold 256..0, posterize 8..4 bits; identity, autocontrast
-    and equalize have no magnitude. The result has the size and mode of ``image``.
-    """
-    return _STRONG[operation](image, magnitude)
-
-
-def _factor(magnitude: float) -> float:
-    return 0.1 + 1.8 * magnitude
-
-
-_STRONG = {
-    "identity": lambda image, magnitude: image,
-    "autocontrast": lambda image, magnitude: ImageOps.autocontrast(image),
-    "equalize": lambda image, magnitude: ImageOps.equalize(image),
-    "solarize": lambda image, magnitude: ImageOps.solarize(image, round(256 * (1 - magnitude))),
-    "color": lambda image, magnitude: ImageEnhance.Color(image).enhance(_factor(magnitude)),
-    "contrast": lambda image, magnitude: ImageEnhance.Contrast(image).enhance(_factor(magnitude)),
-    "brightness": lambda image, magnitude: ImageEnhance.Brightness(image).enhance(
-        _factor(magnitude)
-    ),
-    "sharpness": lambda image, magnitude: ImageEnhance.Sharpness(image).enhance(_factor(magnitude)),
-    "posterize": lambda image, magnitude: ImageOps.posterize(image, 8 - round(4 * magnitude)),
-}
-
-
 def training_views(
-    image: Image.Image,
+    image: Image.Image | LazyJpeg,
     rng: np.random.Generator,
     *,
     crop_size: int = 448,
@@ -156,18 +135,18 @@ def training_views(
     """The weak and the strong view of an image, aligned pixel for pixel.
 
     Args:
-        image: RGB picture of any size.
+        image: RGB picture of any size, decoded or not.
         rng: source of every draw.
         crop_size: side S of the square views, in pixels.
         scale_min, scale_max: range of the random scale.
         flip, blur: probabilities of the horizontal flip and of the weak view's Gaussian blur.
-        blur_min, blur_max: range of the blur radius, in pixels of the crop.
+        blur_min, blur_max: range of the blur's deviation, in pixels of the crop.
         strong: False makes the strong view equal to the weak one.
         mask: (H, W) uint8 truth of the image's size. Weak supervision has none; the fully
             supervised bound of the benchmark does.
 
     Returns:
-        weak, strong: (3, S, S) float32, normalised with the ImageNet mean and deviation;
+        weak, strong: (S, S, 3) uint8, RGB;
         valid: (S, S) bool, False in the padding, which is never supervised;
         mask, if one is given: (S, S) int64, the truth of the views' pixels, see ``crop_mask``.
     """
@@ -176,10 +155,10 @@ def training_views(
     )
     content = crop(image, geometry)
     if rng.random() < blur:
-        content = content.filter(ImageFilter.GaussianBlur(rng.uniform(blur_min, blur_max)))
+        content = blurred(content, rng.uniform(blur_min, blur_max))
     weak_view = strong_view = pad(content, geometry, crop_size)
     if strong:
-        operation = strong_operations()[rng.integers(len(_STRONG))]
+        operation = strong_operations()[rng.integers(len(strong_operations()))]
         strong_view = pad(apply_strong(content, operation, rng.random()), geometry, crop_size)
 
     left, top, right, bottom = geometry.target
