@@ -146,13 +146,11 @@ def verify(path: str | Path) -> None:
                 with zipfile.ZipFile(file) as archive:
                     bad = archive.testzip()
             except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
-                raise DamagedError(f"{path} is damaged ({one_line(error)}): "
-                                   "use a copy of it or another checkpoint") from error
+                raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if bad:
-        raise DamagedError(f"{path} is damaged (the check sum of {bad} is wrong): "
-                           "use a copy of it or another checkpoint")
+        raise DamagedError(f"{path} is damaged: the check sum of {bad} is wrong")
 
 
 def holds(path: str | Path, weights: dict[str, Any]) -> bool:

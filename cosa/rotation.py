@@ -62,15 +62,13 @@ class Rotation:
         Raises:
             UserError: there is none.
         """
-        damaged: list[str] = []
-        reason = ""
+        damaged: dict[str, str] = {}
         for path in self.run.checkpoints():
             try:
                 checkpoint.verify(path)
                 content = checkpoint.read(path)
             except checkpoint.DamagedError as error:
-                damaged.append(str(path))
-                reason = reason or str(error)
+                damaged[str(path)] = str(error)
                 continue
             if path != self.run.last:
                 lost = f"{' and '.join(damaged)} cannot be read" if damaged else (
@@ -80,8 +78,8 @@ class Rotation:
             return path, content
         if not damaged:
             raise UserError(f"there is no file {self.run.last}: check the path")
-        raise UserError(f"no checkpoint can be read, of {', '.join(damaged)} ({reason}): put back "
-                        "a copy of one, or begin anew with another name=...")
+        raise UserError(f"no checkpoint can be read ({'; '.join(damaged.values())}): put back a "
+                        "copy of one, or begin anew with another name=...")
 
     def settle(self, path: Path, iteration: int) -> None:
         """Make the checkpoint that a run goes on from the newest one.
