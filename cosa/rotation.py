@@ -50,8 +50,8 @@ class Rotation:
             else:
                 new = self.run.older(iteration)
                 checkpoint.save(new, content)
-                os.replace(self.run.last, self.run.older(former))
-                os.replace(new, self.run.last)
+                self._rename(self.run.last, self.run.older(former))
+                self._rename(new, self.run.last)
         self._newest = iteration
 
     def read(self) -> tuple[Path, dict[str, Any]]:
@@ -94,14 +94,11 @@ class Rotation:
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
-            if path != self.run.last:
-                os.replace(path, self.run.last)
-            for older in self.run.older_checkpoints():
-                if self.run.iteration_of(older) >= iteration:
-                    older.unlink()
-        except OSError as error:
-            raise self.run.unwritable(error) from error
+        if path != self.run.last:
+            self._rename(path, self.run.last)
+        later = [older for older in self.run.older_checkpoints()
+                 if self.run.iteration_of(older) >= iteration]
+        self._delete(later)
         self._prune(self.keep - 1)
         self._newest = iteration
 
@@ -116,8 +113,18 @@ class Rotation:
         return True
 
     def _prune(self, keep: int) -> None:
+        """Delete the oldest, but for so many beside last.pth."""
+        self._delete(self.run.older_checkpoints()[keep:])
+
+    def _rename(self, source: Path, target: Path) -> None:
         try:
-            for path in self.run.older_checkpoints()[keep:]:
+            os.replace(source, target)
+        except OSError as error:
+            raise self.run.unwritable(error) from error
+
+    def _delete(self, paths: list[Path]) -> None:
+        try:
+            for path in paths:
                 path.unlink()
         except OSError as error:
             raise self.run.unwritable(error) from error

@@ -1,6 +1,8 @@
 """A program that starts train.py and kills it, again and again, until it has had its kills.
 
-    python tests/killing.py CONFIG RUN_FOLDER DEATH...
+    python tests/killing.py < JOBS
+
+JOBS is a JSON list of objects with config (a YAML file), folder (of the run) and deaths (a list).
 
 Importing PyTorch takes seconds, so it happens once, here; every training is a fork of this
 process, which itself computes nothing. The SIGKILL and what it leaves on the disk are the real
@@ -8,7 +10,7 @@ ones; only the start of the interpreter is left out. After each death (see ``arm
 started again as a user would, by --resume once there is a config.yaml; after the last one it may
 finish.
 
-Prints one JSON list: of each start how it ended, and what it left.
+Prints a JSON list for each job: of each start how it ended, and what it left.
 """
 
 from __future__ import annotations
@@ -144,15 +146,15 @@ def start(config: str, run: RunFolder, death: str) -> dict:
     }
 
 
-def main(config: str, folder: str, *deaths: str) -> None:
-    """Train into a folder with these deaths, then to the end."""
-    run = RunFolder(folder)
-    sys.stdout.flush()
-    out = os.dup(1)
+def main() -> None:
+    """Train for each job, with its deaths and then to the end."""
+    jobs = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the trainings print is no part of the answer
-    ends = [start(config, run, death) for death in [*deaths, ""]]
-    os.write(out, json.dumps(ends).encode())
+    with answer:
+        json.dump([[start(job["config"], RunFolder(job["folder"]), death)
+                    for death in [*job["deaths"], ""]] for job in jobs], answer)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -6,6 +6,7 @@ are of train.py as a user starts it.
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,26 +32,28 @@ def configuration(folder):
     )
 
 
-def train_with_deaths(folder, *deaths):
-    """What tests/killing.py says, and the run folder."""
-    run = RunFolder(folder / "runs" / "tiny")
-    command = [sys.executable, str(ROOT / "tests" / "killing.py"), configuration(folder),
-               str(run.path), *deaths]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
+def train_with_deaths(*jobs):
+    """For each (folder, deaths) what tests/killing.py says, and the run folder."""
+    runs = [RunFolder(folder / "runs" / "tiny") for folder, _ in jobs]
+    orders = [{"config": configuration(folder), "folder": str(run.path), "deaths": deaths}
+              for (folder, deaths), run in zip(jobs, runs, strict=True)]
+    command = [sys.executable, str(ROOT / "tests" / "killing.py")]
+    done = subprocess.run(command, env=environment(), input=json.dumps(orders), text=True,
+                          capture_output=True, timeout=1800)
     assert done.returncode == 0, done.stderr
-    ends = json.loads(done.stdout)
-    for end in ends:
+    answers = json.loads(done.stdout)
+    for end in (end for ends in answers for end in ends):
         assert end["killed"] or end["code"] == 0, f"{end}\n{done.stderr}"
         assert len(end["checkpoints"]) <= KEEP, end
         assert not end["checkpoints"] or end["checkpoints"][0] == "last.pth", end
-    assert ends[-1]["code"] == 0
-    return ends, run
+    assert all(ends[-1]["code"] == 0 for ends in answers)
+    return list(zip(answers, runs, strict=True))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing killed, and the seconds that it took."""
-    ends, run = train_with_deaths(tmp_path_factory.mktemp("whole"))
+    [(ends, run)] = train_with_deaths((tmp_path_factory.mktemp("whole"), []))
     return run, ends[0]["seconds"]
 
 
@@ -81,7 +84,7 @@ def draw_deaths(seed, count, seconds):
 
 def test_a_run_killed_many_times_equals_an_uninterrupted_one(whole, tmp_path):
     reference, seconds = whole
-    ends, run = train_with_deaths(tmp_path, *draw_deaths(5, 15, seconds))
+    [(ends, run)] = train_with_deaths((tmp_path, draw_deaths(5, 15, seconds)))
     killed = [end["death"].split(":")[0] for end in ends if end["killed"]]
     assert len(killed) >= 10 and set(killed) == {"change", "save", "log", "evaluate", "after"}
     assert not ends[0]["checkpoints"] and not ends[1]["checkpoints"], "nothing was saved yet"
@@ -111,7 +114,7 @@ def test_processes_killed_from_outside_equal_an_uninterrupted_one(whole, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_long_chains_of_kills(whole, tmp_path, seed):
-    ends, run = train_with_deaths(tmp_path, *draw_deaths(seed, 40, whole[1]))
+    [(ends, run)] = train_with_deaths((tmp_path, draw_deaths(seed, 40, whole[1])))
     assert sum(end["killed"] for end in ends) >= 10
     assert_same(run, whole[0])
 
@@ -119,10 +122,12 @@ def test_long_chains_of_kills(whole, tmp_path, seed):
 @pytest.mark.slow
 def test_a_kill_at_each_change_of_the_folder(whole, tmp_path):
     """Of a new run and of the one that resumes it."""
-    step, killed = 1, True
+    first, killed = 1, True
     while killed:
-        folder = tmp_path / str(step)
-        ends, run = train_with_deaths(folder, f"change:{step}", f"change:{step}")
-        assert_same(run, whole[0])
-        killed, step = ends[0]["killed"], step + 1
-    assert step > 50
+        steps = range(first, first + 20)
+        done = train_with_deaths(*((tmp_path / f"{k}", [f"change:{k}"] * 2) for k in steps))
+        for _, run in done:
+            assert_same(run, whole[0])
+        first, killed = steps.stop, done[-1][0][0]["killed"]
+        shutil.rmtree(tmp_path)
+    assert first > 50
