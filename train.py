@@ -71,6 +71,9 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     Raises:
         UserError: data, weights or folder are not usable, or the training diverged.
     """
+    if resume and not run.checkpoints():
+        print(f"{run.path} holds no checkpoint yet: training from the beginning", file=sys.stderr)
+        resume = False
     if not resume:
         run.check_free()
     device, autocast = prepare(config)
@@ -99,7 +102,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     )
     with run.locked(), StopRequest() as stop:
         if resume:
-            run.forget_after(session.state.iteration)
+            session.take_up()
             run.write_config(config)
         else:
             run.create(config)
@@ -142,16 +145,16 @@ def fit(
                 cotraining.update_assignment(state.iteration)
                 state.iteration += 1
                 state.seconds = time.monotonic() - started
-                if session.settling_due(stop.signal):
+                signal, last = stop.signal, state.iteration == total
+                saving = signal or last or session.checkpoint_due()
+                if saving or session.settling_due():
                     session.log.settle()
             except NotFiniteError as error:
                 raise UserError(describe_divergence(error, session, batch, train_set)) from error
             bar.update()
-            last = state.iteration == total
             if last or state.iteration % config.train.log_every == 0:
                 log_training(session, bar, lr)
-            signal = stop.signal
-            if signal or last or state.iteration % config.train.checkpoint_every == 0:
+            if saving:
                 session.save()
             if signal:
                 return signal
@@ -168,6 +171,7 @@ def finish(session: Session, stop: StopRequest) -> None:
     scores = session.evaluate(stop.asked)
     if not run.best.exists():  # no validation score was defined
         session.save_best()
+        session.save()
     split = scored_split(config)
     if split != "val":
         scores = session.score(build_dataset(config.data, split), stop.asked)

@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,10 @@ DAMAGE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
     AssertionError, struct.error,
 )
+
+
+class DamagedError(UserError):
+    """A file that exists, and whose content is not what a program wrote there."""
 
 
 def describe(
@@ -111,17 +117,60 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"there is no file {path}: check the path") from error
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        raise UserError(
+        kind = UserError if named else DamagedError
+        raise kind(
             f"{path} holds more than tensors and plain values"
             f"{f' ({named[1]})' if named else ', or is no PyTorch file'}: it is refused, since "
             "loading it could run code; use a file written by train.py or the released program"
         ) from error
     except DAMAGE as error:
-        raise UserError(f"{path} cannot be read as a checkpoint, it may be damaged or of "
+        # Whatever memory is short of is not the file's fault.
+        kind = UserError if "allocate memory" in str(error) else DamagedError
+        raise kind(f"{path} cannot be read as a checkpoint, it may be damaged or of "
                         f"another kind: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
     return content
+
+
+def verify(path: str | Path) -> None:
+    """Compare the content of a file of :func:`save` with its check sums: PyTorch does not.
+
+    Raises:
+        DamagedError: they differ, or it is no such file at all.
+        UserError: no such file, or it must not be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    bad = archive.testzip()
+            except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+                raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if bad:
+        raise DamagedError(f"{path} is damaged: the check sum of {bad} is wrong")
+
+
+def holds(path: str | Path, weights: dict[str, Any]) -> bool:
+    """Whether a file has this content: ``about`` and ``assignment``, as best.pth does.
+
+    False if it is missing or damaged.
+
+    Raises:
+        UserError: it must not be read.
+    """
+    if not Path(path).is_file():
+        return False
+    try:
+        verify(path)
+        content = read(path)
+    except DamagedError:
+        return False
+    tensors, expected = content.get("assignment", {}), weights["assignment"]
+    return content.get("about") == weights["about"] and tensors.keys() == expected.keys() and all(
+        torch.equal(tensors[key], value) for key, value in expected.items())
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:

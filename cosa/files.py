@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cosa.errors import UserError
+
+_TEMPORARY = re.compile(r"\.(.+\.[a-z0-9_]{8}|[0-9a-f]{32})\.tmp")
+"""Names that :func:`replacing` yields, and ``cosa.palette.save_image`` writes to."""
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[str]:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
         os.close(handle)
         yield temporary
         with open(temporary, "rb") as file:
@@ -42,6 +46,23 @@ def replacing(path: str | Path) -> Iterator[str]:
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that a killed program left in a folder, if there is one.
+
+    To be called only while no other program writes there.
+
+    Raises:
+        UserError: one cannot be deleted.
+    """
+    for path in sorted(Path(folder).glob(".*.tmp")):
+        if _TEMPORARY.fullmatch(path.name):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise UserError(f"cannot delete {path}, which an interrupted program left: "
+                                f"{error.strerror}; check the folder's rights") from error
 
 
 def write_atomically(path: str | Path, text: str) -> None:

@@ -230,11 +230,16 @@ class TrainConfig:
     evaluate_every: int = 2000
     """0 evaluates at the end only."""
     checkpoint_every: int = 1000
+    """Iterations after which last.pth is written."""
+    checkpoint_minutes: float = 10.0
+    """It is also written when the last one is so old; 0: after iterations alone."""
+    keep_checkpoints: int = 2
+    """last.pth and those before it, in case that it cannot be read."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "batch_size", "log_every", "checkpoint_every")
-        at_least(self, 1, "accumulate")
-        at_least(self, 0, "evaluate_every")
+        at_least(self, 1, "iterations", "batch_size", "log_every", "checkpoint_every",
+                 "keep_checkpoints", "accumulate")
+        at_least(self, 0, "evaluate_every", "checkpoint_minutes")
         one_of(self, "precision", ("auto", "bf16", "fp32"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ except ImportError:  # Windows; there nothing keeps two programs out of one fold
 
 from cosa.config import Config, load_config, to_yaml
 from cosa.errors import UserError
-from cosa.files import write_atomically
+from cosa.files import remove_leftovers, write_atomically
+
+_OLDER = re.compile(r"checkpoint-(\d+)\.pth")
 
 
 class RunFolder:
@@ -26,6 +29,7 @@ class RunFolder:
     metrics.jsonl       one JSON object per line: "iteration", "loss", its terms, thresholds
     evaluations.jsonl   one JSON object per line: "iteration" and the scores
     last.pth            everything that resuming needs
+    checkpoint-*.pth    the same of earlier iterations
     best.pth            the assignment network at its best validation score, for inference
     panels/             pictures of the last evaluation
     summary.json        final scores
@@ -55,7 +59,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "w")
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
         with file:
             if fcntl is not None:
                 try:
@@ -69,9 +73,26 @@ class RunFolder:
                     # Some network file systems have no locks: go on without.
             yield
 
+    def older(self, iteration: int) -> Path:
+        """The name that the checkpoint of an iteration has once it is not the newest."""
+        return self.path / f"checkpoint-{iteration:08d}.pth"
+
+    def older_checkpoints(self) -> list[Path]:
+        """The checkpoints before last.pth, the newest first."""
+        found = [path for path in self.path.glob("checkpoint-*.pth") if _OLDER.fullmatch(path.name)]
+        return sorted(found, key=self.iteration_of, reverse=True)
+
+    def iteration_of(self, older: Path) -> int:
+        """The iteration in a name that :meth:`older` gave."""
+        return int(_OLDER.fullmatch(older.name)[1])
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, readable or not, the newest first."""
+        return [path for path in (self.last, *self.older_checkpoints()) if path.is_file()]
+
     def check_free(self) -> None:
         """Raise ``UserError`` if the folder holds a run already."""
-        if self.last.exists():
+        if self.checkpoints():
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume {self.path}, "
                 "or choose another name=..."
@@ -91,7 +112,8 @@ class RunFolder:
             for path in (self.best, self.summary):
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
+        self._remove_leftovers()
         self.write_config(config)
 
     def write_config(self, config: Config) -> None:
@@ -105,12 +127,20 @@ class RunFolder:
     def reopen(self, overrides: list[str]) -> Config:
         """Configuration of an interrupted run, with overrides over it.
 
+        The run may be one that was killed before its first checkpoint, but none whose
+        checkpoints are gone.
+
         Raises:
             UserError: there is no run to resume.
         """
-        if not self.last.is_file() or not self.config.is_file():
-            raise UserError(f"{self.path} holds no run to resume: "
-                            "config.yaml or last.pth is missing")
+        if not self.config.is_file():
+            raise UserError(f"{self.path} holds no run to resume: config.yaml is missing; "
+                            "begin with python train.py CONFIG.yaml")
+        results = [path.name for path in (self.best, self.summary) if path.exists()]
+        if results and not self.checkpoints():
+            raise UserError(f"{self.path} holds no run to resume: last.pth is missing, though "
+                            f"{results[0]} is there; put last.pth back, or begin anew with "
+                            f"python train.py {self.config} name=...")
         return load_config(self.config, overrides)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -134,18 +164,37 @@ class RunFolder:
             raise UserError(f"{self.evaluations} is damaged ({error}): delete it") from error
 
     def forget_after(self, iteration: int) -> None:
-        """Drop the metrics and evaluations of later iterations: a resumed run repeats them.
+        """Drop metrics, evaluations and final scores of later iterations: they are repeated.
 
-        A last line that was cut off in the middle is dropped, too.
+        A last line that was cut off in the middle is dropped, too, and so are the temporary
+        files of a killed program.
+
+        Raises:
+            UserError: summary.json is damaged, or the folder cannot be written.
         """
+        self._remove_leftovers()
         for path in (self.metrics, self.evaluations):
             _keep_lines(path, iteration)
+        if self.summary.exists() and self._summarised() > iteration:
+            self.summary.unlink()
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.path, self.panels):
+            remove_leftovers(folder)
+
+    def _summarised(self) -> int:
+        """The iterations that summary.json speaks of."""
+        try:
+            return int(json.loads(self.summary.read_text(encoding="utf-8"))["iterations"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self.summary} is damaged ({error}): delete it") from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
 
-    def _unwritable(self, error: OSError) -> UserError:
+    def unwritable(self, error: OSError) -> UserError:
+        """One sentence about an error in writing, to be raised."""
         return UserError(f"cannot write the run folder {self.path}: {error.strerror}; "
                          "choose another with output=...")
 

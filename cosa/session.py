@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from cosa.config import Config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
 from cosa.errors import UserError
+from cosa.rotation import Rotation
 from cosa.run_folder import RunFolder
 from cosa.step_log import StepLog
 from cosa.training import score
@@ -43,6 +46,13 @@ class Session:
     val_set: SegmentationDataset
     state: State = field(default_factory=State)
     log: StepLog = field(default_factory=StepLog)
+    best_weights: dict[str, Any] | None = None
+    """The content of best.pth. Checkpoints hold it: going back to one brings back its best."""
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Rotation(self.run, self.config.train.keep_checkpoints)
+        self._restored: Path | None = None
+        self._saved_at = time.monotonic()
 
     @property
     def device(self) -> torch.device:
@@ -54,17 +64,23 @@ class Session:
         last = done >= self.config.train.iterations  # the final evaluation is not a periodic one
         return every > 0 and done > self.state.evaluated and done % every == 0 and not last
 
-    def settling_due(self, signal: int) -> bool:
-        """Whether the steps so far must be read: to be logged, kept or evaluated.
+    def settling_due(self) -> bool:
+        """Whether the steps so far must be read, to be logged or evaluated.
 
         On a GPU the host does not wait for each step. On the CPU it has waited already.
         """
         done, train = self.state.iteration, self.config.train
-        return bool(
-            self.device.type == "cpu" or self.log.full or signal or done == train.iterations
-            or done % train.log_every == 0 or done % train.checkpoint_every == 0
-            or self.evaluation_due()
+        return (
+            self.device.type == "cpu" or self.log.full or done == train.iterations
+            or done % train.log_every == 0 or self.evaluation_due()
         )
+
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint belongs to this iteration, by its number or by the clock."""
+        options = self.config.train
+        age = time.monotonic() - self._saved_at
+        return self.state.iteration % options.checkpoint_every == 0 or (
+            0 < options.checkpoint_minutes * 60 <= age)
 
     def evaluate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Score the assignment network on the validation images, log it, keep it if it is best.
@@ -76,7 +92,7 @@ class Session:
         self.run.log_evaluation(self.state.iteration, scores)
         self.keep_best(scores)
         self.state.evaluated = self.state.iteration
-        self.save()  # or a resumed run would not know the score of best.pth
+        self.save()  # or a resumed run would repeat the evaluation
         return scores
 
     def score(
@@ -103,41 +119,44 @@ class Session:
 
     def save_best(self) -> None:
         """Write best.pth."""
-        checkpoint.save_weights(
-            self.run.best,
-            self.cotraining.assignment.network,
-            config=to_dict(self.config),
-            classes=self.val_set.classes,
-            palette=self.val_set.palette,
-            thresholds=self.cotraining.xi(),
-        )
+        tensors = self.cotraining.assignment.network.state_dict()
+        self.best_weights = {
+            "about": self._describe(),
+            "assignment": {key: value.detach().cpu().clone() for key, value in tensors.items()},
+        }
+        checkpoint.save(self.run.best, self.best_weights)
 
     def save(self) -> None:
         """Write last.pth: all that resuming needs, and all that inference needs."""
-        about = checkpoint.describe(
-            to_dict(self.config), self.val_set.classes, self.val_set.palette, self.cotraining.xi()
-        )
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint.save(self.run.last, {
-            "about": about,
+        content = {
+            "about": self._describe(),
             **self.cotraining.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": rng,
             "state": vars(self.state).copy(),
             "log": self.log.state_dict(),
-        })
+            "best": self.best_weights,
+        }
+        self.checkpoints.save(content, self.state.iteration)
+        self._saved_at = time.monotonic()
+
+    def _describe(self) -> dict[str, Any]:
+        return checkpoint.describe(
+            to_dict(self.config), self.val_set.classes, self.val_set.palette, self.cotraining.xi()
+        )
 
     def restore(self) -> None:
-        """Load last.pth into the networks, thresholds, optimizer and random generators.
+        """Load the newest readable checkpoint: networks, thresholds, optimizer, random generators.
 
-        No file is changed.
+        No file is changed; :meth:`take_up` does that.
 
         Raises:
-            UserError: it is damaged, or of another network or other classes.
+            UserError: none is readable, or it is of another network or other classes.
         """
-        content = checkpoint.read(self.run.last)
+        path, content = self.checkpoints.read()
         # The file's options would undo an override given on resuming.
         configured = [{k: v for k, v in group.items() if k != "params"}
                       for group in self.optimizer.param_groups]
@@ -145,7 +164,7 @@ class Session:
             classes = content["about"]["classes"]
             if list(classes) != list(self.val_set.classes):
                 raise UserError(
-                    f"{self.run.last} was trained on the classes {', '.join(classes)}, the data "
+                    f"{path} was trained on the classes {', '.join(classes)}, the data "
                     f"now has {', '.join(self.val_set.classes)}: resume with the run's own data"
                 )
             self.cotraining.load_state_dict(content)
@@ -155,7 +174,7 @@ class Session:
             self.log.load_state_dict(content.get("log", {}))
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = checkpoint.one_line(error)
-            raise UserError(f"{self.run.last} does not fit this configuration ({reason}): "
+            raise UserError(f"{path} does not fit this configuration ({reason}): "
                             "resume with the model, regularizers and classes that the run began "
                             "with") from error
         for group, options in zip(self.optimizer.param_groups, configured, strict=True):
@@ -163,3 +182,21 @@ class Session:
         torch.set_rng_state(rng["cpu"])
         if self.device.type == "cuda" and "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
+        if "best" in content:
+            self.best_weights = content["best"]
+        elif self.run.best.is_file():  # checkpoints did not hold it always
+            self.best_weights = checkpoint.read(self.run.best)
+        self._restored = path
+
+    def take_up(self) -> None:
+        """Bring the run folder, whose lock is held, to the point that :meth:`restore` found.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.checkpoints.settle(self._restored, self.state.iteration)
+        self.run.forget_after(self.state.iteration)
+        if self.best_weights is None:
+            self.run.best.unlink(missing_ok=True)
+        elif not checkpoint.holds(self.run.best, self.best_weights):
+            checkpoint.save(self.run.best, self.best_weights)

@@ -58,13 +58,72 @@ def test_reopen_applies_overrides(run):
     assert run.reopen(["train.iterations=99", "device=cpu"]).train.iterations == 99
 
 
-@pytest.mark.parametrize("missing", ["config", "last"])
-def test_reopen_needs_configuration_and_checkpoint(run, missing):
+def test_reopen_needs_the_configuration(run):
     run.create(from_dict(tiny_tree()))
     run.last.write_bytes(b"")
-    getattr(run, missing).unlink()
-    with pytest.raises(UserError, match="holds no run to resume"):
+    run.config.unlink()
+    with pytest.raises(UserError, match="holds no run to resume.*config.yaml.*begin with"):
         run.reopen([])
+
+
+def test_reopen_takes_a_run_killed_before_its_first_checkpoint(run):
+    config = from_dict(tiny_tree())
+    run.create(config)
+    assert run.reopen([]) == config
+
+
+@pytest.mark.parametrize("name", ["best", "summary"])
+def test_reopen_refuses_results_without_a_checkpoint(run, name):
+    run.create(from_dict(tiny_tree()))
+    getattr(run, name).write_text("{}")
+    with pytest.raises(UserError, match="holds no run to resume.*last.pth is missing.*put .* back"):
+        run.reopen([])
+    run.older(7).write_bytes(b"")
+    assert run.reopen([])
+
+
+def test_an_older_checkpoint_alone_is_a_run(run):
+    run.create(from_dict(tiny_tree()))
+    run.older(7).write_bytes(b"")
+    with pytest.raises(UserError, match="already holds a run"):
+        run.check_free()
+
+
+def test_checkpoints_are_listed_from_the_newest(run):
+    run.create(from_dict(tiny_tree()))
+    for iteration in (9, 100, 123456789, 20):
+        run.older(iteration).write_bytes(b"")
+    run.last.write_bytes(b"")
+    (run.path / "checkpoint-mine.pth").write_bytes(b"")
+    names = [path.name for path in run.checkpoints()]
+    assert names == ["last.pth", "checkpoint-123456789.pth", "checkpoint-00000100.pth",
+                     "checkpoint-00000020.pth", "checkpoint-00000009.pth"]
+
+
+def test_leftovers_of_a_killed_program_are_deleted(run):
+    run.create(from_dict(tiny_tree()))
+    run.panels.mkdir()
+    leftovers = [run.path / ".last.pth.abcd_123.tmp", run.path / ".config.yaml.00000000.tmp",
+                 run.panels / f".{'0a' * 16}.tmp"]
+    others = [run.path / ".last.pth.tmp", run.path / "last.pth.abcd_123.tmp", run.panels / "a.png"]
+    for start in (lambda: run.forget_after(0), lambda: run.create(from_dict(tiny_tree()))):
+        for path in leftovers + others:
+            path.write_bytes(b"x")
+        start()
+        assert not any(path.exists() for path in leftovers)
+        assert all(path.exists() for path in others)
+
+
+def test_final_scores_of_later_iterations_are_forgotten(run):
+    run.create(from_dict(tiny_tree()))
+    run.write_summary({"iterations": 8})
+    run.forget_after(8)
+    assert run.summary.exists()
+    run.forget_after(7)
+    assert not run.summary.exists()
+    run.summary.write_text("{")
+    with pytest.raises(UserError, match="summary.json is damaged.*delete it"):
+        run.forget_after(7)
 
 
 def test_metrics_after_the_checkpoint_are_forgotten(run):
