@@ -161,7 +161,7 @@ def follow(
         for outcome, unscored in results:
             if outcome.error is not None:
                 counts.failed += 1
-                counts.stale += any(path.exists() for path in outcome.job.results.values())
+                counts.stale += any(map(os.path.exists, outcome.job.results.values()))
                 tqdm.write(f"failed: {outcome.error}", file=sys.stderr)
             elif outcome.skipped:
                 counts.skipped += 1

@@ -175,6 +175,20 @@ def test_a_subfolder_that_cannot_be_written(tmp_path, weights, program, number):
     assert files(out / "sub") == sorted("b" + suffix for suffix in SUFFIXES.values())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs file systems with names of 255 bytes")
+def test_names_that_cannot_be_are_that_images_failure(tmp_path, program):
+    for name in ("a", "b", "n" * 250):
+        save(tmp_path / f"in/{name}.jpg")
+    out = tmp_path / "out"
+    assert program(tmp_path / "in/a.jpg", out, "--overlay")[0] == 0
+    (out / "b.overlay.png").mkdir()
+    for _ in range(2):
+        code, text, err = program(tmp_path / "in", out, "--overlay")
+        assert code == 1 and "1 skipped" in text and "2 failed" in text
+        assert f"in/b.jpg cannot be written: {out / 'b.overlay.png'} is a folder" in err
+        assert "n.jpg cannot be written: File name too long" in err
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 def test_devices_and_pipes_are_not_replaced(tmp_path, weights, program):
     for name in "ab":
@@ -224,8 +238,8 @@ NO_MEMORY = [
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-@pytest.mark.parametrize("place", ["read_image", "network_input", "dense_crf", "save_mask",
-                                   "overlay"])
+@pytest.mark.parametrize("place", ["read_image", "network_input", "pseudo_labels_at_size",
+                                   "dense_crf", "save_mask", "overlay"])
 def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkeypatch, place,
                                                        error):
     for k in range(3):
@@ -233,13 +247,18 @@ def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkey
     module = next(m for m in (pipeline, segmenter, outputs) if hasattr(m, place))
     real = getattr(module, place)
 
+    def of_the_large_one(argument):
+        if isinstance(argument, tuple):
+            return argument == (12, 21)
+        return (str(argument).endswith("1.png") or getattr(argument, "width", 0) == 21
+                or getattr(argument, "shape", ())[:2] == (12, 21))
+
     def failing(*arguments, **keywords):
-        if any(str(argument).endswith("1.png") or getattr(argument, "width", 0) == 21
-               or getattr(argument, "shape", ())[1:2] == (21,) for argument in arguments):
+        if any(map(of_the_large_one, arguments)):
             raise error
         return real(*arguments, **keywords)
 
-    options = ("--overlay", "--crf", "--crf-iterations", "1", "--json", tmp_path / "s.json")
+    options = ("--save", "mask,overlay,cpl", "--crf", "--json", tmp_path / "s.json")
     with monkeypatch.context() as patch:
         if place == "dense_crf":  # of which four pixels are tried at the start
             patch.setattr(infer, "choose_crf", lambda _: CrfSettings(1, (1, 1), (4, 9, 5)))

@@ -41,7 +41,9 @@ class Job:
 
         An empty file has lost its content with the power, or was never one of ours.
         """
-        return all(path.exists() and path.stat().st_size for path in self.results.values())
+        # Of os.path, which takes a name that no file can have for one that is not there.
+        paths = self.results.values()
+        return all(os.path.isfile(path) and os.path.getsize(path) > 0 for path in paths)
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,13 @@ def segment_files(
         predicted = segmenter.predict([work.prepared for work in batch])
         for work, maps in zip(batch, predicted, strict=True):
             work.maps = maps
-            _collect(work, segmenter, save)
+            collect(work)
             if not segmenter.crf_in_threads:
                 finish(work)
+
+    @stage
+    def collect(work: _Work) -> None:
+        _collect(work, segmenter, save)
 
     @stage
     def finish(work: _Work) -> None:

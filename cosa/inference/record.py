@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Record:
         for kind in self.new:
             if kind not in self.old:
                 paths = (job.results[kind] for job in jobs)
-                found = next((path for path in paths if path.exists()), None)
+                found = next((path for path in paths if os.path.exists(path)), None)
                 self.strange |= {} if found is None else {kind: found}
         if overwrite:
             return
