@@ -259,7 +259,7 @@ def altered(path, network, config, change):
     (lambda about: about["config"]["train"].update(precision="int8"), "train.precision"),
     (lambda about: about["config"]["model"].update(decoder_width="16"), "'model.decoder_width'"),
     (lambda about: about["config"]["model"].pop("decoder_width"), "no 'decoder_width'"),
-    (lambda about: about["config"]["model"].update(encoder_options={"depth": 0}), "model.aux_layer"),
+    (lambda about: about["config"]["model"].update(encoder_options={"depth": 0}), "aux_layer"),
     (lambda about: about["config"].update(evaluate=3), "'evaluate'.*section"),
     (lambda about: about.update(config=[1]), "config is list"),
     (lambda about: about["palette"].pop(), "palette has not the 4 colours"),
