@@ -22,12 +22,19 @@ import torch
 from tqdm import tqdm
 
 import cosa
-from cosa.device import allow_tf32, choose_autocast, choose_device
+from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
 from cosa.errors import UserError, run_program
+from cosa.files import remove_leftovers
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import read_image_labels
 from cosa.inference.options import choose_crf, choose_settings, parse
-from cosa.inference.pipeline import Outcome, parallel_map, read_back, segment_files
+from cosa.inference.pipeline import (
+    Outcome,
+    find_finished,
+    parallel_map,
+    read_back,
+    segment_files,
+)
 from cosa.inference.record import Record
 from cosa.inference.scoring import Scorer
 from cosa.inference.summary import Summary
@@ -47,18 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = choose_settings(args, network, crf, labels)
     scorer = None
     if args.evaluate:
-        scorer = Scorer(args.evaluate, network.classes, label_filtered=labels is not None)
+        scorer = Scorer(
+            args.evaluate, network.classes, label_filtered=labels is not None,
+            coexistence=network.config["evaluate"]["coexistence_classes"],
+        )
         scorer.check(jobs)
     record = Record(Path(args.output), network, settings, args.save)
-    record.begin(args.overwrite)
+    record.begin(args.overwrite, jobs)
     # Masks that are not saved can only be scored by computing them again.
     afresh = args.overwrite or (scorer is not None and "mask" not in args.save)
-    finished = [not afresh and job.finished for job in jobs]
-    training = network.config.get("train", {})
-    allow_tf32(training.get("tf32", True))
+    finished = [False] * len(jobs) if afresh else find_finished(jobs, args.workers)
+    todo = jobs.only(not there for there in finished)
+    training = network.config["train"]
+    allow_tf32(training["tf32"])
     outcomes = segment_files(
         network,
-        jobs.only(not there for there in finished),
+        todo,
         settings,
         save=args.save,
         labels_of=labels and labels.of,
@@ -66,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_masks=scorer is not None,
         batch_size=args.batch_size,
         workers=args.workers,
-        autocast=choose_autocast(device, training.get("precision", "auto")),
+        autocast=choose_autocast(device, training["precision"]),
     )
     counts = Counts()
     with ExitStack() as stack:
@@ -76,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_json(args, jobs)
             summary = stack.enter_context(Summary(args.json, network.classes))
         if not all(finished):
+            for folder in todo.folders:
+                remove_leftovers(folder)
             record.start()
         if summary or scorer:
             outcomes = in_order(finished, jobs, outcomes, network.num_classes, args.workers)
@@ -148,7 +161,7 @@ def follow(
         for outcome, unscored in results:
             if outcome.error is not None:
                 counts.failed += 1
-                counts.stale += any(path.exists() for path in outcome.job.results.values())
+                counts.stale += any(map(os.path.exists, outcome.job.results.values()))
                 tqdm.write(f"failed: {outcome.error}", file=sys.stderr)
             elif outcome.skipped:
                 counts.skipped += 1
@@ -195,20 +208,34 @@ def scored(
 
 
 def load_network(path: str, device: torch.device) -> CoSANetwork:
-    """Load weights whose classes fit into a mask."""
-    network = cosa.load(path, device)
+    """Load weights that are finite and whose classes fit into a mask."""
+    try:
+        network = cosa.load(path, device)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"{path} takes more memory than {device} has free: end other programs, "
+                        "or choose another --device") from error
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path} holds values in {name} that are not finite, its training "
+                            "has diverged: give another checkpoint")
     if network.num_classes > 255:
         raise UserError(f"{path} has {network.num_classes} classes: masks hold at most 255")
     return network
 
 
 def check_json(args: argparse.Namespace, jobs: Plan) -> None:
-    """Raise ``UserError`` if the summary would replace one of the other files."""
+    """Raise ``UserError`` if the summary would replace one of the other files, or a true mask."""
     target, output = Path(os.path.realpath(args.json)), Path(args.output)
     others = [args.weights, args.labels, output / "classes.csv", output / ".cosa.json"]
     taken = target in {Path(os.path.realpath(other)) for other in others if other}
     root = Path(os.path.realpath(jobs.root))
     taken |= target.is_relative_to(root) and target.relative_to(root).as_posix() in jobs.files
+    if args.evaluate:
+        truth = Path(os.path.realpath(args.evaluate))
+        names = {os.path.splitext(file)[0] + ".png" for file in jobs.files}
+        taken |= target.is_relative_to(truth) and target.relative_to(truth).as_posix() in names
     if taken or jobs.overwritten(target.parent, [target.name]):
         raise UserError(f"--json {args.json} is the name of another file of this run: choose "
                         "another")

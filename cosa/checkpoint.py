@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from cosa import released
+from cosa.config import from_dict, to_dict
+from cosa.device import out_of_memory
 from cosa.errors import UserError
 from cosa.files import replacing
 from cosa.network import CoSANetwork
@@ -187,24 +189,70 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
         evaluated at).
 
     Raises:
-        UserError: no such file, damaged, or not written by this program.
+        UserError: no such file, damaged, altered, or not written by this program.
     """
     about, tensors = _read_weights(Path(path))
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path} is not of the format {FORMAT} that this version reads: "
                         "give a file written by it")
     try:
+        _check_description(about)
+        config = _complete(about["config"])
         network = build_network(about["config"], len(about["classes"]))
         network.load_state_dict(tensors)
-        network.classes = tuple(about["classes"])
-        network.palette = [tuple(rgb) for rgb in about["palette"]]
-        network.config = about["config"]
-        network.thresholds = tuple(about["thresholds"])
-        network.image_size = about["image_size"]
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its own configuration: {one_line(error)}; "
+    except (*DAMAGE, ArithmeticError, UserError) as error:
+        if out_of_memory(error):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path} does not fit its own configuration: {reason}; "
                         "the file was altered or is of another version") from error
+    network.classes = tuple(about["classes"])
+    network.palette = [tuple(rgb) for rgb in about["palette"]]
+    network.config = config
+    network.thresholds = tuple(about["thresholds"])
+    network.image_size = about["image_size"]
     return network.to(device).eval().requires_grad_(False)
+
+
+def _check_description(about: dict[str, Any]) -> None:
+    """Raise KeyError or ValueError unless all but the configuration is as ``describe`` makes it."""
+    classes, palette, thresholds = about["classes"], about["palette"], about["thresholds"]
+
+    def numbers(values: Any, kinds: tuple[type, ...], count: int, most: int) -> bool:
+        """Whether these are ``count`` numbers from 0 to ``most``."""
+        return isinstance(values, list | tuple) and len(values) == count and all(
+            type(value) in kinds and 0 <= value <= most for value in values
+        )
+
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes is no list of names")
+    if not isinstance(palette, list | tuple) or len(palette) != len(classes) + 1:
+        raise ValueError(f"palette has not the {len(classes) + 1} colours of the classes and of "
+                         "the background")
+    if not all(numbers(color, (int,), 3, 255) for color in palette):
+        raise ValueError("a colour of the palette is not three integers from 0 to 255")
+    if not isinstance(thresholds, list | tuple) or not numbers(
+        [0.0 if value is None else value for value in thresholds], (float, int), 2, 1
+    ):
+        raise ValueError(f"thresholds is {thresholds!r}, not two numbers from 0 to 1 (or None)")
+    if type(about["image_size"]) is not int or about["image_size"] < 1:
+        raise ValueError(f"image_size is {about['image_size']!r}, not a number of pixels")
+
+
+def _complete(config: Any) -> dict[str, Any]:
+    """A configuration whose sections that inference reads are checked, and have all keys.
+
+    Keys that an older version did not have get their defaults. Other sections are left alone:
+    they may be those of another version.
+
+    Raises:
+        UserError, TypeError: naming the key of an unknown name or a wrong type.
+    """
+    if not isinstance(config, dict):
+        raise TypeError(f"config is {type(config).__name__}, not a dictionary")
+    read = {name: config[name] for name in ("model", "evaluate", "train") if name in config}
+    checked = to_dict(from_dict(read, "the file"))
+    return {**config, **{name: checked[name] for name in ("model", "evaluate", "train")}}
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -239,7 +287,11 @@ def _import_released(
     tensors: dict[str, torch.Tensor], arguments: Any, path: Path
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     config, classes, palette = released.describe_released(tensors, arguments, str(path))
-    expected = build_network(config, len(classes)).state_dict()
+    # What the file lacks gets the same values at each loading, so that the digest of the weights,
+    # by which infer.py knows its own results, stays the same.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        expected = build_network(config, len(classes)).state_dict()
     about = describe(config, classes, palette, (None, None))
     return about, released.fill_missing(tensors, expected, str(path))
 

@@ -73,6 +73,15 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory, or the machine's, is too small."""
+    # On the CPU, PyTorch raises RuntimeError, whose text alone tells (another one on Windows).
+    told = ("DefaultCPUAllocator", "bad_alloc", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
+
+
 @contextmanager
 def memory_errors_explained() -> Iterator[None]:
     """Turn "out of memory" of a GPU, in training or evaluation, into one sentence.

@@ -2,8 +2,9 @@
 
 The file holds one forward pass: normalised images (B, 3, H, W) float32 in, the maps ``OUTPUTS``
 out. What else inference needs (class names, palette, thresholds, image size, normalisation) is
-in the file's metadata, see :func:`describe_export`. Nothing is written unless the exported
-program gives the network's own outputs.
+in the file's metadata, see :func:`describe_export`. The exported program is run, and no file is
+left unless it gives the network's own outputs. Only an ONNX file where there is no onnxruntime to
+run it is written all the same; the command says then that it is not verified.
 """
 
 from __future__ import annotations
@@ -394,7 +395,9 @@ def export(
     fixed: bool = False,
     opset: int = MIN_OPSET,
 ) -> list[str]:
-    """Write the network to ``output`` and verify the file.
+    """Write the network to ``output`` and verify the file, if it can be run here.
+
+    Without onnxruntime an ONNX file is written unverified.
 
     Args:
         network: from ``cosa.load``, on the CPU.
@@ -406,7 +409,7 @@ def export(
         opset: of ONNX.
 
     Returns:
-        Sentences that say what was written and how it was verified.
+        Sentences that say what was written and how it was verified, or that it was not.
 
     Raises:
         UserError: packages are missing, the network cannot be exported, the outputs differ by
@@ -440,7 +443,10 @@ def export(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export a trained network for inference, with its metadata, and verify the file."""
+    """Export a trained network for inference, with its metadata, and verify the file.
+
+    ONNX files are verified where onnxruntime is installed.
+    """
     parser = argparse.ArgumentParser(prog="python -m cosa.export", description=main.__doc__)
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="a checkpoint of CoSA")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from cosa.files import atomic
 
 Color = tuple[int, int, int]
 
@@ -39,16 +39,8 @@ def save_image(path: str | PathLike[str], image: Image.Image) -> None:
 
     The folder must exist. Raises OSError if it cannot be written; nothing is left behind then.
     """
-    path = Path(path)
-    # A short name of its own: the target's may already be as long as the file system allows.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            image.save(file, format="PNG")
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too must not leave a torn file.
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic(path) as file:
+        image.save(file, format="PNG")
 
 
 def save_mask(path: str | PathLike[str], mask: np.ndarray, palette: Sequence[Color]) -> None:

@@ -180,7 +180,7 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         for folder in (self.path, self.panels):
-            remove_leftovers(folder)
+            remove_leftovers(folder, alone=True)
 
     def _summarised(self) -> int:
         """The iterations that summary.json speaks of."""

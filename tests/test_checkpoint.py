@@ -244,3 +244,48 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path, zipped):
         except UserError:
             refused += 1
     assert refused > 50
+
+
+def altered(path, network, config, change):
+    content = read(write(path, network, config))
+    change(content["about"])
+    save(path, content)
+    return path
+
+
+@pytest.mark.parametrize("change, reason", [
+    (lambda about: about["config"]["evaluate"].update(flip="yes"), "'evaluate.flip'.*type bool"),
+    (lambda about: about["config"]["evaluate"].update(scales=[0.0]), "evaluate.scales"),
+    (lambda about: about["config"]["train"].update(precision="int8"), "train.precision"),
+    (lambda about: about["config"]["model"].update(decoder_width="16"), "'model.decoder_width'"),
+    (lambda about: about["config"]["model"].pop("decoder_width"), "no 'decoder_width'"),
+    (lambda about: about["config"]["model"].update(encoder_options={"depth": 0}), "aux_layer"),
+    (lambda about: about["config"].update(evaluate=3), "'evaluate'.*section"),
+    (lambda about: about.update(config=[1]), "config is list"),
+    (lambda about: about["palette"].pop(), "palette has not the 4 colours"),
+    (lambda about: about["palette"].__setitem__(1, [0, 0, 300]), "integers from 0 to 255"),
+    (lambda about: about["palette"].__setitem__(1, [0, 0]), "three integers"),
+    (lambda about: about.update(palette=None), "palette"),
+    (lambda about: about.update(classes=[1, 2, 3]), "classes is no list of names"),
+    (lambda about: about.update(classes=None), "classes is no list"),
+    (lambda about: about.update(thresholds=[0.5]), "thresholds is \\[0.5\\]"),
+    (lambda about: about.update(thresholds=[float("nan"), 0.5]), "thresholds is \\[nan"),
+    (lambda about: about.update(image_size="48"), "image_size is '48'"),
+    (lambda about: about.pop("image_size"), "no 'image_size'"),
+])
+def test_altered_descriptions_are_refused_by_name(tmp_path, network, config, change, reason):
+    path = altered(tmp_path / "best.pth", network, config, change)
+    with pytest.raises(UserError, match=f"best.pth does not fit .*{reason}") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_that_an_older_version_did_not_have_get_their_defaults(tmp_path, network, config):
+    def older(about):
+        del about["config"]["evaluate"]["flip"], about["config"]["train"]
+        about["config"]["regularizers"] = {"of_another": "version"}
+
+    loaded = load(altered(tmp_path / "best.pth", network, config, older))
+    assert loaded.config["evaluate"] == config["evaluate"]
+    assert loaded.config["train"]["precision"] == "auto"
+    assert loaded.config["regularizers"] == {"of_another": "version"}

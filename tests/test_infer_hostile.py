@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import tracemalloc
 from contextlib import contextmanager
 
@@ -20,9 +21,13 @@ from infer_helpers import (
 )
 from PIL import Image
 
-import cosa.inference.outputs
+import cosa
+import infer
+from cosa.data.images import read_image
 from cosa.errors import UserError
+from cosa.inference import outputs, pipeline, segmenter
 from cosa.inference.jobs import SUFFIXES, CannotGoOn
+from cosa.inference.settings import CrfSettings
 from infer import main
 
 ALL = ("--save", "mask,overlay,cam,cpl,probabilities")
@@ -109,22 +114,216 @@ def test_output_that_is_no_folder(tmp_path, weights):
     assert (tmp_path / "file").read_text() == "kept" and files(tmp_path) == ["file", "in/a.png"]
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs rights to lack")
-def test_read_only_output(tmp_path, weights, program):
-    path = save(tmp_path / "in/a.png")
-    assert program(path, tmp_path / "done")[0] == 0
-    for name in ("done", "empty"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name).chmod(0o500)
-    try:
-        message = refusal(weights, path, tmp_path / "empty")
-        assert f"--output {tmp_path / 'empty'}" in message and "Permission denied" in message
-        assert "Permission denied" in refusal(weights, path, tmp_path / "done", "--overwrite")
+@contextmanager
+def unwritable(folder, number):
+    """Everything below a folder refuses to be made or changed, whoever asks, root included."""
+    folder = os.path.realpath(folder)
+
+    def refusing(call, changes=lambda *_: True):
+        def run(path, *arguments, **keywords):
+            inside = isinstance(path, str | os.PathLike) and os.path.realpath(path).startswith(
+                folder
+            )
+            if inside and changes(*arguments):
+                raise OSError(number, os.strerror(number), str(path))
+            return call(path, *arguments, **keywords)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "unlink", "replace", "rename"):
+            patch.setattr(os, name, refusing(getattr(os, name)))
+        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        patch.setattr(os, "open", refusing(os.open, lambda flags, *_: flags & writing))
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_read_only_output(tmp_path, weights, program, number):
+    path, reason = save(tmp_path / "in/a.png"), os.strerror(number)
+    done, empty, json_file = tmp_path / "done", tmp_path / "empty", tmp_path / "empty/s.json"
+    assert program(path, done)[0] == 0
+    empty.mkdir()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with unwritable(empty, number):
+        message = refusal(weights, path, empty)
+        assert message.startswith(f"--output {empty}: cannot write") and reason in message
+        assert reason in refusal(weights, path, empty / "new")
+        message = refusal(weights, path, tmp_path / "other", "--json", json_file)
+        assert message == f"--json {json_file} cannot be written: {reason}"
+    with unwritable(done, number):
+        assert reason in refusal(weights, path, done, "--overwrite")
+        assert reason in refusal(weights, path, done, "--save", "cam")
         # Where all is done, nothing needs to be written.
-        assert program(path, tmp_path / "done")[0] == 0
-    finally:
-        for name in ("done", "empty"):
-            (tmp_path / name).chmod(0o700)
+        assert program(path, done)[0] == 0
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_subfolder_that_cannot_be_written(tmp_path, weights, program, number):
+    a, _ = save(tmp_path / "in/a.png"), save(tmp_path / "in/sub/b.png")
+    out = tmp_path / "out"
+    with unwritable(out / "sub", number):
+        if number == errno.EACCES:  # the one image alone fails
+            code, text, err = program(tmp_path / "in", out, *ALL)
+            assert code == 1 and "1 done" in text and "1 failed" in text
+            assert f"in/sub/b.png cannot be written: {os.strerror(number)}" in err
+        else:
+            assert "make room" in refusal(weights, tmp_path / "in", out, *ALL)
+    assert files(out) == sorted(["a" + suffix for suffix in SUFFIXES.values()] + ["classes.csv"])
+    assert "1 skipped" in program(a.parent, out, *ALL)[1]
+    assert files(out / "sub") == sorted("b" + suffix for suffix in SUFFIXES.values())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file systems with names of 255 bytes")
+def test_names_that_cannot_be_are_that_images_failure(tmp_path, program):
+    for name in ("a", "b", "n" * 250):
+        save(tmp_path / f"in/{name}.jpg")
+    out = tmp_path / "out"
+    assert program(tmp_path / "in/a.jpg", out, "--overlay")[0] == 0
+    (out / "b.overlay.png").mkdir()
+    for _ in range(2):
+        code, text, err = program(tmp_path / "in", out, "--overlay")
+        assert code == 1 and "1 skipped" in text and "2 failed" in text
+        assert f"in/b.jpg cannot be written: {out / 'b.overlay.png'} is a folder" in err
+        assert "n.jpg cannot be written: File name too long" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_devices_and_pipes_are_not_replaced(tmp_path, weights, program):
+    for name in "ab":
+        save(tmp_path / f"in/{name}.png")
+    out = tmp_path / "out"
+    assert program(tmp_path / "in", out, "--save", "cam")[0] == 0
+    os.mkfifo(tmp_path / "pipe")
+    message = refusal(weights, tmp_path / "in", out, "--json", tmp_path / "pipe")
+    assert message == (
+        f"--json {tmp_path / 'pipe'} is a device, pipe or socket: give the name of a file"
+    )
+    assert "is a device" in refusal(weights, tmp_path / "in", out, "--json", os.devnull)
+    os.mkfifo(out / "a.png")
+    assert "unknown origin" in refusal(weights, tmp_path / "in", out)
+    code, text, err = program(tmp_path / "in", out, "--overwrite")
+    assert code == 1 and "1 done" in text and f"{out / 'a.png'} is a device" in err
+    for path in (tmp_path / "pipe", out / "a.png"):
+        assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_the_summary_replaces_nothing_but_a_summary(tmp_path, weights, program):
+    path = save(tmp_path / "in/a.png")
+    notes = {"notes.txt": "mine", "annotations.json": '{"images": [{"id": 1}]}', "in/b.txt": "{}"}
+    for name, text in notes.items():
+        (tmp_path / name).write_text(text)
+        message = refusal(weights, path, tmp_path / "out", "--json", tmp_path / name)
+        assert message.startswith(f"--json {tmp_path / name} is there and no summary")
+        assert (tmp_path / name).read_text() == text
+    save(tmp_path / "in/c.png")
+    save(tmp_path / "truth/a.png", mode="L")
+    for name in ("truth/a.png", "truth/../truth/c.png"):  # there is no mask of c
+        message = refusal(weights, tmp_path / "in", tmp_path / "out", "--evaluate",
+                          tmp_path / "truth", "--json", tmp_path / name)
+        assert "is the name of another file" in message
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "s.json").write_text("")
+    for _ in range(2):
+        assert program(path, tmp_path / "out", "--json", tmp_path / "s.json")[0] == 0
+        assert json.loads((tmp_path / "s.json").read_text())["run"]["failed"] == 0
+
+
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 9 bytes.\nError code 12"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize("place", ["read_image", "network_input", "pseudo_labels_at_size",
+                                   "dense_crf", "save_mask", "overlay"])
+def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkeypatch, place,
+                                                       error):
+    for k in range(3):
+        save(tmp_path / f"in/{k}.png", (20 + k, 12))
+    module = next(m for m in (pipeline, segmenter, outputs) if hasattr(m, place))
+    real = getattr(module, place)
+
+    def of_the_large_one(argument):
+        if isinstance(argument, tuple):
+            return argument == (12, 21)
+        return (str(argument).endswith("1.png") or getattr(argument, "width", 0) == 21
+                or getattr(argument, "shape", ())[:2] == (12, 21))
+
+    def failing(*arguments, **keywords):
+        if any(map(of_the_large_one, arguments)):
+            raise error
+        return real(*arguments, **keywords)
+
+    options = ("--save", "mask,overlay,cpl", "--crf", "--json", tmp_path / "s.json")
+    with monkeypatch.context() as patch:
+        if place == "dense_crf":  # of which four pixels are tried at the start
+            patch.setattr(infer, "choose_crf", lambda _: CrfSettings(1, (1, 1), (4, 9, 5)))
+        patch.setattr(module, place, failing)
+        code, text, err = program(tmp_path / "in", tmp_path / "out", *options)
+    assert code == 1 and "2 done" in text and "1 failed" in text
+    assert err == (f"failed: out of memory at {tmp_path / 'in/1.png'}: lower --workers or "
+                   "--max-size, or shrink the image\n")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_network_too_large_for_the_memory(tmp_path, weights, monkeypatch, error):
+    path = save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenter, "multi_scale", fail)
+        message = refusal(weights, path, tmp_path / "out")
+        assert message == "out of memory on cpu: lower --batch-size or --size"
+    monkeypatch.setattr(cosa, "load", fail)
+    assert f"{weights} takes more memory than cpu has free" in refusal(weights, path, "out")
+
+
+def test_decoding_without_memory_is_told(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(UserError, match="a.png is too large for the free memory.*fewer workers"):
+        read_image(path)
+
+
+def test_weights_that_are_not_finite(tmp_path, weights):
+    path = save(tmp_path / "in/a.png")
+    for value in (float("nan"), float("-inf")):
+        content = torch.load(weights, weights_only=True)
+        content["assignment"]["decoder.conv8.weight"][1, 0, 0, 0] = value
+        torch.save(content, tmp_path / "diverged.pt")
+        message = refusal(tmp_path / "diverged.pt", path, tmp_path / "out")
+        assert message == (
+            f"{tmp_path / 'diverged.pt'} holds values in decoder.conv8.weight that are not finite, "
+            "its training has diverged: give another checkpoint"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_that_are_not_finite_are_null(tmp_path, weights, program):
+    content = torch.load(weights, weights_only=True)
+    last = content["assignment"]["decoder.conv8.weight"]
+    last.sign_().mul_(torch.finfo(last.dtype).max)  # finite, but what comes of it is not
+    torch.save(content, tmp_path / "huge.pt")
+    save(tmp_path / "in/a.png")
+    options = ("--json", tmp_path / "s.json")
+    assert run_main(tmp_path / "huge.pt", tmp_path / "in", tmp_path / "out", *options) == 0
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (tmp_path / "s.json").read_text()
+    (entry,) = json.loads(text, parse_constant=no_constant)["images"]
+    assert None in {found["probability"] for found in entry["classes"]}
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that refuses all")
@@ -172,7 +371,7 @@ def test_a_full_disk_stops_the_program_once_and_for_all(tmp_path, weights, monke
                                                         number):
     for k in range(20):
         save(tmp_path / f"in/{k:02}.png")
-    real = cosa.inference.outputs.save_mask
+    real = outputs.save_mask
 
     def full(path, *arguments):
         if path.name >= "05.png":
@@ -180,7 +379,7 @@ def test_a_full_disk_stops_the_program_once_and_for_all(tmp_path, weights, monke
         real(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cosa.inference.outputs, "save_mask", full)
+        patch.setattr(outputs, "save_mask", full)
         summary = ("--json", tmp_path / "s.json")
         message = refusal(weights, tmp_path / "in", tmp_path / "out", *summary)
     assert os.strerror(number) in message and "05.png" in message
@@ -211,7 +410,7 @@ def test_stopped_and_run_again(tmp_path, weights, program, monkeypatch):
     source, out = tmp_path / "in", tmp_path / "out"
     options = (*ALL, "--workers", "2", "--batch-size", "2", "--json", tmp_path / "s.json")
     assert program(source, tmp_path / "expected", *options)[0] == 0
-    real = cosa.inference.outputs.write
+    real = outputs.write
 
     def stopping(job, *arguments):
         if job.name == "11.png":
@@ -220,7 +419,7 @@ def test_stopped_and_run_again(tmp_path, weights, program, monkeypatch):
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(cosa.inference.outputs, "write", stopping)
+        patch.setattr(outputs, "write", stopping)
         code, _, err = program(source, out, *options)
     assert code == 130 and err == "stopped; the same command goes on where it left off\n"
     assert signal.getsignal(signal.SIGTERM) == handler

@@ -234,7 +234,9 @@ def test_an_image_without_a_row_of_labels_fails(tmp_path, photos, program):
     code, out, err = program(photos, tmp_path / "out", "--labels", labels)
     assert code == 1 and "4 done" in out and "1 failed" in out
     assert err == (
-        f"failed: a/3.jpg has no row in {labels}: add one (without labels if it holds no class)\n"
+        f"failed: a/3.jpg has no row in {labels}: add one (without labels if it holds no class), "
+        "and give --overwrite or another --output with it, since a run does not go on with other "
+        "labels\n"
     )
     assert not (tmp_path / "out/a/3.png").exists()
 
@@ -391,6 +393,41 @@ def test_scores_of_label_filtered_masks_have_another_name(tmp_path, photos, prog
     assert "miou" not in scores and "jf" not in scores
     expected = expected_scores(truth, tmp_path / "out")
     assert scores["miou_label_filtered"] == pytest.approx(expected["miou"])
+
+
+def test_coexistence_classes_of_the_weights_have_a_score(tmp_path, photos, program, weights):
+    truth = true_masks(photos, tmp_path / "truth")
+    options = ("--evaluate", truth, "--json", tmp_path / "s.json")
+    assert "C-mIoU" not in program(photos, tmp_path / "out", *options)[1]
+    assert "cmiou" not in json.loads((tmp_path / "s.json").read_text())["run"]["scores"]
+    content = torch.load(weights, weights_only=True)
+    content["about"]["config"]["evaluate"]["coexistence_classes"] = ["ship", "cat"]
+    torch.save(content, tmp_path / "named.pt")
+    assert infer.main([*map(str, (photos, "--output", tmp_path / "out", *options)), "--weights",
+                       str(tmp_path / "named.pt"), "--device", "cpu"]) == 0
+    expected = expected_scores(truth, tmp_path / "out")["iou"]
+    expected = (expected[1] + expected[3]) / 2
+    scores = json.loads((tmp_path / "s.json").read_text())["run"]["scores"]
+    assert scores["cmiou"] == pytest.approx(expected) and expected > 0
+    content["about"]["config"]["evaluate"]["coexistence_classes"] = ["shipp"]
+    torch.save(content, tmp_path / "named.pt")
+    message = refusal(tmp_path / "named.pt", photos, tmp_path / "out", *options)
+    assert "'shipp'" in message and "did you mean 'ship'" in message
+
+
+def test_a_mask_too_large_to_score_is_told(tmp_path, photos, program, monkeypatch):
+    truth = true_masks(photos, tmp_path / "truth")
+    real = SegmentationMetrics.update
+
+    def failing(metrics, prediction, target):
+        if prediction.shape == (30, 41):
+            raise MemoryError
+        real(metrics, prediction, target)
+
+    monkeypatch.setattr(SegmentationMetrics, "update", failing)
+    code, text, err = program(photos, tmp_path / "out", "--evaluate", truth)
+    assert code == 1 and "4 images scored" in text and "1 not scored" in text
+    assert err.startswith(f"not scored: {photos / '1.png'} is not scored: it is too large")
 
 
 def test_masks_that_do_not_fit_are_told_one_by_one(tmp_path, photos, program, weights):

@@ -18,6 +18,7 @@ import infer
 from cosa.data.coco import CLASSES as COCO_CLASSES
 from cosa.data.voc import CLASSES as VOC_CLASSES
 from cosa.errors import UserError
+from cosa.inference.record import weights_digest
 from cosa.network import CoSANetwork
 
 DEPTH, PATCH, WIDTH = 4, 16, 128
@@ -176,6 +177,19 @@ def test_a_file_without_classifier_takes_the_classes_of_the_decoder(tmp_path, ca
     torch.save(state, tmp_path / "coco.pth")
     assert cosa.load(tmp_path / "coco.pth").classes == tuple(COCO_CLASSES)
     assert "has no classifier.weight" in capsys.readouterr().err
+
+
+def test_what_a_file_lacks_is_the_same_at_each_loading(tmp_path, capsys):
+    state = make_state()
+    del state["aux_classifier.weight"], state["decoder.conv8.weight"]
+    torch.save(state, tmp_path / "toco.pth")
+    digests = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = cosa.load(tmp_path / "toco.pth")
+        digests.add(weights_digest(network))
+    assert len(digests) == 1 and network.decoder.conv8.weight.std() > 0
+    assert capsys.readouterr().err.count("stay at random values") == 2
 
 
 def test_a_complete_file_loads_in_silence(tmp_path, capsys):

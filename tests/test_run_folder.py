@@ -9,6 +9,7 @@ from conftest import ROOT, tiny_tree
 from cosa import run_folder
 from cosa.config import from_dict, load_config
 from cosa.errors import UserError
+from cosa.files import TEMPORARY
 from cosa.run_folder import RunFolder
 
 
@@ -103,8 +104,7 @@ def test_checkpoints_are_listed_from_the_newest(run):
 def test_leftovers_of_a_killed_program_are_deleted(run):
     run.create(from_dict(tiny_tree()))
     run.panels.mkdir()
-    leftovers = [run.path / ".last.pth.abcd_123.tmp", run.path / ".config.yaml.00000000.tmp",
-                 run.panels / f".{'0a' * 16}.tmp"]
+    leftovers = [run.path / TEMPORARY.format("a"), run.panels / TEMPORARY.format("0a" * 16)]
     others = [run.path / ".last.pth.tmp", run.path / "last.pth.abcd_123.tmp", run.panels / "a.png"]
     for start in (lambda: run.forget_after(0), lambda: run.create(from_dict(tiny_tree()))):
         for path in leftovers + others:

@@ -174,6 +174,9 @@ def _explained(path: Path) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         limit = MAX_PIXELS // 1_000_000
         raise UserError(f"{path} has over {limit} megapixels; shrink or tile it") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for the free memory; shrink it, or read fewer "
+                        "images at a time (fewer workers)") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image: {reason}") from error

@@ -37,8 +37,13 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether all its files are there."""
-        return all(path.exists() for path in self.results.values())
+        """Whether all its files are there and hold something.
+
+        An empty file has lost its content with the power, or was never one of ours.
+        """
+        # Of os.path, which takes a name that no file can have for one that is not there.
+        paths = self.results.values()
+        return all(os.path.isfile(path) and os.path.getsize(path) > 0 for path in paths)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class Plan(Sequence[Job]):
         """Paths below ``output`` of what becomes of an image."""
         stem = os.path.splitext(file)[0]
         return [stem + SUFFIXES[kind] for kind in self.save]
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where results go, ``output`` itself included."""
+        return {self.output / folder for folder in {"", *map(os.path.dirname, self.files)}}
 
     def only(self, chosen: Iterable[bool]) -> Plan:
         """The part for which ``chosen``, of one value per image, is true."""

@@ -31,7 +31,9 @@ class ImageLabels:
         written = self._names.find(name) or self._names.find(name.rpartition(".")[0])
         if written is None:
             raise UserError(
-                f"{name} has no row in {self.path}: add one (without labels if it holds no class)"
+                f"{name} has no row in {self.path}: add one (without labels if it holds no "
+                "class), and give --overwrite or another --output with it, since a run does not "
+                "go on with other labels"
             )
         return self._rows[written]
 

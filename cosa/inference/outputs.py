@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
-import uuid
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from cosa.cam import resize
+from cosa.data.datasets import header_size
 from cosa.data.images import read_image
 from cosa.errors import UserError
+from cosa.files import atomic
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
@@ -71,19 +74,37 @@ def write(job: Job, results: Results, palette: Sequence[Color]) -> None:
         raise UserError(f"the result of {job.source} cannot be written: {reason}") from error
 
 
+def fits(job: Job) -> bool:
+    """Whether a job's files, which must be there, have the size that its image has now.
+
+    The headers tell. A file that cannot be read, or has no size, is given the benefit of the
+    doubt: whoever needs its content says what is wrong with it.
+    """
+    try:
+        width, height = header_size(job.source)
+    except UserError:
+        return True
+    return all(_size(path) in (None, (height, width)) for path in job.results.values())
+
+
+def _size(path: Path) -> Size | None:
+    """(height, width) of the image that a result belongs to, None if it does not tell."""
+    try:
+        if path.suffix == ".png":
+            return header_size(path)[::-1]
+        with np.load(path) as arrays:
+            height, width = arrays["size"].tolist()
+        return height, width
+    except (UserError, OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a compressed .npz file atomically; the folder must exist."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    # A short name of its own: the target's may already be as long as the file system allows.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content.getbuffer())
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too must not leave a torn file.
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic(path) as file:
+        file.write(content.getbuffer())
 
 
 @torch.inference_mode()

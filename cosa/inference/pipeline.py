@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-import torch
 
-from cosa.data.datasets import read_mask
+from cosa.data.datasets import IGNORE, read_mask
 from cosa.data.images import read_image
+from cosa.device import out_of_memory
 from cosa.errors import UserError
 from cosa.inference import outputs
-from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.jobs import CannotGoOn, Job, Plan
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
 from cosa.inference.pixels import (
     Size,
@@ -125,11 +126,13 @@ def segment_files(
         autocast=autocast,
     )
 
+    stage = partial(_stage, too_large=segmenter.too_large)
+
     def load(job: Job) -> _Work:
         return read(_Work(Outcome(job)))
 
     @_timed
-    @_stage
+    @stage
     def read(work: _Work) -> None:
         job = work.outcome.job
         present = None if labels_of is None else labels_of(job.name)
@@ -143,7 +146,9 @@ def segment_files(
                 started = time.perf_counter()
                 try:
                     compute(good)
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
                     raise segmenter.out_of_memory() from error
                 for work in good:
                     work.outcome.seconds += (time.perf_counter() - started) / len(good)
@@ -154,11 +159,15 @@ def segment_files(
         predicted = segmenter.predict([work.prepared for work in batch])
         for work, maps in zip(batch, predicted, strict=True):
             work.maps = maps
-            _collect(work, segmenter, save)
+            collect(work)
             if not segmenter.crf_in_threads:
                 finish(work)
 
-    @_stage
+    @stage
+    def collect(work: _Work) -> None:
+        _collect(work, segmenter, save)
+
+    @stage
     def finish(work: _Work) -> None:
         """From the maps to the mask."""
         if labelled:
@@ -168,16 +177,16 @@ def segment_files(
         work.prepared = work.maps = None
 
     @_timed
-    @_stage
+    @stage
     def write(work: _Work) -> None:
         outputs.write(work.outcome.job, work.results, network.palette)
 
     with ExitStack() as stack:
-        stage = stack.enter_context(closing(predict()))
+        done = stack.enter_context(closing(predict()))
         if segmenter.crf_in_threads:
-            refined = parallel_map(_timed(finish), stage, workers, workers + 1)
-            stage = stack.enter_context(closing(refined))
-        written = parallel_map(write, stage, workers, 2 * workers)
+            refined = parallel_map(_timed(finish), done, workers, workers + 1)
+            done = stack.enter_context(closing(refined))
+        written = parallel_map(write, done, workers, 2 * workers)
         for work in stack.enter_context(closing(written)):
             if keep_masks:
                 work.outcome.mask = work.results.mask
@@ -195,21 +204,40 @@ def read_back(jobs: Iterable[Job], num_classes: int, workers: int = 4) -> Iterat
 
     def read(job: Job) -> Outcome:
         outcome = Outcome(job, skipped=True)
+        if "mask" not in job.results:
+            return outcome
+        path = job.results["mask"]
         try:
-            if "mask" in job.results:
-                outcome.mask = read_mask(job.results["mask"], num_classes)
-                outcome.size = outcome.mask.shape
+            mask = read_mask(path, num_classes)
+            pixels = np.bincount(mask.ravel())
+            if len(pixels) > num_classes + 1:  # true masks may hold it, the network's do not
+                raise UserError(f"{path}: the mask holds the value {IGNORE}, which is no class of "
+                                "the weights")
         except UserError as error:
             outcome.error = UserError(f"{error}; delete it, or use --overwrite")
-        if outcome.mask is not None:
-            pixels = np.bincount(outcome.mask.ravel())
-            outcome.found = [
-                Found(int(label), float(pixels[label] / pixels.sum()), None)
-                for label in np.flatnonzero(pixels)
-            ]
+            return outcome
+        except MemoryError:
+            outcome.error = UserError(f"out of memory at {path}: lower --workers")
+            return outcome
+        outcome.mask, outcome.size = mask, mask.shape
+        outcome.found = [
+            Found(int(label), float(pixels[label] / pixels.sum()), None)
+            for label in np.flatnonzero(pixels)
+        ]
         return outcome
 
     yield from parallel_map(read, jobs, workers, 2 * workers)
+
+
+def find_finished(jobs: Plan, workers: int = 4) -> list[bool]:
+    """Whether each job has all its files, and they fit its image as it is now.
+
+    Args:
+        workers: threads that look at the headers of files that are there.
+    """
+    there = [job.finished for job in jobs]
+    fitting = parallel_map(outputs.fits, jobs.only(there), workers, 2 * workers)
+    return [complete and next(fitting) for complete in there]
 
 
 def parallel_map(
@@ -233,8 +261,13 @@ def parallel_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _stage(function: Callable[[_Work], None]) -> Callable[[_Work], _Work]:
-    """A step of the work on one image, which may fail; later ones are left out then."""
+def _stage(
+    function: Callable[[_Work], None], too_large: Callable[[Job], UserError]
+) -> Callable[[_Work], _Work]:
+    """A step of the work on one image, which may fail; later ones are left out then.
+
+    ``too_large`` makes the error where there is too little memory.
+    """
 
     def run(work: _Work) -> _Work:
         if work.outcome.error is None:
@@ -244,6 +277,12 @@ def _stage(function: Callable[[_Work], None]) -> Callable[[_Work], _Work]:
                 raise
             except UserError as error:
                 work.outcome.error = error
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                work.outcome.error = too_large(work.outcome.job)
+            if work.outcome.error is not None:  # what is held of it may be large
+                work.prepared = work.maps = None
         return work
 
     return run

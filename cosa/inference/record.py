@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from cosa.errors import UserError
 from cosa.files import replacing
-from cosa.inference.jobs import SUFFIXES
+from cosa.inference.jobs import SUFFIXES, Plan
 from cosa.inference.settings import Settings
 from cosa.network import CoSANetwork
 
@@ -48,14 +49,22 @@ class Record:
         marks = {kind: {"weights_sha256": self.digest, **settings.of(kind)} for kind in save}
         self.new: dict[str, Mark] = json.loads(json.dumps(marks))  # as they will be read
         self.old: dict[str, Mark] = {}
+        self.strange: dict[str, Path] = {}
+        """By kind, a file of which no mark tells where it comes from."""
 
-    def begin(self, overwrite: bool) -> None:
+    def begin(self, overwrite: bool, jobs: Plan) -> None:
         """Look at what is there; writes nothing.
 
         Raises:
-            UserError: the files there were made otherwise and are not to be overwritten.
+            UserError: files of these jobs were made otherwise, or nothing tells how, and are not
+                to be overwritten.
         """
         classes, self.old = self._read("classes.csv"), self._marks()
+        for kind in self.new:
+            if kind not in self.old:
+                paths = (job.results[kind] for job in jobs)
+                found = next((path for path in paths if os.path.exists(path)), None)
+                self.strange |= {} if found is None else {kind: found}
         if overwrite:
             return
         if classes not in (None, self.classes):
@@ -67,15 +76,25 @@ class Record:
             if "weights_sha256" in differing:
                 raise self._refusal(NAMES[kind], "weights")
             if differing:
-                settings = f"settings ({', '.join(sorted(differing))})"
-                raise self._refusal(NAMES[kind], settings)
+                named = ", ".join(sorted(differing))
+                both = self.old[kind].get("labels") and self.new[kind]["labels"]
+                if differing == {"labels"} and both:
+                    named = "labels: another file, or the file has changed"
+                raise self._refusal(NAMES[kind], f"settings ({named})")
+            if kind in self.strange:
+                raise UserError(
+                    f"{self.folder} holds {NAMES[kind]} of unknown origin, such as "
+                    f"{self.strange[kind]}: --overwrite or another --output"
+                )
 
     def start(self) -> None:
         """Note what is about to be written.
 
         Until all files made otherwise are overwritten, the folder holds files of both kinds.
         """
-        changing = {kind: SEVERAL for kind in self.new if self._differing(kind)}
+        changing = {
+            kind: SEVERAL for kind in self.new if self._differing(kind) or kind in self.strange
+        }
         self._write({**self.old, **self.new, **changing})
 
     def end(self) -> None:

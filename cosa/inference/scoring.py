@@ -10,9 +10,10 @@ from typing import Any
 
 from cosa.data.datasets import IGNORE, read_mask
 from cosa.errors import UserError
+from cosa.evaluate import class_indices
 from cosa.inference.jobs import Plan
 from cosa.inference.pipeline import Outcome
-from cosa.metrics import SegmentationMetrics
+from cosa.metrics import SegmentationMetrics, mean_over_present
 
 
 class Scorer:
@@ -24,12 +25,20 @@ class Scorer:
         classes: the C foreground classes of the weights.
         label_filtered: whether the masks hold no other classes than the image-level labels do;
             the scores have other names then.
+        coexistence: names of the classes that ``cmiou`` averages.
 
     Raises:
-        UserError: there are more classes than a mask can tell from ignored pixels.
+        UserError: there are more classes than a mask can tell from ignored pixels, or a
+            coexistence class is none of them.
     """
 
-    def __init__(self, folder: str | Path, classes: Sequence[str], label_filtered: bool) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        classes: Sequence[str],
+        label_filtered: bool,
+        coexistence: Sequence[str] = (),
+    ) -> None:
         if len(classes) >= IGNORE:
             raise UserError(
                 f"--evaluate: the weights have {len(classes)} classes, but masks with the value "
@@ -38,6 +47,7 @@ class Scorer:
         self.folder, self.classes = Path(folder), ("background", *classes)
         self.suffix = "_label_filtered" if label_filtered else ""
         self.metrics = SegmentationMetrics(len(self.classes), boundary=True)
+        self.coexistence = [1 + index for index in class_indices(coexistence, classes)]
         self.images = 0
 
     def check(self, jobs: Plan) -> None:
@@ -65,7 +75,11 @@ class Scorer:
                 f"{truth}: the mask is {width}x{height} pixels but {outcome.job.source} is "
                 f"{own_width}x{own_height}; they must have one size"
             )
-        self.metrics.update(outcome.mask, target)
+        try:
+            self.metrics.update(outcome.mask, target)
+        except MemoryError:
+            return UserError(f"{outcome.job.source} is not scored: it is too large for the free "
+                             "memory; lower --workers, or shrink the image and its mask")
         self.images += 1
         return None
 
@@ -75,19 +89,26 @@ class Scorer:
     def scores(self) -> dict[str, Any]:
         """``miou``, ``boundary_f``, ``jf`` and, by class name, ``iou`` and ``boundary_f_classes``.
 
-        In [0, 1], None where undefined. Label-filtered scores have the suffix
+        Also ``cmiou``, the mean of ``iou`` over the coexistence classes that occur, if there are
+        any. In [0, 1], None where undefined. Label-filtered scores have the suffix
         ``_label_filtered``. ``images`` counts those that were scored.
         """
-        scores = self.metrics.compute()
+        scores = self._compute()
         for key in ("iou", "boundary_f_classes"):
             values = (_defined(value) for value in scores[key])
             scores[key] = dict(zip(self.classes, values, strict=True))
         named = {key + self.suffix: _defined(value) for key, value in scores.items()}
         return {**named, "images": self.images}
 
+    def _compute(self) -> dict[str, Any]:
+        scores = self.metrics.compute()
+        if self.coexistence:
+            scores["cmiou"] = mean_over_present([scores["iou"][k] for k in self.coexistence])
+        return scores
+
     def table(self) -> str:
         """The scores in percent, for people."""
-        scores = self.metrics.compute()
+        scores = self._compute()
         width = max(len("class"), *map(len, self.classes))
         lines = [f"{'class':<{width}}    IoU      F"]
         rows = zip(self.classes, scores["iou"], scores["boundary_f_classes"], strict=True)
@@ -102,9 +123,11 @@ class Scorer:
             f"mIoU (J)           {_percent(scores['miou'])}  {kind}",
             f"contour quality F  {_percent(scores['boundary_f'])}",
             f"J&F                {_percent(scores['jf'])}",
-            f"{self.images} images scored",
         ]
-        return "\n".join(lines)
+        if self.coexistence:
+            names = ", ".join(self.classes[k] for k in self.coexistence)
+            lines.append(f"C-mIoU             {_percent(scores['cmiou'])}  of {names}")
+        return "\n".join([*lines, f"{self.images} images scored"])
 
 
 def _defined(value: Any) -> Any:

@@ -15,7 +15,7 @@ from cosa.cam import resize
 from cosa.crf import dense_crf
 from cosa.data.images import network_input, to_tensor
 from cosa.errors import UserError
-from cosa.inference.jobs import CannotGoOn
+from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.settings import CrfSettings, Settings
 from cosa.inference.windows import SlidingNetwork
@@ -160,11 +160,21 @@ class Segmenter:
         refined = run_crf(photo, logits.softmax(dim=0), self.settings.crf)
         return replace(maps, seg=refined, passes=None)
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether ``max_size`` has a say."""
+        return self.settings.mode == "slide" or self.settings.crf is not None
+
+    def too_large(self, job: Job) -> UserError:
+        """What to tell when an image is too large for the memory, beside the network."""
+        options = "--workers or --max-size" if self.shrinks else "--workers"
+        return UserError(f"out of memory at {job.source}: lower {options}, or shrink the image")
+
     def out_of_memory(self) -> CannotGoOn:
-        """What to tell when the device's memory is too small."""
+        """What to tell when the device's memory is too small for the network."""
         slide = self.settings.mode == "slide"
         options = ["--batch-size", *(["--window"] if slide else ["--size"])]
-        options += ["--max-size"] if slide or self.settings.crf else []
+        options += ["--max-size"] if self.shrinks else []
         choice = f"{', '.join(options[:-1])} or {options[-1]}"
         return CannotGoOn(f"out of memory on {self.device}: lower {choice}")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cosa.errors import UserError
+from cosa.files import Replacement, irreplaceable, remove_leftovers
 from cosa.inference.pipeline import Outcome
 
 _HEAD = '{"images": [\n'
@@ -26,19 +26,19 @@ class Summary:
         classes: the C foreground classes of the weights.
 
     Raises:
-        UserError: on entering, or later, if the file cannot be written.
+        UserError: on entering, or later, if the file cannot be written, or would replace one that
+            is no such summary.
     """
 
     def __init__(self, path: str | Path, classes: Sequence[str]) -> None:
         self.path, self.names = Path(path), ("background", *classes)
-        self._temporary = self.path.with_name(f".{uuid.uuid4().hex}.tmp")
 
     def __enter__(self) -> Summary:
-        if self.path.is_dir():
-            raise UserError(f"--json {self.path} is a folder: give the name of a file")
         try:
+            self._check_old()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._temporary, "x", encoding="ascii", newline="\n")
+            remove_leftovers(self.path.parent)
+            self._new = Replacement(self.path)
         except OSError as error:
             raise self._refused(error) from error
         self._write(_HEAD)
@@ -70,26 +70,31 @@ class Summary:
         """Add the whole run, and put the file in its place."""
         self._write(f'\n],\n"run": {_json(run)}}}\n')
         try:
-            self._file.close()
-            os.replace(self._temporary, self.path)
+            self._new.commit()
         except OSError as error:
             raise self._refused(error) from error
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            # Only unwritten text is lost with a file that is deleted; the error that
-            # kept it from being written has been raised already.
-            pass
-        self._temporary.unlink(missing_ok=True)
+        self._new.discard()
+
+    def _check_old(self) -> None:
+        """A slip of the keyboard must not cost a photograph, or a file of annotations."""
+        obstacle = irreplaceable(self.path)
+        if obstacle:
+            raise UserError(f"--json {self.path} is {obstacle}: give the name of a file")
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                start = file.read(len(_HEAD))
+            if start and start != _HEAD.encode():
+                raise UserError(f"--json {self.path} is there and no summary of this program: "
+                                "choose another name, or delete it")
 
     def _write(self, text: str, separator: str = "") -> None:
         """Write a text, and before it the separator unless it is the first item."""
         try:
             # The file itself tells what it holds, whenever Ctrl-C came.
-            first = self._file.tell() <= len(_HEAD)
-            self._file.write(text if first else separator + text)
+            first = self._new.file.tell() <= len(_HEAD)
+            self._new.file.write((text if first else separator + text).encode("ascii"))
         except OSError as error:
             raise self._refused(error) from error
 
@@ -98,4 +103,13 @@ class Summary:
 
 
 def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, allow_nan=False)
+    return json.dumps(_finite(content), allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    """The same with None, which JSON knows, for NaN and infinities."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
