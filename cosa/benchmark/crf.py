@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from cosa import crf
 from cosa.benchmark.report import NOTHING, machine, markdown, plain, read_report, write_report
+from cosa.benchmark.timing import cell, clock, spread
 from cosa.data.images import read_image
 from cosa.data.scenes import generate
 from cosa.device import choose_device
@@ -44,25 +44,6 @@ _NOISE_CELLS = 4
 _COLOUR_WEIGHT = 200.0
 _FURTHEST = 8.0
 _ABSENT = -10.0
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, when the device has done what it was told so far."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """``median`` and ``iqr`` (the interquartile range), in milliseconds."""
-    low, median, high = np.percentile(1e3 * np.asarray(seconds), [25, 50, 75])
-    return {"median": float(median), "iqr": float(high - low)}
-
-
-def cell(times: dict[str, float]) -> str:
-    """What ``spread`` returns, for a table."""
-    digits = 0 if times["median"] >= 1000 else 1 if times["median"] >= 10 else 2
-    return f"{times['median']:.{digits}f} ({times['iqr']:.{digits}f})"
 
 
 def missing_pydensecrf() -> str | None:

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 
 import cosa
-from cosa.benchmark.crf import cell, classes_from, clock, missing_pydensecrf, spread
+from cosa.benchmark.crf import classes_from, missing_pydensecrf
 from cosa.benchmark.flops import count_multi_scale
 from cosa.benchmark.memory import peak
 from cosa.benchmark.report import NOTHING, machine, markdown, plain, read_report, write_report
+from cosa.benchmark.timing import cell, clock, spread
 from cosa.checkpoint import build_network, save_weights
 from cosa.config import load_config, to_dict
 from cosa.crf import PRESETS
