@@ -106,7 +106,8 @@ def segment_files(
         keep_masks: fill in ``Outcome.mask``.
         batch_size: images, or windows, per forward pass of the network (twice as many with
             flips).
-        workers: threads that read, as many that write, and as many for a CRF on the CPU.
+        workers: threads that read, as many that write, and as many for a CRF on the CPU, where it
+            is the torch backend; fewer run where their memory would exceed ``CRF_MEMORY``.
         autocast: makes the context of the forward pass, such as bfloat16 autocast.
 
     Yields:
@@ -167,6 +168,10 @@ def segment_files(
             _label(work, details)
         work.prepared = work.maps = None
 
+    def finish_in_thread(work: _Work) -> _Work:
+        with segmenter.room_for_crf(work.prepared):
+            return _timed(finish)(work)
+
     @_timed
     @_stage
     def write(work: _Work) -> None:
@@ -175,7 +180,9 @@ def segment_files(
     with ExitStack() as stack:
         stage = stack.enter_context(closing(predict()))
         if segmenter.crf_in_threads:
-            refined = parallel_map(_timed(finish), stage, workers, workers + 1)
+            # pydensecrf holds the interpreter's lock: more of its threads would only take memory.
+            threads = workers if settings.crf.backend == "torch" else 1
+            refined = parallel_map(finish_in_thread, stage, threads, threads + 1)
             stage = stack.enter_context(closing(refined))
         written = parallel_map(write, stage, workers, 2 * workers)
         for work in stack.enter_context(closing(written)):
