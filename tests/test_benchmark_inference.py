@@ -458,6 +458,13 @@ def test_the_crf_alone_on_a_scene_without_pydensecrf(run, no_pydensecrf):
         assert "pip install pydensecrf2" in told
 
 
+@pytest.mark.slow  # PyTorch starts once more
+def test_the_memory_of_a_crf_is_about_what_is_expected():
+    found = memory.in_fresh_process(crf_memory.crf_peak, None, (200, 300), 21, "torch", "cpu")
+    expected = crf_memory.working_memory(200 * 300, 21)
+    assert 0.5 * expected < found < 1.3 * expected
+
+
 def test_photographs_are_counted_resized_and_turned(tmp_path):
     save(tmp_path / "a.png", (60, 40))
     save(tmp_path / "b.png", (40, 60))

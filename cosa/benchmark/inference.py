@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"longer sides are shrunk to this for the CRF; {MAX_SIZE}")
     add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
     add("--workers", type=positive_integer, default=min(8, os.cpu_count() or 1), metavar="N",
-        help="threads that read, that write and that run a CRF on the CPU, overlapped")
+        help="threads that read, that write and that run a CRF of torch on the CPU, overlapped")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--report", default="docs/benchmarks.md", help="Markdown file to update")
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")

@@ -54,8 +54,9 @@ def explain(
         "all passes of a view, measured once for its rows; `argmax` resizes to the image and takes "
         "the best class. `images/s` is that of the stages in sequence, from the sum over all "
         "images; `overlapped` that of the pipeline as infer.py runs it: one pass, after a first "
-        "batch, in a process of its own. The `slowdown` after each is against no CRF in the same "
-        f"view. `peak MiB` is {memory}, {loaded:.0f} of them before the first image."
+        "batch, in a process of its own. There pydensecrf runs in one thread and, since it holds "
+        "the interpreter's lock, holds up the others. The `slowdown` after each is against no CRF "
+        f"in the same view. `peak MiB` is {memory}, {loaded:.0f} of them before the first image."
     )
     if results[0]["scores"]:
         legend += " Scores are in percent, label-free."
