@@ -40,6 +40,16 @@ weights (normalised rows sum to about 1)."""
 _MIN_CHANNELS = 16
 
 
+def working_memory(pixels: int, classes: int) -> int:
+    """About the bytes that :func:`dense_crf` needs at its peak on the CPU, beside its arguments.
+
+    Measured with both backends on photographs of 500x375 to 4000x3000 pixels (`python -m
+    cosa.benchmark crf --memory`): the lattice and ten to fourteen copies of the probabilities of
+    the classes that are heard, here all. With few classes pydensecrf needs less.
+    """
+    return pixels * (400 + 45 * max(classes, _MIN_CHANNELS))
+
+
 @torch.no_grad()
 def dense_crf(
     image: np.ndarray | Tensor,
@@ -60,7 +70,9 @@ def dense_crf(
         gaussian: weight and standard deviation, in pixels, of the kernel of position.
         bilateral: weight and standard deviations, in pixels and in grey levels, of the kernel of
             position and colour. A weight of 0 leaves a kernel out.
-        backend: "torch", or "pydensecrf" for the package pydensecrf2, which runs on the CPU.
+        backend: "torch", or "pydensecrf" for the package pydensecrf2, which runs on one core of
+            the CPU and holds the interpreter's lock (GIL) meanwhile: no other thread of Python
+            goes on, a second CRF least of all. The torch backend releases it.
         device: where the torch backend computes; None: where the probabilities are.
         negligible: the torch backend drops classes whose messages are at most this, see
             ``NEGLIGIBLE``; 0 drops none.

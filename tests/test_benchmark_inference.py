@@ -14,7 +14,17 @@ from infer_helpers import SCALES, SIZE, read, run_main, save, save_smooth, write
 from PIL import Image
 
 import cosa
-from cosa.benchmark import crf, inference, report
+from cosa.benchmark import (
+    crf,
+    crf_inputs,
+    crf_memory,
+    inference,
+    inference_table,
+    memory,
+    random_network,
+    report,
+)
+from cosa.benchmark import inference_runs as runs
 from cosa.benchmark.__main__ import main as benchmark
 from cosa.benchmark.flops import count_multi_scale
 from cosa.config import load_config, to_yaml
@@ -43,7 +53,8 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def in_process(monkeypatch):
     """No process for each row: these take seconds to start."""
-    monkeypatch.setattr(inference, "in_fresh_process", lambda function, *args: function(*args))
+    for module in (runs, crf_memory):
+        monkeypatch.setattr(module, "in_fresh_process", lambda function, *args: function(*args))
 
 
 @pytest.fixture
@@ -107,7 +118,7 @@ def test_a_folder_with_masks(run, weights, drawn, tmp_path, some_pydensecrf):
     assert [(row["view"], row["crf"] and row["crf"]["backend"],
              row["crf"]["iterations"] if row["crf"] else 0) for row in rows] == expected
     for row in rows:
-        assert list(row["milliseconds"]) == list(inference.STAGES)
+        assert list(row["milliseconds"]) == list(runs.STAGES)
         for stage, times in row["milliseconds"].items():
             if stage == "crf" and row["crf"] is None:
                 assert times is None
@@ -172,29 +183,29 @@ def test_trained_weights_are_found_and_score_the_scenes(weights, tmp_path, monke
 # Random networks
 
 
-def random_network(path, config, job, classes=None):
-    inference.write_random(path, str(config), classes, job)
+def load_random(path, config, job, classes=None):
+    random_network.write_random(path, str(config), classes, job)
     return cosa.load(path)
 
 
 def test_a_random_network_shows_several_classes_surely(tmp_path, drawn, config):
     job = inference.plan(str(drawn / "images"), str(tmp_path / "out"))[0]
-    network = random_network(tmp_path / "a.pt", config, job)
+    network = load_random(tmp_path / "a.pt", config, job)
     state = torch.get_rng_state()
-    inference.write_random(tmp_path / "b.pt", str(config), None, job)
+    random_network.write_random(tmp_path / "b.pt", str(config), None, job)
     assert torch.equal(torch.get_rng_state(), state)
     again = cosa.load(tmp_path / "b.pt").state_dict()
     assert all(torch.equal(value, again[key]) for key, value in network.state_dict().items())
     assert network.classes == inference.SCENE_CLASSES
-    image = inference.network_input(inference.read_image(job.source), 48)[None]
+    image = random_network.network_input(runs.read_image(job.source), 48)[None]
     seg = network(image).seg[0]
-    assert seg.std().item() == pytest.approx(inference.SPREAD, rel=1e-3)
+    assert seg.std().item() == pytest.approx(random_network.SPREAD, rel=1e-3)
     assert len(seg.argmax(dim=0).unique()) >= 3
     assert seg.mean(dim=(1, 2)).abs().max() < 1e-3  # no class is ahead everywhere
-    assert random_network(tmp_path / "c.pt", config, job, classes=21).num_classes == 20
+    assert load_random(tmp_path / "c.pt", config, job, classes=21).num_classes == 20
     config.write_text("data: {name: folder}\n")
     with pytest.raises(UserError, match="--classes K"):
-        random_network(tmp_path / "d.pt", config, job)
+        load_random(tmp_path / "d.pt", config, job)
 
 
 # Stages
@@ -205,12 +216,12 @@ class FakeTime:
 
     def __init__(self, monkeypatch):
         self.now, self.calls = 0.0, []
-        monkeypatch.setattr(inference, "clock", lambda device: self.now)
-        self.wrap(monkeypatch, inference, "decode", 1)
-        self.wrap(monkeypatch, inference.Segmenter, "predict", 10)
-        self.wrap(monkeypatch, inference.Segmenter, "refine", 100)
-        self.wrap(monkeypatch, inference, "label", 1000)
-        self.wrap(monkeypatch, inference.outputs, "write", 10000)
+        monkeypatch.setattr(runs, "clock", lambda device: self.now)
+        self.wrap(monkeypatch, runs, "decode", 1)
+        self.wrap(monkeypatch, runs.Segmenter, "predict", 10)
+        self.wrap(monkeypatch, runs.Segmenter, "refine", 100)
+        self.wrap(monkeypatch, runs, "label", 1000)
+        self.wrap(monkeypatch, runs.outputs, "write", 10000)
 
     def wrap(self, monkeypatch, owner, name, seconds):
         original = getattr(owner, name)
@@ -230,7 +241,7 @@ def test_stages_are_timed_apart_per_image_and_after_a_warm_up(
     network = cosa.load(weights)
     rows = inference.choose_rows(network, SIZE, ["torch"])
     jobs = inference.plan(str(drawn / "images"), str(tmp_path / "out"))
-    found = inference.time_stages(network, jobs, rows, 2, torch.no_grad)
+    found = runs.time_stages(network, jobs, rows, 2, torch.no_grad)
     for row, seconds in zip(rows, found, strict=True):
         assert seconds["decode"] == [1, 1, 1]
         assert seconds["network"] == [5, 5, 10]  # batches of two and one
@@ -241,14 +252,14 @@ def test_stages_are_timed_apart_per_image_and_after_a_warm_up(
     assert time.calls.count("decode") == time.calls.count("write") == 6 * 5
     # The files are those of the last row, the same as the pipeline's.
     other = inference.plan(str(drawn / "images"), str(tmp_path / "other"))
-    setup = inference.Setup(str(weights), "cpu", 2, 1, 1)
+    setup = runs.Setup(str(weights), "cpu", 2, 1, 1)
     for settings, same in ((rows[-1].settings, True), (rows[-3].settings, False)):
-        inference.run_pipeline(setup, other, settings)
+        runs.run_pipeline(setup, other, settings)
         assert same == all(
             np.array_equal(read(a.results["mask"]), read(b.results["mask"]))
             for a, b in zip(jobs, other, strict=True)
         )
-    result = inference.report_row(rows[1], found[1], {"images_per_second": 2.0}, None)
+    result = runs.report_row(rows[1], found[1], {"images_per_second": 2.0}, None)
     assert result["milliseconds"]["network"] == {"median": 5000, "iqr": 2500}
     assert result["images_per_second"] == pytest.approx(3 / (3 + 20 + 300 + 3000 + 30000))
 
@@ -265,11 +276,11 @@ def test_slowdown_is_against_no_crf_of_the_same_view(weights):
         seconds = {stage: [part] for stage in ("decode", "network", "argmax", "write")}
         seconds["crf"] = []
         pipeline = {"images_per_second": other, "peak_bytes": 2**20, "loaded_bytes": 2**19}
-        results.append(inference.report_row(row, seconds, pipeline, None))
-    inference.compare(results)
+        results.append(runs.report_row(row, seconds, pipeline, None))
+    runs.compare(results)
     assert [row["slowdown"] for row in results] == pytest.approx([1, 2, 4, 1, 1.5, 2])
     assert [row["overlapped"]["slowdown"] for row in results] == pytest.approx([1, 1.5, 3, 1, 1, 2])
-    head, *lines = inference.table(rows, results)
+    head, *lines = inference_table.table(rows, results)
     assert len({len(line) for line in (head, *lines)}) == 1 and "mIoU" not in head
     assert lines[2] == [
         "single-scale, CRF torch, 10 iterations", *2 * ["125.0 (0.0)"], report.NOTHING,
@@ -286,22 +297,22 @@ def test_weights_that_see_one_scale_have_one_view(tmp_path):
 @pytest.mark.slow  # PyTorch starts once more
 def test_a_row_is_measured_in_a_process_of_its_own(weights, drawn, tmp_path):
     jobs = inference.plan(str(drawn / "images"), str(tmp_path / "out"))
-    settings = inference.Settings(size=SIZE)
-    setup = inference.Setup(str(weights), "cpu", 2, 1, 1)
-    found = inference.in_fresh_process(inference.run_pipeline, setup, jobs, settings)
+    settings = runs.Settings(size=SIZE)
+    setup = runs.Setup(str(weights), "cpu", 2, 1, 1)
+    found = memory.in_fresh_process(runs.run_pipeline, setup, jobs, settings)
     assert found["images_per_second"] > 0 and found["peak_bytes"] >= found["loaded_bytes"] > 2**24
     assert all(job.finished for job in jobs)
 
 
 def test_a_fresh_process_answers_refuses_or_is_ended(weights, tmp_path):
-    assert inference.in_fresh_process(os.getpid) != os.getpid()
+    assert memory.in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(UserError, match="cannot write"):
-        inference.in_fresh_process(write_atomically, "/dev/null/file", "")
+        memory.in_fresh_process(write_atomically, "/dev/null/file", "")
     with pytest.raises(UserError, match="was ended.*lower --batch-size"):
-        inference.in_fresh_process(os._exit, 1)
+        memory.in_fresh_process(os._exit, 1)
     save(tmp_path / "a.png")
     row = inference.choose_rows(cosa.load(weights), SIZE, ["torch"])[-1]
-    task = (inference.run_pipeline, inference.Setup(str(weights), "cpu", 2, 1, 1),
+    task = (runs.run_pipeline, runs.Setup(str(weights), "cpu", 2, 1, 1),
             inference.plan(str(tmp_path), str(tmp_path / "out")), row.settings)
     assert pickle.loads(pickle.dumps(task)) == task
 
@@ -309,9 +320,9 @@ def test_a_fresh_process_answers_refuses_or_is_ended(weights, tmp_path):
 def test_a_failing_image_stops_the_measuring(weights, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     jobs = inference.plan(str(tmp_path), str(tmp_path / "out"))
-    setup = inference.Setup(str(weights), "cpu", 2, 1, 1)
+    setup = runs.Setup(str(weights), "cpu", 2, 1, 1)
     with pytest.raises(UserError, match="a.png"):
-        inference.run_pipeline(setup, jobs, inference.Settings(size=SIZE))
+        runs.run_pipeline(setup, jobs, runs.Settings(size=SIZE))
 
 
 # Refusals
@@ -350,7 +361,7 @@ def test_what_the_truth_ignores_has_no_score(tmp_path):
         (tmp_path / folder).mkdir()
         Image.new("L", (4, 3), value).save(tmp_path / folder / "a.png")
     jobs = inference.Plan(tmp_path, tmp_path / "out", ("mask",), ["a.jpg"])
-    scores = inference.score(jobs, tmp_path / "masks", 2)
+    scores = runs.score(jobs, tmp_path / "masks", 2)
     assert scores["miou"] is None and scores["jf"] is None
 
 
@@ -416,7 +427,7 @@ def test_the_crf_alone(run, tmp_path, some_pydensecrf):
     save_smooth(tmp_path / "in/a.png", (60, 40), seed=0)
     save_smooth(tmp_path / "in/b.png", (40, 60), seed=1)
     numbers, text, out = run("crf", tmp_path / "in", "--classes", 3, 9, "--iterations", 1, 2,
-                             "--size", "45x30", "--repeats", 2)
+                             "--size", "45x30", "--repeats", 2, "--memory", "64x48")
     assert numbers["images"] == 2 and numbers["size"] == [45, 30] and numbers["threads"] == 1
     results = numbers["results"]
     assert [(r["classes"], r["iterations"]) for r in results] == [(3, 1), (3, 2), (9, 1), (9, 2)]
@@ -428,26 +439,40 @@ def test_the_crf_alone(run, tmp_path, some_pydensecrf):
         assert 0 < result["changed"] < 0.5
         assert 2 <= result["noticeable"] <= result["classes"]
     assert "| 9, 2 |" in text and "2 photographs" in text and "agreement" in out
+    needs = numbers["memory"]
+    assert [(n["size"], n["classes"]) for n in needs] == [([64, 48], 3), ([64, 48], 9)]
+    for need in needs:
+        assert set(need["bytes"]) == {"torch", "pydensecrf"}
+        assert all(amount >= 0 for amount in need["bytes"].values())
+        assert need["expected"] == crf_memory.working_memory(64 * 48, need["classes"])
+    assert "| 64x48, 9 |" in text and "at its peak" in text
 
 
 def test_the_crf_alone_on_a_scene_without_pydensecrf(run, no_pydensecrf):
     numbers, text, out = run("crf", "--classes", 3, "--iterations", 1, "--size", "40x24",
-                             "--repeats", 1)
+                             "--repeats", 1, "--memory")
     (result,) = numbers["results"]
     assert result["ratio"] is None and result["agreement"] is None and result["gain"] > 0
-    assert "no photograph" in text and "40x24" in text
+    assert "no photograph" in text and "40x24" in text and numbers["memory"] == []
     for told in (text, out):
         assert "pip install pydensecrf2" in told
+
+
+@pytest.mark.slow  # PyTorch starts once more
+def test_the_memory_of_a_crf_is_about_what_is_expected():
+    found = memory.in_fresh_process(crf_memory.crf_peak, None, (200, 300), 21, "torch", "cpu")
+    expected = crf_memory.working_memory(200 * 300, 21)
+    assert 0.5 * expected < found < 1.3 * expected
 
 
 def test_photographs_are_counted_resized_and_turned(tmp_path):
     save(tmp_path / "a.png", (60, 40))
     save(tmp_path / "b.png", (40, 60))
-    photos, about = crf.read_photos(str(tmp_path), (30, 45), 9)
+    photos, about = crf_inputs.read_photos(str(tmp_path), (30, 45), 9)
     assert [photo.shape for photo in photos] == [(30, 45, 3), (45, 30, 3)] and "2 photo" in about
-    assert len(crf.read_photos(str(tmp_path), (30, 45), 1)[0]) == 1
+    assert len(crf_inputs.read_photos(str(tmp_path), (30, 45), 1)[0]) == 1
     with pytest.raises(UserError, match="does not exist"):
-        crf.read_photos(str(tmp_path / "nowhere"), (30, 45), 1)
+        crf_inputs.read_photos(str(tmp_path / "nowhere"), (30, 45), 1)
 
 
 def test_labels_are_counted_against_the_torch_backend(monkeypatch):

@@ -403,6 +403,33 @@ def test_where_the_crf_runs_beside_a_gpu(network, backend, threads):
     assert Segmenter(on_gpu, Settings(SIZE, crf=crf)).crf_in_threads is threads
 
 
+@pytest.mark.parametrize("backend, share, most", [
+    ("torch", 0.25, 3), ("torch", 1e-9, 1), ("pydensecrf", 0.25, 1)
+])
+def test_crfs_at_a_time(tmp_path, network, monkeypatch, backend, share, most):
+    gate, lock, running, seen = threading.Barrier(most), threading.Lock(), 0, 0
+
+    def fake(image, probabilities, **options):
+        nonlocal running, seen
+        with lock:
+            running += 1
+            seen = max(seen, running)
+        gate.wait(5)  # all that may run at a time do
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return probabilities
+
+    monkeypatch.setattr(segmenter, "dense_crf", fake)
+    monkeypatch.setattr(segmenter, "CRF_MEMORY", share)
+    for k in range(6):
+        save(tmp_path / f"in/{k}.png")
+    settings = Settings(16, crf=CrfSettings(1, (1.0, 1.0), (4.0, 20.0, 10.0), backend))
+    jobs = plan(str(tmp_path / "in"), str(tmp_path / "out"))
+    outcomes = list(segment_files(network, jobs, settings, workers=3))
+    assert [outcome.error for outcome in outcomes] == 6 * [None] and seen == most
+
+
 def test_crf_of_large_images_is_computed_smaller(tmp_path, network, monkeypatch):
     sizes = []
 

@@ -11,6 +11,7 @@
     peak         score best.pth of a run on the test images, as the ablation does
     inference    time inference by stage, with and without a CRF, with speed, memory and scores
     crf          time the dense CRF alone, PyTorch against pydensecrf
+    metrics      time mIoU and contour quality against the program that goes class by class
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cosa.errors import run_program
 
 COMMANDS = (
     "ablation", "regularizers", "similarity", "train", "loader", "steps", "threshold",
-    "supervised", "peak", "inference", "crf",
+    "supervised", "peak", "inference", "crf", "metrics",
 )
 """Modules of this package, each with a ``main(arguments)``."""
 

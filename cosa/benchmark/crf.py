@@ -7,62 +7,31 @@ import datetime
 import json
 import re
 import shlex
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cosa import crf
+from cosa.benchmark.crf_inputs import CELL, PRESENT, class_maps, read_photos
+from cosa.benchmark.crf_memory import explain_memory, measure_memory, memory_table
 from cosa.benchmark.report import NOTHING, machine, markdown, plain, read_report, write_report
-from cosa.data.images import read_image
-from cosa.data.scenes import generate
+from cosa.benchmark.timing import cell, clock, spread
 from cosa.device import choose_device
 from cosa.errors import UserError
 from cosa.files import write_atomically
-from cosa.inference.jobs import plan
 from cosa.inference.options import positive_integer
 from cosa.inference.pixels import Size
-from cosa.inference.segmenter import resized
 
 TOPIC = "crf"
 TORCH, EVERY_CLASS, PYDENSECRF = "torch", "torch, every class", "pydensecrf"
 
-CELL = 8
-"""Pixels per cell of the grid on which the classes are made, as a network's tokens are larger."""
-PRESENT = 5
-"""Classes that a photograph shows."""
 NOTICEABLE = 0.02
 """A class whose probability stays below this everywhere is left out of the messages: its message
 could reach 0.1, the weights of the release's kernels being 5 in all."""
-_NOISE_CELLS = 4
-_COLOUR_WEIGHT = 200.0
-_FURTHEST = 8.0
-_ABSENT = -10.0
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, when the device has done what it was told so far."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """``median`` and ``iqr`` (the interquartile range), in milliseconds."""
-    low, median, high = np.percentile(1e3 * np.asarray(seconds), [25, 50, 75])
-    return {"median": float(median), "iqr": float(high - low)}
-
-
-def cell(times: dict[str, float]) -> str:
-    """What ``spread`` returns, for a table."""
-    digits = 0 if times["median"] >= 1000 else 1 if times["median"] >= 10 else 2
-    return f"{times['median']:.{digits}f} ({times['iqr']:.{digits}f})"
 
 
 def missing_pydensecrf() -> str | None:
@@ -74,39 +43,6 @@ def missing_pydensecrf() -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def class_maps(photo: np.ndarray, classes: int, seed: int) -> Tensor:
-    """Probabilities as coarse and as sure as a network's, which follow the colours of a photo.
-
-    ``PRESENT`` classes each have the colour of a random cell of ``CELL`` pixels. Their scores
-    fall with the squared distance of a cell's colour to theirs, from 0 for the nearest; those of
-    the other classes are low; all have smooth noise. The scores are enlarged bilinearly.
-
-    Args:
-        photo: (H, W, 3) uint8.
-        classes: number K.
-
-    Returns:
-        (K, H, W) float32, with sum 1 at each pixel.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    height, width = photo.shape[:2]
-    grid = max(1, height // CELL), max(1, width // CELL)
-    pixels = torch.tensor(photo).permute(2, 0, 1).float()[None] / 255
-    cells = F.interpolate(pixels, grid, mode="area")[0]
-    coarse = [side // _NOISE_CELLS + 1 for side in grid]
-    noise = torch.randn(1, classes, *coarse, generator=generator)
-    scores = F.interpolate(noise, grid, mode="bicubic")[0]
-    present = min(PRESENT, classes)
-    chosen = torch.randint(grid[0] * grid[1], (present,), generator=generator)
-    colours = cells.flatten(1)[:, chosen, None, None]
-    distance = (cells[:, None] - colours).square().sum(dim=0)
-    further = _COLOUR_WEIGHT * (distance - distance.amin(dim=0))
-    # Bounded: halfway between two classes, these still score above the absent ones.
-    scores[:present] -= further.clamp(max=_FURTHEST)
-    scores[present:] += _ABSENT
-    return F.interpolate(scores[None], (height, width), mode="bilinear")[0].softmax(dim=0)
 
 
 def variants(
@@ -205,29 +141,6 @@ def table(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def read_photos(folder: str | None, size: Size, limit: int) -> tuple[list[np.ndarray], str]:
-    """Images (H, W, 3) uint8 of ``size``, turned for upright ones, and a clause about them.
-
-    Raises:
-        UserError: there is no image in the folder, or one cannot be read.
-    """
-    height, width = size
-    if folder is None:
-        side = max(size)
-        scene = generate(0, "test", 0, side)[0]
-        top, left = (side - height) // 2, (side - width) // 2
-        cut = scene[top : top + height, left : left + width].copy()
-        return [cut], "a generated scene, drawn at this size, no photograph"
-    with tempfile.TemporaryDirectory() as nowhere:
-        jobs = plan(folder, nowhere)
-    chosen = [read_image(jobs[index].source) for index in range(min(limit, len(jobs)))]
-    photos = [
-        np.array(resized(image, size if image.width >= image.height else size[::-1]))
-        for image in chosen
-    ]
-    return photos, f"{len(photos)} photographs, resized to this (upright ones turned)"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the dense CRF alone: PyTorch against pydensecrf, same images and probabilities."""
     given = parse(arguments)
@@ -243,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 photos, classes, iterations, repeats=given.repeats, device=device,
                 pydensecrf=missing is None,
             ))
+    memory = measure_memory(
+        given.folder, given.memory, given.classes, str(device), missing is None
+    )
     facts = {
         "command": f"python -m cosa.benchmark {shlex.join([TOPIC, *(arguments or [])])}",
         "date": datetime.date.today().isoformat(),
@@ -255,13 +171,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "left_out": [] if missing is None else [missing],
     }
     write_atomically(
-        Path(given.output), json.dumps({**facts, "results": results}, indent=2) + "\n"
+        Path(given.output),
+        json.dumps({**facts, "results": results, "memory": memory}, indent=2) + "\n",
     )
     cells = table(results)
     told = explain(facts, about)
     section = ["## Dense CRF", f"`{facts['command']}`", *told[:1], markdown(cells), *told[1:]]
-    write_report(Path(given.report), "\n\n".join(section), TOPIC)
     print(*told[:1], plain(cells), *facts["left_out"], sep="\n")
+    if memory:
+        section += [markdown(memory_table(memory)), explain_memory()]
+        print(plain(memory_table(memory)), "MiB at the peak of a CRF", sep="\n")
+    write_report(Path(given.report), "\n\n".join(section), TOPIC)
     print(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
@@ -282,6 +202,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=positive_integer, default=3, metavar="N", help="of each photograph; 3")
     add("--threads", type=positive_integer, default=1, metavar="N",
         help="of PyTorch on the CPU; 1, as many as pydensecrf has")
+    add("--memory", type=size, nargs="*", default=[(375, 500), (768, 1024)], metavar="WxH",
+        help="sizes whose use of memory is measured; 500x375 1024x768")
     add("--device", default="cpu", help="of the torch backend: auto, cpu (default), cuda, cuda:N")
     add("--report", default="docs/benchmarks.md", help="Markdown file to update")
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")

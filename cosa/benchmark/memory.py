@@ -1,8 +1,13 @@
-"""The highest use of memory between two moments."""
+"""The highest use of memory between two moments, and processes to measure it in."""
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +41,21 @@ def peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM")
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process that has done nothing else.
+
+    Raises:
+        UserError: the process was ended; and whatever the function raises.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError("a measuring process was ended, perhaps for want of memory: lower "
+                            "--batch-size, --workers or --size (inference), or leave out large "
+                            "sizes of --memory (crf)") from error
 
 
 def _status(field: str) -> int:

@@ -107,7 +107,8 @@ def segment_files(
         keep_masks: fill in ``Outcome.mask``.
         batch_size: images, or windows, per forward pass of the network (twice as many with
             flips).
-        workers: threads that read, as many that write, and as many for a CRF on the CPU.
+        workers: threads that read, as many that write, and as many for a CRF on the CPU, where it
+            is the torch backend; fewer run where their memory would exceed ``CRF_MEMORY``.
         autocast: makes the context of the forward pass, such as bfloat16 autocast.
 
     Yields:
@@ -176,6 +177,10 @@ def segment_files(
             _label(work, details)
         work.prepared = work.maps = None
 
+    def finish_in_thread(work: _Work) -> _Work:
+        with segmenter.room_for_crf(work.prepared):
+            return _timed(finish)(work)
+
     @_timed
     @stage
     def write(work: _Work) -> None:
@@ -184,7 +189,9 @@ def segment_files(
     with ExitStack() as stack:
         done = stack.enter_context(closing(predict()))
         if segmenter.crf_in_threads:
-            refined = parallel_map(_timed(finish), done, workers, workers + 1)
+            # pydensecrf holds the interpreter's lock: more of its threads would only take memory.
+            threads = workers if settings.crf.backend == "torch" else 1
+            refined = parallel_map(finish_in_thread, done, threads, threads + 1)
             done = stack.enter_context(closing(refined))
         written = parallel_map(write, done, workers, 2 * workers)
         for work in stack.enter_context(closing(written)):

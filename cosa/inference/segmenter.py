@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.cam import resize
-from cosa.crf import dense_crf
+from cosa.crf import dense_crf, working_memory
 from cosa.data.images import network_input, to_tensor
 from cosa.errors import UserError
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
+from cosa.inference.room import Room, memory_size
 from cosa.inference.settings import CrfSettings, Settings
 from cosa.inference.windows import SlidingNetwork
 from cosa.network import CoSANetwork, NetworkOutput
@@ -56,6 +57,10 @@ class Maps:
     """In the sum of ``seg``; None where these are probabilities."""
 
 
+CRF_MEMORY = 0.25
+"""Share of the main memory that CRFs on the CPU may need at the same time."""
+
+
 class Segmenter:
     """A network with the settings under which it is used.
 
@@ -81,6 +86,7 @@ class Segmenter:
         self.maps = ("seg",) * seg + ("cam",) * cam
         self.batch_size, self.autocast = batch_size, autocast
         self.device = next(network.parameters()).device
+        self._room = Room(int(CRF_MEMORY * memory_size()))
 
     def prepare(self, image: Image.Image, present: list[int] | None) -> Prepared:
         """What to keep of an RGB image until its turn; for threads that read ahead."""
@@ -141,6 +147,15 @@ class Segmenter:
         """Whether the CRF runs on the CPU."""
         crf = self.settings.crf
         return crf is not None and (self.device.type == "cpu" or crf.backend == "pydensecrf")
+
+    def room_for_crf(self, prepared: Prepared | None) -> AbstractContextManager:
+        """A context that a thread enters, for an image's CRF on the CPU, when memory is free."""
+        if prepared is None:
+            return nullcontext()
+        height, width = prepared.photo.shape[:2]
+        present = prepared.present
+        classes = 1 + (self.network.num_classes if present is None else len(present))
+        return self._room.take(working_memory(height * width, classes))
 
     @torch.inference_mode()
     def refine(self, maps: Maps, photo: np.ndarray) -> Maps:
