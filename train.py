@@ -4,6 +4,7 @@
     python train.py                                    the demo, on generated scenes
     python train.py configs/voc.yaml data.root=VOC2012
     python train.py --resume runs/voc                  go on where a run stopped
+    torchrun --nproc-per-node 4 train.py ...           the same on four GPUs
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cosa import distributed
 from cosa.config import Config, load_config, to_dict
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.loader import training_loader
@@ -30,6 +32,7 @@ from cosa.terminal import StopRequest, progress_bar
 from cosa.training import (
     build_cotraining,
     build_optimizer,
+    build_step,
     choose_stream,
     optimizer_step,
     prepare,
@@ -39,6 +42,7 @@ from cosa.training import (
 DEFAULT_CONFIG = "configs/demo.yaml"
 
 
+@distributed.processes()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -70,6 +74,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     Raises:
         UserError: data, weights or folder are not usable, or the training diverged.
     """
+    distributed.share_of_batch(config.train.batch_size)
     if not resume:
         run.check_free()
     device, autocast = prepare(config)
@@ -126,6 +131,7 @@ def fit(
     """
     config, state, cotraining = session.config, session.state, session.cotraining
     total, device = config.train.iterations, session.device
+    step = build_step(cotraining)
     started = time.monotonic() - state.seconds
     with progress_bar(total=total, initial=state.iteration, desc=config.name, unit="it") as bar:
         for batch in loader:
@@ -133,8 +139,9 @@ def fit(
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             terms: dict[str, torch.Tensor] = {}
+            distributed.reseed(config.seed, state.iteration)
             try:
-                loss, terms = cotraining.step(batch, state.iteration)
+                loss, terms = step(batch, state.iteration)
                 lr = optimizer_step(
                     session.optimizer, loss, config.optimizer, state.iteration, total
                 )
@@ -149,7 +156,7 @@ def fit(
             last = state.iteration == total
             if last or state.iteration % config.train.log_every == 0:
                 log_training(session, bar, loss, terms, lr)
-            signal = stop.signal
+            signal = distributed.highest(stop.signal)
             if signal or last or state.iteration % config.train.checkpoint_every == 0:
                 session.save()
             if signal:
@@ -184,9 +191,10 @@ def finish(session: Session, stop: StopRequest) -> None:
 
 def explain_stop(session: Session, stop: StopRequest) -> int:
     """Say how to go on after a signal; return the exit code."""
-    print(f"stopped at iteration {session.state.iteration}; continue with: "
-          f"python train.py --resume {session.run.path}", file=sys.stderr)
-    return 128 + stop.signal
+    if distributed.is_main():
+        print(f"stopped at iteration {session.state.iteration}; continue with: "
+              f"python train.py --resume {session.run.path}", file=sys.stderr)
+    return 128 + distributed.highest(stop.signal)
 
 
 def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> None:
@@ -210,9 +218,13 @@ def log_training(
     terms: dict[str, torch.Tensor],
     lr: float,
 ) -> None:
-    """One line in metrics.jsonl, and the same on the progress bar."""
+    """One line in metrics.jsonl, and the same on the progress bar; of the whole batch."""
     state, (xi, xi_aux) = session.state, session.cotraining.xi()
-    losses = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+    terms = {"loss": loss.detach(), **terms}
+    values = distributed.all_mean(torch.stack(list(terms.values()))).tolist()
+    if not distributed.is_main():
+        return
+    losses = dict(zip(terms, values, strict=True))
     session.run.log({
         "iteration": state.iteration, **losses, "xi": xi, "xi_aux": xi_aux,
         "lr": lr, "seconds": round(state.seconds, 2),
@@ -239,9 +251,10 @@ def describe_divergence(
     dataset: SegmentationDataset,
 ) -> str:
     """One sentence about a step that was not finite."""
-    bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+    bad = [name for name, term in terms.items() if not torch.isfinite(distributed.all_mean(term))]
     about = f"terms: {', '.join(bad)}; " if bad else ""
-    images = ", ".join(dataset.names[i] for i in batch["index"].tolist())
+    indices = sum(distributed.gather(batch["index"].tolist()), start=[])
+    images = ", ".join(dataset.names[i] for i in indices)
     return (f"the training diverged: {error} at iteration {session.state.iteration} ({about}"
             f"images: {images}); lower optimizer.lr or set optimizer.clip_norm, "
             f"and resume from {session.run.last} if it is there")

@@ -12,6 +12,7 @@ from cosa import checkpoint
 from cosa.config import Config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
+from cosa.distributed import main_only
 from cosa.errors import UserError
 from cosa.run_folder import RunFolder
 from cosa.training import score
@@ -87,6 +88,7 @@ class Session:
             self.state.best = value
             self.save_best()
 
+    @main_only
     def save_best(self) -> None:
         """Write best.pth."""
         checkpoint.save_weights(
@@ -98,8 +100,13 @@ class Session:
             thresholds=self.cotraining.xi(),
         )
 
+    @main_only
     def save(self) -> None:
-        """Write last.pth: all that resuming needs, and all that inference needs."""
+        """Write last.pth: all that resuming needs, and all that inference needs.
+
+        Any number of processes can go on from it: they differ in their random numbers alone,
+        which follow from the seed then.
+        """
         about = checkpoint.describe(
             to_dict(self.config), self.val_set.classes, self.val_set.palette, self.cotraining.xi()
         )

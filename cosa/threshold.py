@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosa import distributed
 from cosa.errors import NotFiniteError
 
 # Confidences are rounded to multiples of 1/500, a variance of 3e-7. 0 and 1, where normalised
@@ -81,7 +82,7 @@ class DynamicThreshold:
         return len(self._queue) > 0
 
     def update(self, confidence: Tensor) -> float:
-        """Take in the confidences of one batch and return the new threshold.
+        """Take in the confidences of one batch, of all processes; return the new threshold.
 
         The threshold stays as it is while the queue allows no fit: too few samples, no spread,
         or Gaussians whose densities do not cross between their means.
@@ -156,9 +157,10 @@ def _histogram(confidence: Tensor, min_confidence: float) -> np.ndarray:
     if min_confidence > 0:
         level = level.masked_fill(flat <= min_confidence, _LEVELS)
     level = level.masked_fill(missing, _LEVELS + 1)
-    counts = torch.bincount(level, minlength=_LEVELS + 2).cpu().numpy()
+    # Of all processes: they agree on the threshold, and on whether to stop.
+    counts = distributed.all_sum(torch.bincount(level, minlength=_LEVELS + 2)).cpu().numpy()
     if counts[_LEVELS + 1]:
-        raise NotFiniteError(f"{counts[_LEVELS + 1]} of {flat.numel()} confidences are NaN")
+        raise NotFiniteError(f"{counts[_LEVELS + 1]} of {counts.sum()} confidences are NaN")
     return counts[:_LEVELS].astype(np.int32)
 
 

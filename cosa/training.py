@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosa import checkpoint
+from cosa import checkpoint, distributed
 from cosa.config import Config, OptimizerConfig, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
@@ -60,6 +60,37 @@ def build_cotraining(
     return CoTraining(network.to(device).train(), config, autocast)
 
 
+def build_step(
+    cotraining: CoTraining,
+) -> Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]]:
+    """``cotraining.step``, with gradients that are averaged over the processes, if there are more.
+
+    DistributedDataParallel wraps the step as a whole and not the online network: regularizers send
+    images of their own through the network, if they have any, and have parameters of their own.
+    What the loss does not reach, such as the decoder during the warm-up, it finds in each step;
+    it keeps no gradient, as in a single process. Where there is nothing of the kind, PyTorch warns
+    once that it looked in vain.
+    """
+    if distributed.world() == 1:
+        return cotraining.step
+    return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
+
+
+class _Step(nn.Module):
+    """One training step as a module of all that has weights."""
+
+    def __init__(self, cotraining: CoTraining) -> None:
+        super().__init__()
+        self.online, self.assignment = cotraining.online, cotraining.assignment
+        self.regularizers = cotraining.regularizers
+        self.step = cotraining.step
+
+    def forward(
+        self, batch: dict[str, Tensor], iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.step(batch, iteration)
+
+
 def choose_stream(config: Config) -> type[TrainingViews]:
     """What makes the training samples: with CSD, images have partners to be pasted from."""
     return PartnerViews if config.regularizers.csd.weight > 0 else TrainingViews
@@ -100,7 +131,7 @@ def optimizer_step(
         The learning rate of the encoder.
 
     Raises:
-        NotFiniteError: the loss or its gradient is; the weights are as they were.
+        NotFiniteError: the loss or its gradient is, in any process; the weights are as they were.
     """
     factor = learning_rate_factor(iteration, total, options.warmup_iterations, options.power)
     for group in optimizer.param_groups:
@@ -109,7 +140,8 @@ def optimizer_step(
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm or float("inf"))
-    if not torch.isfinite(loss.detach() + norm):
+    loss = distributed.all_mean(loss.detach())  # so that all processes stop, or none
+    if not torch.isfinite(loss + norm):
         what = "norm of the gradient" if torch.isfinite(loss) else "loss"
         raise NotFiniteError(f"the {what} is not finite")
     optimizer.step()

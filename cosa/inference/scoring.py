@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cosa import distributed
 from cosa.data.datasets import IGNORE, read_mask
 from cosa.errors import UserError
 from cosa.inference.jobs import Plan
@@ -68,6 +69,11 @@ class Scorer:
         self.metrics.update(outcome.mask, target)
         self.images += 1
         return None
+
+    def add_up(self) -> None:
+        """Add what the other processes scored."""
+        self.metrics.add_up()
+        self.images = sum(distributed.gather(self.images))
 
     def _truth(self, name: str) -> Path:
         return self.folder / (os.path.splitext(name)[0] + ".png")
