@@ -79,7 +79,8 @@ class CoTraining:
             iteration: counted from 0; decides which terms have started.
 
         Returns:
-            The weighted sum, with gradient, and each active term unweighted, detached.
+            The weighted sum, with gradient, and each active term unweighted, detached. Several
+            processes give their shares of the batch; the mean of their results is the batch's.
 
         Raises:
             NotFiniteError: the assignment network's activations are NaN.

@@ -19,7 +19,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: unknown name, or no such device on this machine.
     """
-    if distributed.world() > 1 and name != "cpu" and torch.cuda.is_available():
+    gpu = name == "auto" or name.startswith("cuda")
+    if gpu and distributed.world() > 1 and torch.cuda.is_available():
         return _own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -94,10 +94,12 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
         except RuntimeError as error:
             if not _LOST.search(str(error)) or isinstance(error, torch.OutOfMemoryError):
                 raise
-            message = ("one of the processes ended, and the others cannot go on without it: see "
-                       "what it said above, and start again (a training with --resume)")
-            _leave_telling_to_another(message)
-            raise UserError(message) from error
+            _leave_telling_to_another("a process is gone")
+            raise UserError(
+                "one of the processes ended or cannot be reached, and the others cannot go on "
+                "without it: see what it said above, and start again, a training with --resume "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from error
     barrier()  # where one leaves with an exit code other than 0, torchrun ends the others
     dist.destroy_process_group()
 

@@ -106,6 +106,10 @@ def without_time(content):
     return {k: v for k, v in content.items() if k not in ("seconds", "evaluation_seconds")}
 
 
+def known(content):
+    return {k: v for k, v in without_time(content).items() if v is not None}
+
+
 # Losses
 
 
@@ -145,14 +149,15 @@ def test_training_is_the_same_in_one_and_in_two_processes(both, alone):
     assert len(ours) == len(theirs) == 6
     for mine, other in zip(ours, theirs, strict=True):
         assert set(mine) == set(other)
-        assert without_time(other) == pytest.approx(without_time(mine), rel=1e-3, abs=1e-5)
+        assert known(other) == pytest.approx(known(mine), rel=1e-4, abs=1e-6)
+        assert (mine["xi"], mine["xi_aux"]) == (other["xi"], other["xi_aux"])
     assert {"c2s", "csc", "s2c", "fsl", "plda_adversarial", "dense_energy"} <= set(ours[-1])
     mine, other = read(alone / "last.pth"), read(folder / "pair" / "last.pth")
     for part in ("online", "assignment", "regularizers"):
         for key, value in mine[part].items():
             # The softmax of the attention cancels the bias of the keys: its gradient is rounding.
             if not key.endswith("qkv.bias"):
-                assert torch.allclose(other[part][key], value, atol=2e-4), (part, key)
+                assert torch.allclose(other[part][key], value, atol=1e-4), (part, key)
     runs = alone, folder / "pair"
     scores, others = (without_time(json.loads((run / "summary.json").read_text())) for run in runs)
     assert set(scores) == set(others) and scores["images"] == others["images"] == 5
@@ -207,7 +212,7 @@ def test_a_batch_that_cannot_be_split_is_refused_once(both):
 
 
 def test_a_killed_process_ends_the_other_and_the_checkpoint_is_good(both, tmp_path):
-    assert "one of the processes ended" in both[1][0]["killed"]
+    assert "one of the processes ended or cannot be reached" in both[1][0]["killed"]
     run = both[0] / "killed"
     assert read(run / "last.pth")["state"]["iteration"] == 4
     assert train.main(["--resume", str(run), "train.iterations=5"]) == 0
