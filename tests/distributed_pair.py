@@ -133,10 +133,19 @@ def shares(folder: Path) -> dict:
             distributed.share_of_batch(5)
         except UserError as error:
             found["odd"] = str(error)
+        try:
+            distributed.from_main(refuse)
+        except UserError as error:
+            found["from main"] = str(error)
+        found["plan"] = distributed.from_main(lambda: [os.environ["RANK"], 2])
         torch.manual_seed(0)
         distributed.reseed(7, 3)
         found["random"] = torch.rand(3)
         return found
+
+
+def refuse() -> None:
+    raise UserError(f"process {os.environ['RANK']} refuses")
 
 
 def exact(folder: Path) -> int:

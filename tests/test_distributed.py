@@ -134,6 +134,12 @@ def test_the_threshold_is_that_of_the_whole_batch(both):
         assert result["shares"]["nan"] == "1 of 80 confidences are NaN"
 
 
+def test_what_the_first_process_finds_all_know(both):
+    for result in both[1]:
+        assert result["shares"]["from main"] == "process 0 refuses"
+        assert result["shares"]["plan"] == ["0", 2]
+
+
 def test_random_numbers_differ_between_processes(both):
     first, second = (result["shares"]["random"] for result in both[1])
     assert not torch.equal(first, second)
