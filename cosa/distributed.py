@@ -149,7 +149,7 @@ def highest(number: int) -> int:
     """The highest of the processes' numbers: one of them asks, and all know."""
     if world() == 1:
         return number
-    shared = torch.tensor(number)
+    shared = torch.tensor(int(number))
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
 
