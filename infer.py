@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_json(args, all_jobs)
             summary = stack.enter_context(Summary(args.json, network.classes))
         if writing:
-            distributed.from_main(record.start)  # the others wait: it comes before any result
+            distributed.from_main(record.start)  # after all looked, before any result
         if summary or scorer:
             outcomes = in_order(finished, jobs, outcomes, network.num_classes, args.workers)
         else:

@@ -101,6 +101,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         stream=choose_stream(config),
         **to_dict(config.augment),
     )
+    distributed.barrier()  # all have read what is there before the first one changes it
     with run.locked(), StopRequest() as stop:
         if resume:
             run.forget_after(session.state.iteration)

@@ -175,13 +175,14 @@ def gather(item: Any) -> list[Any]:
 
 
 def from_main(function: Callable[[], Result]) -> Result:
-    """What the function returns in the first process, which alone calls it.
+    """What the function returns in the first process, which alone calls it, once all are here.
 
     Raises:
         UserError: the function did; all processes raise it.
     """
     if world() == 1:
         return function()
+    barrier()
     told: list[Any] = [None, None]
     if is_main():
         try:

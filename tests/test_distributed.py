@@ -72,6 +72,8 @@ def both(tmp_path_factory):
         subprocess.Popen(command, stderr=errors[rank], stdout=subprocess.DEVNULL, env=environment(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
             MASTER_ADDR="127.0.0.1",
+            # Sets of strings have another order in either: nothing may be exchanged in theirs.
+            PYTHONHASHSEED=str(1 + rank),
         ))
         for rank in range(2)
     ]
