@@ -1,5 +1,7 @@
 """Segment images with a trained network: python infer.py INPUT --weights FILE --output FOLDER.
 
+Started by torchrun, each process segments its share of the images.
+
 Exit code 0: all done; 1: finished, but some images failed or could not be scored; 2: could not
 start, or could not go on; 130: stopped.
 """
@@ -7,6 +9,7 @@ start, or could not go on; 130: stopped.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -22,10 +25,11 @@ import torch
 from tqdm import tqdm
 
 import cosa
+from cosa import distributed
 from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
 from cosa.errors import UserError, run_program
 from cosa.files import remove_leftovers
-from cosa.inference.jobs import Plan, plan
+from cosa.inference.jobs import Plan, plan, share
 from cosa.inference.labels import read_image_labels
 from cosa.inference.options import choose_crf, choose_settings, parse
 from cosa.inference.pipeline import (
@@ -39,14 +43,18 @@ from cosa.inference.record import Record
 from cosa.inference.scoring import Scorer
 from cosa.inference.summary import Summary
 from cosa.network import CoSANetwork
+from cosa.terminal import GRACE
 
 Scored = tuple[Outcome, UserError | None]
 
 
+@distributed.processes(distributed.NO_TIMEOUT)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code, raises UserError if it cannot start or go on."""
     args = parse(arguments)
-    jobs = plan(args.input, args.output, args.save, args.evaluate)
+    jobs = distributed.from_main(
+        lambda: plan(args.input, args.output, args.save, args.evaluate)
+    )
     device = choose_device(args.device)
     crf = choose_crf(args)
     network = load_network(args.weights, device)
@@ -63,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record.begin(args.overwrite, jobs)
     # Masks that are not saved can only be scored by computing them again.
     afresh = args.overwrite or (scorer is not None and "mask" not in args.save)
-    finished = [False] * len(jobs) if afresh else find_finished(jobs, args.workers)
+    finished = distributed.from_main(
+        lambda: [False] * len(jobs) if afresh else find_finished(jobs, args.workers)
+    )
+    writing = not all(finished)
+    own, folders = share(finished), jobs.only(not there for there in finished).folders
+    all_jobs, jobs, finished = jobs, jobs.part(own), finished[own]
     todo = jobs.only(not there for there in finished)
     training = network.config["train"]
     allow_tf32(training["tf32"])
@@ -84,38 +97,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack.enter_context(terminable())
         summary = None
         if args.json:
-            check_json(args, jobs)
+            check_json(args, all_jobs)
             summary = stack.enter_context(Summary(args.json, network.classes))
-        if not all(finished):
-            for folder in todo.folders:
-                remove_leftovers(folder)
-            record.start()
+        if writing:
+            # After all looked, before any result.
+            distributed.from_main(lambda: start(record, folders))
         if summary or scorer:
             outcomes = in_order(finished, jobs, outcomes, network.num_classes, args.workers)
         else:
             counts.skipped = sum(finished)
         try:
-            with closing(scored(outcomes, scorer, args.workers)) as results:
-                follow(results, len(jobs) - counts.skipped, counts, summary)
-        except KeyboardInterrupt:
-            counts.interrupted = True
+            try:
+                with closing(scored(outcomes, scorer, args.workers)) as results:
+                    follow(results, len(jobs) - counts.skipped, counts, summary)
+            except KeyboardInterrupt:
+                counts.interrupted = True
+            counts.add_up()
         finally:
             print(f"{counts.line()}; {'masks' if 'mask' in args.save else 'results'} are in "
                   f"{args.output}")
         complete = not counts.interrupted
-        if complete and not all(finished) and not counts.stale:
+        if complete and writing and not counts.stale and distributed.is_main():
             record.end()
-        scores = scorer.scores() if scorer and complete else None
-        if scores:
+        scores = None
+        if scorer and complete:
+            scorer.add_up()
+            scores = scorer.scores()
             print(scorer.table())
         if summary:
             about = {key: getattr(args, key) for key in ("input", "output", "weights")}
             summary.finish({**about, **counts.report(), "made_with": record.new, "scores": scores})
     if counts.interrupted:
+        if not distributed.is_main():
+            return 130
         again = "starts over" if args.overwrite else "goes on where it left off"
         print(f"stopped; the same command {again}", file=sys.stderr)
         return 130
     return 1 if counts.failed or counts.unscored else 0
+
+
+def start(record: Record, folders: Iterable[Path]) -> None:
+    """Sweep up what killed programs left in the folders of the results, and note the new ones."""
+    for folder in folders:
+        remove_leftovers(folder)
+    record.start()
 
 
 @dataclass
@@ -130,6 +155,13 @@ class Counts:
     """Images that failed and whose files are those of an earlier run."""
     interrupted: bool = False
     started: float = field(default_factory=time.perf_counter)
+
+    def add_up(self) -> None:
+        """Add what became of the other processes' images; one interrupted interrupts all."""
+        every = [asdict(counts) for counts in distributed.gather(self)]
+        for name in ("done", "skipped", "failed", "unscored", "stale"):
+            setattr(self, name, sum(counts[name] for counts in every))
+        self.interrupted = any(counts["interrupted"] for counts in every)
 
     def report(self) -> dict[str, Any]:
         """For the summary."""
@@ -157,7 +189,8 @@ def follow(
 ) -> None:
     """Count and report the outcomes as they come."""
     # Without a terminal there is no bar: logs should not fill with it.
-    with tqdm(total=total, unit="image", disable=None) as bar:
+    hidden = None if distributed.is_main() else True
+    with tqdm(total=total, unit="image", disable=hidden) as bar:
         for outcome, unscored in results:
             if outcome.error is not None:
                 counts.failed += 1
@@ -243,15 +276,32 @@ def check_json(args: argparse.Namespace, jobs: Plan) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM stop the program as Ctrl-C does, so that nothing half-written stays."""
+    """Let SIGTERM stop the program as Ctrl-C does, so that nothing half-written stays.
+
+    torchrun passes on to its processes what the terminal has sent them already: of several
+    processes, each takes signals in quick succession as one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = -math.inf
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        last, stopped = stopped, time.monotonic()
+        if stopped - last > GRACE:
+            raise KeyboardInterrupt
+
+    if distributed.world() == 1:
+        handlers = {signal.SIGTERM: signal.default_int_handler}
+    else:
+        handlers = {signal.SIGTERM: stop, signal.SIGINT: stop}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python train.py                                    the demo, on generated scenes
     python train.py configs/voc.yaml data.root=VOC2012
     python train.py --resume runs/voc                  go on where a run stopped
+    torchrun --nproc-per-node 4 train.py ...           the same on four GPUs
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cosa import distributed
 from cosa.config import Config, load_config, to_dict
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.loader import to_device, training_loader
@@ -31,6 +33,7 @@ from cosa.terminal import StopRequest, progress_bar
 from cosa.training import (
     build_cotraining,
     build_optimizer,
+    build_step,
     choose_stream,
     optimizer_step,
     prepare,
@@ -40,6 +43,7 @@ from cosa.training import (
 DEFAULT_CONFIG = "configs/demo.yaml"
 
 
+@distributed.processes()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -71,8 +75,11 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     Raises:
         UserError: data, weights or folder are not usable, or the training diverged.
     """
+    distributed.share_of_batch(config.train.batch_size)
     if resume and not run.checkpoints():
-        print(f"{run.path} holds no checkpoint yet: training from the beginning", file=sys.stderr)
+        if distributed.is_main():
+            print(f"{run.path} holds no checkpoint yet: training from the beginning",
+                  file=sys.stderr)
         resume = False
     if not resume:
         run.check_free()
@@ -100,6 +107,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         stream=choose_stream(config),
         **to_dict(config.augment),
     )
+    distributed.barrier()  # all have read what is there before the first one changes it
     with run.locked(), StopRequest() as stop:
         if resume:
             session.take_up()
@@ -130,14 +138,16 @@ def fit(
     """
     config, state, cotraining = session.config, session.state, session.cotraining
     total, device = config.train.iterations, session.device
+    step = build_step(cotraining)
     started = time.monotonic() - state.seconds
     with progress_bar(total=total, initial=state.iteration, desc=config.name, unit="it") as bar:
         for batch in loader:
             if session.evaluation_due():
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
             batch = to_device(batch, device)
+            distributed.reseed(config.seed, state.iteration)
             try:
-                loss, terms = cotraining.step(batch, state.iteration)
+                loss, terms = step(batch, state.iteration)
                 lr, norm = optimizer_step(
                     session.optimizer, loss, config.optimizer, state.iteration, total
                 )
@@ -145,8 +155,11 @@ def fit(
                 cotraining.update_assignment(state.iteration)
                 state.iteration += 1
                 state.seconds = time.monotonic() - started
-                signal, last = stop.signal, state.iteration == total
-                saving = signal or last or session.checkpoint_due()
+                last = state.iteration == total
+                signal, by_clock = divmod(
+                    distributed.highest(2 * stop.signal + session.clock_due()), 2
+                )
+                saving = signal or last or by_clock or session.checkpoint_due()
                 if saving or session.settling_due():
                     session.log.settle()
             except NotFiniteError as error:
@@ -189,9 +202,10 @@ def finish(session: Session, stop: StopRequest) -> None:
 
 def explain_stop(session: Session, stop: StopRequest) -> int:
     """Say how to go on after a signal; return the exit code."""
-    print(f"stopped at iteration {session.state.iteration}; continue with: "
-          f"python train.py --resume {session.run.path}", file=sys.stderr)
-    return 128 + stop.signal
+    if distributed.is_main():
+        print(f"stopped at iteration {session.state.iteration}; continue with: "
+              f"python train.py --resume {session.run.path}", file=sys.stderr)
+    return 128 + distributed.highest(stop.signal)
 
 
 def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> None:
@@ -212,6 +226,8 @@ def log_training(session: Session, bar: tqdm, lr: float) -> None:
     """One line in metrics.jsonl, means since the last one, and the same on the progress bar."""
     state, (xi, xi_aux) = session.state, session.cotraining.xi()
     losses = session.log.take_means()
+    if not distributed.is_main():
+        return
     session.run.log({
         "iteration": state.iteration, **losses, "xi": xi, "xi_aux": xi_aux,
         "lr": lr, "seconds": round(state.seconds, 2),
@@ -241,7 +257,8 @@ def describe_divergence(
     if isinstance(error, DivergedError):
         iteration, index = error.iteration, error.index
         about = f"terms: {', '.join(error.terms)}; " if error.terms else ""
-    images = ", ".join(dataset.names[i] for i in index.tolist())
+    indices = sum(distributed.gather(index.tolist()), start=[])
+    images = ", ".join(dataset.names[i] for i in indices)
     return (f"the training diverged: {error} at iteration {iteration} ({about}"
             f"images: {images}); lower optimizer.lr or set optimizer.clip_norm, "
             f"and resume from {session.run.last} if it is there")

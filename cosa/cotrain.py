@@ -96,7 +96,8 @@ class CoTraining:
             iteration: counted from 0; decides which terms have started.
 
         Returns:
-            The weighted sum, with gradient, and each active term unweighted, detached.
+            The weighted sum, with gradient, and each active term unweighted, detached. Several
+            processes give their shares of the batch; the mean of their results is the batch's.
 
         Raises:
             NotFiniteError: the assignment network's activations are NaN.
@@ -203,7 +204,7 @@ class CoTraining:
                 present=present, normalized=False,
             )
         assigned: dict[str, Any] = {"present": present}
-        for key in maps:
+        for key in sorted(maps):  # all processes exchange confidences in one order
             assigned[key] = getattr(prediction, key)
             if key in self.thresholds:
                 # Whatever fires on the padding sets the scale of nothing.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from cosa import distributed
 from cosa.errors import UserError
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -32,9 +33,14 @@ def core_count() -> int:
 def choose_device(name: str) -> torch.device:
     """The device for "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
+    Of several processes, each gets a CUDA device of its own, which becomes the current one.
+
     Raises:
         UserError: unknown name, or no such device on this machine.
     """
+    gpu = name == "auto" or name.startswith("cuda")
+    if gpu and distributed.world() > 1 and torch.cuda.is_available():
+        return _own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -47,6 +53,19 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
                         "devices found): use device=auto or device=cpu")
     return device
+
+
+def _own_device(name: str) -> torch.device:
+    """The CUDA device of this process among those of this machine."""
+    number, count = distributed.local_rank(), torch.cuda.device_count()
+    if name not in ("auto", "cuda"):
+        raise UserError(f"device '{name}' is one for all processes, which take one each: use "
+                        "device=auto or device=cpu")
+    if number >= count:
+        raise UserError(f"this machine has {distributed.local_world()} processes but only {count} "
+                        f"CUDA devices: use --nproc-per-node {count}, or device=cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def choose_autocast(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cosa import distributed
 from cosa.cam import filter_by_labels, resize
 from cosa.data.datasets import SegmentationDataset, nearest
 from cosa.data.images import network_input
@@ -71,6 +72,7 @@ def evaluate(
     """Score ``network`` on ``dataset``.
 
     Images are squashed to ``image_size`` squared; the maps are resized to each mask (bilinear).
+    Several processes see a share of the images each, and all get the scores of all of them.
 
     Args:
         network: a ``CoSANetwork`` on ``device``; evaluated in eval mode, its mode is restored.
@@ -86,7 +88,7 @@ def evaluate(
         max_images: score only so many images, evenly spread; 0 for all.
         boundary: also compute the contour quality (``boundary_f``, ``jf``).
         progress: show a progress bar on stderr.
-        should_stop: asked before each batch.
+        should_stop: asked before each batch; it is enough if one process's says so.
 
     Returns:
         JSON-serialisable scores in [0, 1], None where undefined:
@@ -113,12 +115,14 @@ def evaluate(
     shown = set(_spread(indices, panels)) if panels_folder is not None else set()
     pixels = _PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
-    logits = []
-    bar = progress_bar(total=len(indices), desc="evaluate", leave=False, disable=not progress)
+    logits, stopped = [], False
+    own = indices[distributed.rank() :: distributed.world()]
+    bar = progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress)
     with bar, _eval_mode(network), torch.no_grad():
-        for batch in _batches(dataset, indices, image_size, batch_size):
-            if should_stop is not None and should_stop():
-                raise EvaluationStopped
+        for batch in _batches(dataset, own, image_size, batch_size):
+            stopped = should_stop is not None and should_stop()
+            if stopped:
+                break
             images = torch.stack([sample.image for sample in batch]).to(device)
             whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
             with autocast():
@@ -149,9 +153,12 @@ def evaluate(
                         )
             bar.update(len(batch))
 
+    if distributed.highest(stopped):
+        raise EvaluationStopped
+    pixels.add_up()
     scores = pixels.compute(dataset.classes, coexistence) if pixels.images else {}
     labels = np.asarray(dataset.labels)[indices]
-    all_logits = torch.cat(logits).numpy() if logits else np.zeros(labels.shape)
+    all_logits = _in_order(torch.cat(logits).numpy() if logits else labels[:0], len(indices))
     scores["classification_map"] = mean_over_present(average_precision(all_logits, labels))
     scores["classification_f1"] = mean_over_present(f1_scores(all_logits, labels))
     scores["images"] = len(indices)
@@ -195,6 +202,12 @@ class _PixelScores:
         self.aux_cam.update(aux_cam, mask)
         self.ensemble.update((cam + aux_cam) / 2, mask)
         self.images += 1
+
+    def add_up(self) -> None:
+        """Add what the other processes counted."""
+        for metrics in (self.seg, self.filtered, self.cam, self.aux_cam, self.ensemble):
+            metrics.add_up()
+        self.images = sum(distributed.gather(self.images))
 
     def compute(self, names: Sequence[str], coexistence: Sequence[int]) -> dict[str, Any]:
         seg = self.seg.compute()
@@ -291,6 +304,15 @@ def _split(prediction: Prediction) -> Iterator[Prediction]:
     """The images of a batch, one by one."""
     maps = zip(prediction.cam, prediction.aux_cam, prediction.seg, strict=True)
     return (Prediction(cam=c[None], aux_cam=a[None], seg=s[None]) for c, a, s in maps)
+
+
+def _in_order(own: np.ndarray, count: int) -> np.ndarray:
+    """The rows of all processes, (count, C), from those of each, which has every world()-th."""
+    rows = np.zeros((count, *own.shape[1:]), np.float32)
+    parts = distributed.gather(own)
+    for number, part in enumerate(parts):
+        rows[number :: len(parts)] = part
+    return rows
 
 
 def _argmax(seg: Tensor) -> Tensor:

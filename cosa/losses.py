@@ -3,6 +3,7 @@
 Every loss is computed in float32 (float64 for float64 predictions), under autocast too, and
 sends gradients to its first argument only. Positions that do not count (padding) are in neither
 the sum nor its normaliser; a batch without any counted position gives 0, with zero gradients.
+With several processes, the mean of their losses is the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cosa.cam import at_least_float32, free_of_padding, resize
 from cosa.data.datasets import IGNORE
-from cosa.tensors import directions, require_shape
+from cosa.tensors import batch_mean, directions, require_shape
 
 # Stands for log(0); finite, so that no step of the gradient meets inf - inf.
 _LOG_ZERO = -1e9
@@ -103,7 +104,7 @@ def cams_to_seg(
         places.append(target.masked_fill(~counted, 0))
     picked = log_probability.gather(1, torch.stack(places, dim=1))
     return [
-        -(weight * picked[:, i]).sum() / _nonzero(weight.sum())
+        batch_mean(-(weight * picked[:, i]).sum(), weight.sum())
         for i, weight in enumerate(weights)
     ]
 
@@ -134,7 +135,7 @@ def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) ->
         return loss.mean()
     require_shape("valid", valid, (batch, *valid.shape[1:]))
     counted = free_of_padding(valid, grid)[:, None].to(cam)
-    return (loss * counted).sum() / _nonzero(classes * counted.sum())
+    return batch_mean((loss * counted).sum(), classes * counted.sum())
 
 
 def contrastive_separation(
@@ -197,8 +198,3 @@ def contrastive_separation(
 def _reliability(perplexity: Tensor) -> Tensor:
     """1/P, bounded: with alpha = 1 the perplexity of Eq. (4) reaches 0."""
     return 1 / at_least_float32(perplexity).clamp_min(1e-6)
-
-
-def _nonzero(total: Tensor) -> Tensor:
-    """The normaliser of a sum that is 0 when the normaliser is."""
-    return total.clamp_min(torch.finfo(total.dtype).tiny)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cosa import distributed
 from cosa.data.datasets import IGNORE
 
 BOUNDARY_TOLERANCE = 0.008
@@ -91,6 +92,12 @@ class SegmentationMetrics:
             target = np.where(ignored, 0, target).astype(dtype, copy=False)
             prediction = np.where(prediction == self.ignore_index, 0, prediction)
             self._contours.update(prediction.astype(dtype, copy=False), target)
+
+    def add_up(self) -> None:
+        """Add what the other processes counted, which have seen other images."""
+        distributed.add_up(self.confusion)
+        if self._contours is not None:
+            distributed.add_up(self._contours.contour, self._contours.unmatched)
 
     def compute(self) -> dict[str, float | list[float]]:
         """Scores of all images so far.
@@ -250,6 +257,10 @@ class CamMetrics:
         self._histogram += np.bincount(code, minlength=self._histogram.size).reshape(
             self._histogram.shape
         )
+
+    def add_up(self) -> None:
+        """Add what the other processes counted, which have seen other images."""
+        distributed.add_up(self._histogram)
 
     def confusion(self, threshold: float) -> np.ndarray:
         """(K, K) pixel counts at one of the thresholds given at construction."""

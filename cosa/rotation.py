@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa import checkpoint
+from cosa.distributed import is_main
 from cosa.errors import UserError
 from cosa.run_folder import RunFolder
 
@@ -73,8 +74,9 @@ class Rotation:
             if path != self.run.last:
                 lost = f"{' and '.join(damaged)} cannot be read" if damaged else (
                     f"{self.run.last} is missing")
-                print(f"warning: {lost}: going on from the checkpoint before, {path}, "
-                      "which takes its place", file=sys.stderr)
+                if is_main():
+                    print(f"warning: {lost}: going on from the checkpoint before, {path}, "
+                          "which takes its place", file=sys.stderr)
             return path, content
         if not damaged:
             raise UserError(f"there is no file {self.run.last}: check the path")

@@ -16,6 +16,7 @@ except ImportError:  # Windows; there nothing keeps two programs out of one fold
     fcntl = None
 
 from cosa.config import Config, load_config, to_yaml
+from cosa.distributed import is_main, main_only
 from cosa.errors import UserError
 from cosa.files import remove_leftovers, write_atomically
 
@@ -23,7 +24,7 @@ _OLDER = re.compile(r"checkpoint-(\d+)\.pth")
 
 
 class RunFolder:
-    """Files of one run.
+    """Files of one run. Of several processes, the first one writes them.
 
     config.yaml         the whole configuration
     metrics.jsonl       one JSON object per line: "iteration", "loss", its terms, thresholds
@@ -55,6 +56,9 @@ class RunFolder:
         Raises:
             UserError: another program holds it, or the folder cannot be written.
         """
+        if not is_main():
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "w")
@@ -98,6 +102,7 @@ class RunFolder:
                 "or choose another name=..."
             )
 
+    @main_only
     def create(self, config: Config) -> None:
         """Make the folder for a new run; what a run without a checkpoint left is removed.
 
@@ -116,6 +121,7 @@ class RunFolder:
         self._remove_leftovers()
         self.write_config(config)
 
+    @main_only
     def write_config(self, config: Config) -> None:
         """Write config.yaml, at the beginning or when a run resumes with overrides.
 
@@ -143,10 +149,12 @@ class RunFolder:
                             f"python train.py {self.config} name=...")
         return load_config(self.config, overrides)
 
+    @main_only
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         _append(self.metrics, record)
 
+    @main_only
     def log_evaluation(self, iteration: int, scores: dict[str, Any]) -> None:
         """Append the scores to evaluations.jsonl, in place of others at or after the iteration."""
         _keep_lines(self.evaluations, iteration - 1)
@@ -163,6 +171,7 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{self.evaluations} is damaged ({error}): delete it") from error
 
+    @main_only
     def forget_after(self, iteration: int) -> None:
         """Drop metrics, evaluations and final scores of later iterations: they are repeated.
 
@@ -189,6 +198,7 @@ class RunFolder:
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{self.summary} is damaged ({error}): delete it") from error
 
+    @main_only
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")

@@ -14,6 +14,7 @@ from cosa import checkpoint
 from cosa.config import Config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
+from cosa.distributed import is_main, main_only
 from cosa.errors import UserError
 from cosa.rotation import Rotation
 from cosa.run_folder import RunFolder
@@ -76,11 +77,13 @@ class Session:
         )
 
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint belongs to this iteration, by its number or by the clock."""
-        options = self.config.train
+        """Whether a checkpoint belongs to this iteration."""
+        return self.state.iteration % self.config.train.checkpoint_every == 0
+
+    def clock_due(self) -> bool:
+        """Whether the last checkpoint is old; the first of several processes decides that."""
         age = time.monotonic() - self._saved_at
-        return self.state.iteration % options.checkpoint_every == 0 or (
-            0 < options.checkpoint_minutes * 60 <= age)
+        return is_main() and 0 < self.config.train.checkpoint_minutes * 60 <= age
 
     def evaluate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Score the assignment network on the validation images, log it, keep it if it is best.
@@ -117,6 +120,7 @@ class Session:
             self.state.best = value
             self.save_best()
 
+    @main_only
     def save_best(self) -> None:
         """Write best.pth."""
         tensors = self.cotraining.assignment.network.state_dict()
@@ -126,8 +130,13 @@ class Session:
         }
         checkpoint.save(self.run.best, self.best_weights)
 
+    @main_only
     def save(self) -> None:
-        """Write last.pth: all that resuming needs, and all that inference needs."""
+        """Write last.pth: all that resuming needs, and all that inference needs.
+
+        Any number of processes can go on from it: they differ in their random numbers alone,
+        which follow from the seed then.
+        """
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -188,6 +197,7 @@ class Session:
             self.best_weights = checkpoint.read(self.run.best)
         self._restored = path
 
+    @main_only
     def take_up(self) -> None:
         """Bring the run folder, whose lock is held, to the point that :meth:`restore` found.
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosa import distributed
 from cosa.errors import NotFiniteError
 
 MOST_PENDING = 100
@@ -69,7 +70,7 @@ class StepLog:
         return len(self._pending) >= MOST_PENDING
 
     def settle(self) -> None:
-        """Read the noted steps: one transfer, for which the host waits.
+        """Read the noted steps, means over all processes: one transfer, for which the host waits.
 
         Raises:
             DivergedError: one was not finite.
@@ -77,7 +78,7 @@ class StepLog:
         steps, self._pending = self._pending, []
         if not steps:
             return
-        values = torch.cat([step.values for step in steps]).cpu().numpy()
+        values = distributed.all_mean(torch.cat([step.values for step in steps])).cpu().numpy()
         ends = np.cumsum([len(step.values) for step in steps])
         for step, row in zip(steps, np.split(values, ends[:-1]), strict=True):
             self._require_finite(step, row)

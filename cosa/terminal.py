@@ -9,13 +9,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cosa import distributed
+
 GRACE = 1.0
 """Seconds in which a repeated signal is the same wish: key presses bounce, and a batch system
 signals both the process and its group."""
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A tqdm bar on stderr: lively on a terminal, a line in half a minute in a log file."""
+    """A tqdm bar on stderr: lively on a terminal, a line in half a minute in a log file.
+
+    Of several processes, only the first shows one.
+    """
+    options["disable"] = options.get("disable", False) or not distributed.is_main()
     return tqdm(mininterval=0.1 if sys.stderr.isatty() else 30.0, **options)
 
 

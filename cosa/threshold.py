@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosa import distributed
 from cosa.errors import NotFiniteError
 
 # Confidences are rounded to multiples of 1/500, a variance of 3e-7. 0 and 1, where normalised
@@ -92,7 +93,9 @@ class DynamicThreshold:
         return len(self._queue) + len(self._pending) > 0
 
     def push(self, confidence: Tensor, counted: Tensor | None = None) -> None:
-        """Take in the confidences of one batch without waiting for the device that makes them.
+        """Take in the confidences of one batch, of all processes, as soon as they are there.
+
+        The host does not wait for the device that makes them.
 
         Work given to a CUDA device between this and reading ``value`` keeps it busy while the
         host waits for the confidences and fits.
@@ -103,6 +106,7 @@ class DynamicThreshold:
             counted: bool of the same shape, False for what is left out; None takes all.
         """
         counts, ready = _histogram(confidence, counted, self.min_confidence), None
+        counts = distributed.all_sum(counts)  # all processes agree on ξ, and on whether to stop
         if counts.is_cuda:
             counts = counts.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
@@ -110,7 +114,7 @@ class DynamicThreshold:
         self._pending.append((counts, ready))
 
     def update(self, confidence: Tensor) -> float:
-        """Take in the confidences of one batch and return the new threshold.
+        """Take in the confidences of one batch, of all processes; return the new threshold.
 
         Args:
             confidence: see :meth:`push`.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosa import checkpoint
+from cosa import checkpoint, distributed
 from cosa.config import Config, OptimizerConfig, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
@@ -59,6 +59,37 @@ def build_cotraining(
         network.freeze_position_embedding()
     network.activation_checkpointing = config.train.activation_checkpointing
     return CoTraining(network.to(device).train(), config, autocast)
+
+
+def build_step(
+    cotraining: CoTraining,
+) -> Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]]:
+    """``cotraining.step``, with gradients that are averaged over the processes, if there are more.
+
+    DistributedDataParallel wraps the step as a whole and not the online network: regularizers send
+    images of their own through the network, if they have any, and have parameters of their own.
+    What the loss does not reach, such as the decoder during the warm-up, it finds in each step;
+    it keeps no gradient, as in a single process. Where there is nothing of the kind, PyTorch warns
+    once that it looked in vain.
+    """
+    if distributed.world() == 1:
+        return cotraining.step
+    return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
+
+
+class _Step(nn.Module):
+    """One training step as a module of all that has weights."""
+
+    def __init__(self, cotraining: CoTraining) -> None:
+        super().__init__()
+        self.online, self.assignment = cotraining.online, cotraining.assignment
+        self.regularizers = cotraining.regularizers
+        self.step = cotraining.step
+
+    def forward(
+        self, batch: dict[str, Tensor], iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.step(batch, iteration)
 
 
 def choose_stream(config: Config) -> type[TrainingViews]:
@@ -118,8 +149,9 @@ def optimizer_step(
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if options.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, options.clip_norm, norm)
+    whole = distributed.all_mean(loss.detach())  # so that all processes make the step, or none
     # How GradScaler tells PyTorch's fused optimizers to skip a step, without reading the flag.
-    optimizer.found_inf = (~torch.isfinite(loss.detach() + norm)).float()
+    optimizer.found_inf = (~torch.isfinite(whole + norm)).float()
     optimizer.grad_scale = None
     optimizer.step()
     return options.lr * factor, norm

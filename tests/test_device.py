@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cosa import device as device_module
+from cosa import distributed
 from cosa.device import (
     allow_tf32,
     choose_autocast,
@@ -127,3 +128,30 @@ def test_cores_where_the_system_knows_no_affinity(monkeypatch, tmp_path, cores, 
     monkeypatch.setattr(device_module.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(device_module, "_QUOTA", tmp_path / "none")
     assert core_count() == expected
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process is the second one of a machine with two GPUs; the devices made current."""
+    current = []
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    return current
+
+
+def test_each_process_takes_a_gpu_of_its_own(second_of_two):
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert second_of_two == [1, 1]
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_one_gpu_for_several_processes_is_refused(second_of_two, monkeypatch):
+    with pytest.raises(UserError, match="'cuda:0' is one for all processes.*device=auto"):
+        choose_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes but only 1 CUDA.*--nproc-per-node 1"):
+        choose_device("auto")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cosa import distributed
 from cosa.data import loader as loader_module
 from cosa.data.datasets import FileDataset, SegmentationDataset
 from cosa.data.loader import TrainingViews, training_loader, worker_count
@@ -69,6 +70,17 @@ def test_batches_have_the_documented_content():
 
 def test_batches_do_not_depend_on_the_number_of_workers():
     assert same(batches(workers=0), batches(workers=2))
+
+
+def test_processes_load_their_shares_of_the_same_batches(monkeypatch):
+    whole = batches(start=1)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(batches(start=1))
+    joined = [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*parts, strict=True)]
+    assert same(joined, whole) and all(len(batch["index"]) == 2 for part in parts for batch in part)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

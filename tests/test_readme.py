@@ -46,7 +46,8 @@ def exists(path):
 
 
 def test_every_command_is_of_a_known_kind():
-    known = ("make ", "pip install -r ", "python train.py", "python infer.py ", "python -m ")
+    known = ("make ", "pip install -r ", "python train.py", "python infer.py ", "python -m ",
+             "torchrun ")
     for line in "".join(blocks("bash")).replace("\\\n", " ").splitlines():
         assert not line or line.startswith(known), line
 
@@ -67,6 +68,20 @@ def test_train_commands(arguments, monkeypatch):
 def test_infer_commands(arguments):
     given = infer.parse(arguments)
     assert given.input and given.weights and given.output
+
+
+def test_torchrun_commands(monkeypatch):
+    """The options are torchrun's, the programs take what comes after their names."""
+    launcher = pytest.importorskip("torch.distributed.run").get_args_parser()
+    programs = []
+    for arguments in commands("torchrun "):
+        given = launcher.parse_args(arguments)
+        programs.append(given.training_script)
+        if given.training_script == "train.py":
+            test_train_commands(given.training_script_args, monkeypatch)
+        else:
+            test_infer_commands(given.training_script_args)
+    assert set(programs) == {"train.py", "infer.py"}
 
 
 def test_all_options_of_infer_are_listed(capsys):

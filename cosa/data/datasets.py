@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cosa import distributed
 from cosa.data.images import LazyJpeg, open_image, read_image
 from cosa.errors import UserError
 from cosa.palette import voc_palette
@@ -247,5 +248,6 @@ def existing_folder(path: Path, key: str) -> Path:
 
 
 def note(message: str) -> None:
-    """One line on stderr about a choice the program made for the user."""
-    print(f"note: {message}", file=sys.stderr)
+    """One line on stderr about a choice the program made for the user, from one process."""
+    if distributed.is_main():
+        print(f"note: {message}", file=sys.stderr)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from cosa import distributed
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import normalize
 from cosa.data.transforms import training_views
@@ -134,7 +135,8 @@ def training_loader(
 
     Args:
         dataset: where images and labels come from.
-        batch_size: B; every batch is full, the stream runs on across epochs.
+        batch_size: B of the whole batch, of which each process loads its share; every batch is
+            full, the stream runs on across epochs.
         seed: non-negative integer that fixes the whole stream.
         iterations: of the whole run, those before ``start_iteration`` included.
         start_iteration: first batch; it equals the one that a run from 0 would see there.
@@ -147,12 +149,17 @@ def training_loader(
     valid (B, S, S) bool, index (B,) int64 and present, see ``cosa.present.present_index``;
     ``to_device`` makes of them what the networks read. Iterating raises ``UserError`` naming the
     file if an image cannot be read, and one naming the remedy if the system kills a worker.
+
+    Raises:
+        UserError: no image has a label, or the batch cannot be split evenly over the processes.
     """
-    positions = range(start_iteration * batch_size, iterations * batch_size)
+    share = distributed.share_of_batch(batch_size)
+    positions = np.arange(start_iteration * batch_size, iterations * batch_size)
+    positions = positions.reshape(-1, batch_size)[:, share].ravel().tolist()
     workers = worker_count(workers)
     loader = DataLoader(
         stream(dataset, seed, **augment),
-        batch_size=batch_size,
+        batch_size=share.stop - share.start,
         sampler=positions,
         num_workers=workers,
         collate_fn=collate,
@@ -182,10 +189,13 @@ def to_device(
 
 
 def worker_count(requested: int) -> int:
-    """Worker processes for ``requested``; -1 means one per usable core but one, 8 at most."""
+    """Worker processes for ``requested``; -1 means one per usable core but one, 8 at most.
+
+    The cores are shared by the training processes of the machine.
+    """
     if requested >= 0:
         return requested
-    return min(MAX_WORKERS, max(0, core_count() - 1))
+    return min(MAX_WORKERS, max(0, core_count() // distributed.local_world() - 1))
 
 
 def _next(batches: Iterator) -> dict[str, torch.Tensor] | UserError | None:

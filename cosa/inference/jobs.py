@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from cosa import distributed
 from cosa.data.images import IMAGE_SUFFIXES
 from cosa.errors import UserError
 
@@ -78,6 +81,10 @@ class Plan(Sequence[Job]):
         """Where results go, ``output`` itself included."""
         return {self.output / folder for folder in {"", *map(os.path.dirname, self.files)}}
 
+    def part(self, places: slice) -> Plan:
+        """Neighbouring jobs."""
+        return replace(self, files=self.files[places])
+
     def only(self, chosen: Iterable[bool]) -> Plan:
         """The part for which ``chosen``, of one value per image, is true."""
         kept = [file for file, keep in zip(self.files, chosen, strict=True) if keep]
@@ -135,6 +142,19 @@ def plan(
     if truth:
         raise UserError(f"{Path(masks, truth)} would be overwritten: choose another --output")
     return jobs
+
+
+def share(finished: Sequence[bool]) -> slice:
+    """This process's part of the jobs: neighbours, with as much to do as in any other's part.
+
+    Args:
+        finished: for each job, whether it is.
+    """
+    # A finished job costs no more than a look at its mask.
+    done = np.cumsum(np.where(finished, 0.01, 1.0))
+    shares = np.arange(1, distributed.world()) / distributed.world()
+    bounds = [0, *np.searchsorted(done, shares * done[-1]).tolist(), len(finished)]
+    return slice(bounds[distributed.rank()], bounds[distributed.rank() + 1])
 
 
 def _check_collisions(jobs: Plan) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cosa import distributed
 from cosa.crf import PRESETS
 from cosa.data.datasets import nearest
 from cosa.errors import UserError
@@ -73,7 +74,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, option) is not None and not there:
             parser.error(f"--{option.replace('_', '-')} is of use with {needed} only")
     args.save = tuple(k for k in SUFFIXES if k in args.save or (k == "overlay" and args.overlay))
-    args.workers = args.workers or min(8, os.cpu_count() or 1)
+    cores = (os.cpu_count() or 1) // distributed.local_world()
+    args.workers = args.workers or max(1, min(8, cores))
     return args
 
 

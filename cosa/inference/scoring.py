@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cosa import distributed
 from cosa.data.datasets import IGNORE, read_mask
 from cosa.errors import UserError
 from cosa.evaluate import class_indices
@@ -82,6 +83,11 @@ class Scorer:
                              "memory; lower --workers, or shrink the image and its mask")
         self.images += 1
         return None
+
+    def add_up(self) -> None:
+        """Add what the other processes scored."""
+        self.metrics.add_up()
+        self.images = sum(distributed.gather(self.images))
 
     def _truth(self, name: str) -> Path:
         return self.folder / (os.path.splitext(name)[0] + ".png")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cosa import distributed
 from cosa.errors import UserError
 from cosa.files import Replacement, irreplaceable, remove_leftovers
 from cosa.inference.pipeline import Outcome
@@ -19,7 +20,7 @@ class Summary:
     """A JSON file that ``finish`` puts in its place; without it there is none.
 
     It holds ``images``, a list with one line for each image, and ``run``. Only the current image
-    is in memory.
+    is in memory. Of several processes, each writes a file with its own images first.
 
     Args:
         path: of the file.
@@ -37,7 +38,8 @@ class Summary:
         try:
             self._check_old()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path.parent)
+            # One process alone: it could take another's new file for a leftover.
+            distributed.from_main(lambda: remove_leftovers(self.path.parent))
             self._new = Replacement(self.path)
         except OSError as error:
             raise self._refused(error) from error
@@ -67,12 +69,28 @@ class Summary:
         self._write(_json(entry), separator=",\n")
 
     def finish(self, run: dict[str, Any]) -> None:
-        """Add the whole run, and put the file in its place."""
-        self._write(f'\n],\n"run": {_json(run)}}}\n')
+        """Add the images of the other processes and the whole run, and put the file in its place.
+
+        All processes come here; what the first one says of the run counts.
+        """
         try:
-            self._new.commit()
+            self._new.file.flush()
+            parts = distributed.gather(str(self._new.temporary))
+            if distributed.is_main():
+                for part in parts[1:]:
+                    self._append(part)
+                self._write(f'\n],\n"run": {_json(run)}}}\n')
+                self._new.commit()
         except OSError as error:
             raise self._refused(error) from error
+        distributed.barrier()  # until now the others keep their files
+
+    def _append(self, part: str) -> None:
+        """Add the images in another process's file."""
+        with open(part, encoding="ascii") as lines:
+            lines.readline()  # the head
+            for line in lines:
+                self._write(line.rstrip(",\n"), separator=",\n")
 
     def __exit__(self, *error: Any) -> None:
         self._new.discard()

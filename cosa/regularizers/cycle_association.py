@@ -21,7 +21,7 @@ from cosa.network import NetworkOutput
 from cosa.regularizer_options import CycleAssociationOptions
 from cosa.regularizers.base import Context, Regularizer
 from cosa.targets import CamTargets
-from cosa.tensors import directions, require_shape
+from cosa.tensors import batch_mean, directions, require_shape
 
 # Probabilities below this one count as this one, in logarithms.
 _MIN_PROBABILITY = 1e-10
@@ -188,7 +188,7 @@ def _best(similarity: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def _mean_of_means(values: Tensor, counted: Tensor) -> Tensor:
     """Of (B, N), over the counted ones of each row, then over the rows that have any."""
     per_row = (values * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
-    return per_row.sum() / counted.any(dim=1).sum().clamp_min(1)
+    return batch_mean(per_row.sum(), counted.any(dim=1).sum())
 
 
 def _rows(maps: Tensor, valid: Tensor | None, name: str) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosa import distributed
 from cosa.cam import at_least_float32, filter_by_labels, free_of_padding
 from cosa.data.datasets import IGNORE
 from cosa.network import in_full_precision
 from cosa.regularizer_options import DomainAdaptationOptions
 from cosa.regularizers.base import Context, Regularizer
-from cosa.tensors import require_shape
+from cosa.tensors import batch_mean, require_shape
 
 # The domains; a pixel of neither is marked ``IGNORE``.
 SOURCE, TARGET = 0, 1
@@ -83,11 +84,11 @@ def domain_adversarial_loss(
     require_shape("domain_logits", domain_logits, (batch, classes, 2, *grid))
     require_shape("domain_labels", domain_labels, (batch, classes, *grid))
     source, target = domain_labels == SOURCE, domain_labels == TARGET
-    pixels = batch * math.prod(grid)
+    pixels = torch.tensor(batch * math.prod(grid))
     if valid is not None:
         require_shape("valid", valid, (batch, *grid))
         source, target = (domain & valid.bool()[:, None] for domain in (source, target))
-        pixels = valid.sum().clamp_min(1)
+        pixels = valid.sum()
     counted = source | target
     # Filled rather than multiplied: what does not count may even be NaN.
     logits = at_least_float32(domain_logits).masked_fill(~counted[:, :, None], 0)
@@ -101,7 +102,7 @@ def domain_adversarial_loss(
         balance = torch.where(source, of_target, of_source) / (1 + of_source + of_target)
         weight = (balance * (1 + torch.exp(-entropy))).masked_fill(~counted, 0)
     # Classes without any pixel of either domain add 0 to the sum.
-    return (weight * cross_entropy).sum() / pixels
+    return batch_mean((weight * cross_entropy).sum(), pixels)
 
 
 class DomainClassifier(nn.Module):
@@ -271,8 +272,10 @@ def confident_pseudo_supervision(cam: Tensor, labels: Tensor) -> Tensor:
     cam = at_least_float32(cam).masked_fill(~counted[:, None], 0)
     logits = torch.cat([torch.zeros_like(cam[:, :1]), cam], dim=1)
     pixels = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1])
-    pixels = (pixels * counted[..., None]).sum(dim=(0, 1, 2))
-    weight = 1 / (pixels.clamp_min(1) * (pixels > 0).sum().clamp_min(1)).to(logits)
+    pixels = (pixels * counted[..., None]).sum(dim=(0, 1, 2)).to(logits)
+    pixels = distributed.all_mean(pixels)
+    held = pixels > 0
+    weight = 1 / (torch.where(held, pixels, 1) * held.sum().clamp_min(1))
     loss = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, reduction="none")
     return loss.sum()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cosa.cam import at_least_float32, free_of_padding
 from cosa.regularizers.base import Context, Regularizer
-from cosa.tensors import require_shape
+from cosa.tensors import batch_mean, require_shape
 
 # Added to the sigmoid, so that a map without any activation can be drawn from as well.
 _FLOOR = 1e-5
@@ -59,7 +59,7 @@ def importance_sampling_loss(
     sampled, counted = scores.gather(2, drawn), inside.gather(2, drawn)
     labels = image_labels.detach().to(sampled)[:, :, None].expand_as(sampled)
     loss = F.binary_cross_entropy_with_logits(sampled, labels, reduction="none")
-    return (loss * counted).sum() / counted.sum().clamp_min(1)
+    return batch_mean((loss * counted).sum(), counted.sum())
 
 
 def draw(weights: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:

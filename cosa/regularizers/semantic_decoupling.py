@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cosa.cam import at_least_float32, free_of_padding
 from cosa.regularizers.base import Context, Partner, Regularizer
+from cosa.tensors import batch_mean
 
 # A random box of background has this share of the sides of the partner's valid area: pasted, it
 # is about as large as a typical object is.
@@ -88,7 +89,7 @@ def _divergence(source: Tensor, pasted: Tensor, mask: Tensor) -> Tensor:
         for scores in (source, pasted)
     )
     divergence = (source.exp() * (source - pasted)).sum()
-    return divergence / mask.flatten(1).any(dim=1).sum().clamp_min(1)
+    return batch_mean(divergence, mask.flatten(1).any(dim=1).sum())
 
 
 # Copy and paste
@@ -286,9 +287,10 @@ class SemanticDecoupling(Regularizer):
                                "not pasted")
             if len(seen):
                 return self._terms(names, context, partner, objects, seen)
-        # Part of the graph, for a loss that consists of nothing else.
+        # Part of the graph, for a loss that consists of nothing else; a mean of no images, since
+        # other processes may have some.
         nothing = (at_least_float32(context.output.cam) * 0).sum()
-        return dict.fromkeys(names, nothing)
+        return {name: batch_mean(nothing, nothing) for name in names}
 
     def _terms(
         self, names: list[str], context: Context, partner: Partner, objects: Tensor, seen: Tensor
