@@ -147,6 +147,7 @@ def fit(
             batch = to_device(batch, device)
             distributed.reseed(config.seed, state.iteration)
             try:
+                session.optimizer.zero_grad()
                 loss, terms = step(batch, state.iteration)
                 lr, norm = optimizer_step(
                     session.optimizer, loss, config.optimizer, state.iteration, total

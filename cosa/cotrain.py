@@ -7,7 +7,7 @@ CAMs of ON (Eq. 2 of CoSA).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -102,27 +102,98 @@ class CoTraining:
         Raises:
             NotFiniteError: the assignment network's activations are NaN.
         """
-        weights = self.active_terms(iteration)
-        regularizers = self.active_regularizers(iteration)
-        maps = {TARGETS[name] for name in weights if name in TARGETS}
-        maps = maps.union(*(regularizer.needs for regularizer in regularizers))
-        assigned = self._assign(batch, maps) if maps else {}
+        assigned = self.assign(batch, self.needed_maps(iteration))
+        self.adapt_thresholds([assigned])
         self.mark("teacher")
-        with self.autocast():
-            output = self._student(batch["strong"])
+        output = self.see(batch)
         self.mark("student")
         # Only now is the host to know the threshold: a GPU is busy with the student meanwhile.
-        targets = self._make_targets(assigned)
+        targets = self.make_targets(assigned)
         self.mark("targets")
+        weights, terms = self.terms(batch, output, targets, iteration)
+        total = sum(weight * terms[name] for name, weight in weights.items())
+        self.mark("losses")
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    # The parts of a step, in their order.
+
+    def needed_maps(self, iteration: int) -> set[str]:
+        """The assignment network's maps that the terms of this iteration read."""
+        maps = {TARGETS[name] for name in self.active_terms(iteration) if name in TARGETS}
+        return maps.union(*(r.needs for r in self.active_regularizers(iteration)))
+
+    @torch.no_grad()
+    def assign(self, batch: dict[str, Tensor], maps: set[str]) -> dict[str, Any]:
+        """What the assignment network sees in the weak view.
+
+        Returns:
+            "present" -> the batch's ``PresentClasses``; each of ``maps`` -> it, of these classes
+            alone, CAMs normalised over the valid area; nothing for no maps.
+        """
+        if not maps:
+            return {}
+        teacher, valid = self.config.teacher, batch["valid"]
+        present = PresentClasses.of(batch["image_labels"], batch.get("present"))
+        with self.autocast():
+            prediction = multi_scale(
+                self._teacher, batch["weak"], teacher.scales, teacher.flip, maps=maps,
+                present=present, normalized=False,
+            )
+        assigned: dict[str, Any] = {"present": present, "valid": valid}
+        for key in maps:
+            assigned[key] = getattr(prediction, key)
+            if key in self.thresholds:
+                # Whatever fires on the padding sets the scale of nothing.
+                cam = normalize(assigned[key], valid[:, None])
+                assigned[key] = filter_by_labels(cam, present.held)
+        return assigned
+
+    @torch.no_grad()
+    def adapt_thresholds(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Take in the confidences of a batch, given in one or several parts of :meth:`assign`."""
+        for key, threshold in self.thresholds.items():  # in one order in all processes
+            if self.config.threshold.dynamic and key in parts[0]:
+                cells = [self._confidence_cells(part[key], part["valid"]) for part in parts]
+                confidence, counted = (torch.cat(found) for found in zip(*cells, strict=True))
+                threshold.push(confidence, counted)
+
+    def see(self, batch: dict[str, Tensor]) -> NetworkOutput:
+        """The online network's output for the strong view."""
+        with self.autocast():
+            return self._student(batch["strong"])
+
+    @torch.no_grad()
+    def make_targets(self, assigned: dict[str, Any]) -> dict[str, Any]:
+        """Pseudo-labels from what :meth:`assign` returned: map -> its targets.
+
+        Raises:
+            NotFiniteError: the assignment network's activations are NaN.
+        """
+        present = assigned.get("present")
+        targets: dict[str, Any] = {
+            key: self._label(assigned[key], self._threshold(key), present)
+            for key in self.thresholds if key in assigned
+        }
+        if "seg" in assigned:
+            sharpened = seg_pseudo_labels(
+                assigned["seg"], present.held, self.config.method.temperature
+            )
+            targets["seg"] = SegTargets(sharpened, present)
+        return targets
+
+    def terms(
+        self, batch: dict[str, Tensor], output: NetworkOutput, targets: dict, iteration: int
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Name -> weight, and name -> unweighted scalar with gradient, of the active terms."""
+        weights = self.active_terms(iteration)
         terms = self._terms(list(weights), output, batch, targets)
+        regularizers = self.active_regularizers(iteration)
         if regularizers:
             context = self._context(batch, output, targets, iteration)
             for regularizer in regularizers:
                 weights |= regularizer.weights()
                 terms |= regularizer(context)
-        total = sum(weight * terms[name] for name, weight in weights.items())
-        self.mark("losses")
-        return total, {name: term.detach() for name, term in terms.items()}
+        return weights, terms
 
     def active_terms(self, iteration: int) -> dict[str, float]:
         """Name and weight of the terms of ``loss`` that are switched on and have started."""
@@ -192,41 +263,6 @@ class CoTraining:
             min_confidence=options.min_confidence,
             variance_floor=options.variance_floor,
         )
-
-    @torch.no_grad()
-    def _assign(self, batch: dict[str, Tensor], maps: set[str]) -> dict[str, Any]:
-        """What the assignment network sees in the weak view: the maps, of the present classes."""
-        teacher, valid = self.config.teacher, batch["valid"]
-        present = PresentClasses.of(batch["image_labels"], batch.get("present"))
-        with self.autocast():
-            prediction = multi_scale(
-                self._teacher, batch["weak"], teacher.scales, teacher.flip, maps=maps,
-                present=present, normalized=False,
-            )
-        assigned: dict[str, Any] = {"present": present}
-        for key in sorted(maps):  # all processes exchange confidences in one order
-            assigned[key] = getattr(prediction, key)
-            if key in self.thresholds:
-                # Whatever fires on the padding sets the scale of nothing.
-                cam = normalize(assigned[key], valid[:, None])
-                assigned[key] = filter_by_labels(cam, present.held)
-                if self.config.threshold.dynamic:
-                    self.thresholds[key].push(*self._confidence_cells(assigned[key], valid))
-        return assigned
-
-    @torch.no_grad()
-    def _make_targets(self, assigned: dict[str, Any]) -> dict[str, Any]:
-        present = assigned.get("present")
-        targets: dict[str, Any] = {
-            key: self._label(assigned[key], self._threshold(key), present)
-            for key in self.thresholds if key in assigned
-        }
-        if "seg" in assigned:
-            sharpened = seg_pseudo_labels(
-                assigned["seg"], present.held, self.config.method.temperature
-            )
-            targets["seg"] = SegTargets(sharpened, present)
-        return targets
 
     def _threshold(self, key: str) -> float:
         options = self.config.threshold

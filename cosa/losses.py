@@ -91,22 +91,37 @@ def cams_to_seg(
     weights, places = [], []
     for target, perplexity in zip(labels, perplexities, strict=True):
         require_shape("labels", target, (seg.shape[0], *size))
-        counted = target != IGNORE
-        if valid is not None:
-            require_shape("valid", valid, target.shape)
-            counted = counted & valid.bool()
-        if perplexity is None:
-            reliability = log_probability.new_ones(())
-        else:
-            require_shape("perplexity", perplexity, target.shape)
-            reliability = _reliability(perplexity.detach())
-        weights.append(torch.where(counted, reliability, 0))
-        places.append(target.masked_fill(~counted, 0))
+        weights.append(pixel_weights(target, perplexity, valid).to(log_probability))
+        places.append(target.masked_fill(target == IGNORE, 0))
     picked = log_probability.gather(1, torch.stack(places, dim=1))
     return [
         batch_mean(-(weight * picked[:, i]).sum(), weight.sum())
         for i, weight in enumerate(weights)
     ]
+
+
+def pixel_weights(
+    labels: Tensor, perplexity: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """The weights of Eq. (5) before they are normalised: 1/P, or 1; 0 where nothing counts.
+
+    Args:
+        labels, perplexity, valid: see :func:`cam_to_seg`.
+
+    Returns:
+        (B, H, W) float32 (float64 for a float64 perplexity).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    counted = labels != IGNORE
+    if valid is not None:
+        require_shape("valid", valid, labels.shape)
+        counted = counted & valid.bool()
+    if perplexity is None:
+        return counted.float()
+    require_shape("perplexity", perplexity, labels.shape)
+    return torch.where(counted, _reliability(perplexity.detach()), 0)
 
 
 def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -240,6 +240,9 @@ class TrainConfig:
         at_least(self, 1, "iterations", "batch_size", "log_every", "checkpoint_every",
                  "keep_checkpoints", "accumulate")
         at_least(self, 0, "evaluate_every", "checkpoint_minutes")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}: it must be at most batch_size, "
+                             f"{self.batch_size}")
         one_of(self, "precision", ("auto", "bf16", "fp32"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from cosa.data import SegmentationDataset
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.device import allow_tf32, choose_autocast, choose_device
-from cosa.errors import NotFiniteError
+from cosa.errors import NotFiniteError, UserError
 from cosa.evaluate import evaluate
 from cosa.network import CoSANetwork
+from cosa.parts import step_in_parts
 from cosa.schedule import learning_rate_factor
 from cosa.weights import load_encoder_weights
 
@@ -66,14 +68,24 @@ def build_step(
 ) -> Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]]:
     """``cotraining.step``, with gradients that are averaged over the processes, if there are more.
 
+    With ``train.accumulate`` the step is made in parts of the batch; the gradients of all but the
+    last are there when it returns.
+
     DistributedDataParallel wraps the step as a whole and not the online network: regularizers send
     images of their own through the network, if they have any, and have parameters of their own.
     What the loss does not reach, such as the decoder during the warm-up, it finds in each step;
     it keeps no gradient, as in a single process. Where there is nothing of the kind, PyTorch warns
     once that it looked in vain.
+
+    Raises:
+        UserError: several processes are to accumulate.
     """
+    parts = cotraining.config.train.accumulate
     if distributed.world() == 1:
-        return cotraining.step
+        return cotraining.step if parts == 1 else partial(step_in_parts, cotraining, parts=parts)
+    if parts > 1:
+        raise UserError("train.accumulate is for a single process, others split the batch by "
+                        "their number already: set train.accumulate=1")
     return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
 
 
@@ -126,8 +138,9 @@ def optimizer_step(
 ) -> tuple[float, Tensor]:
     """Set the learning rate, go backward, clip, and move the weights.
 
-    The host does not wait for the device. Where the loss or its gradient is not finite, the
-    weights and the optimizer's state stay as they are, and whoever reads the loss or the norm
+    The gradient of the loss is added to what :func:`build_step`'s step may have left; clear it
+    before. The host does not wait for the device. Where the loss or its gradient is not finite,
+    the weights and the optimizer's state stay as they are, and whoever reads the loss or the norm
     finds out (:func:`require_finite`, ``cosa.step_log``).
 
     Args:
@@ -142,7 +155,6 @@ def optimizer_step(
     factor = learning_rate_factor(iteration, total, options.warmup_iterations, options.power)
     for group in optimizer.param_groups:
         group["lr"] = options.lr * group["lr_scale"] * factor
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     mark("backward")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

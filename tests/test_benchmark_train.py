@@ -38,6 +38,7 @@ def steps(ours, baseline, batch, count):
     options, total = ours.config.optimizer, ours.config.train.iterations
     optimizer = build_optimizer(ours.online, options)
     for iteration in range(count):
+        optimizer.zero_grad()
         loss, terms = ours.step(batch, iteration)
         optimizer_step(optimizer, loss, options, iteration, total)
         ours.update_assignment(iteration)

@@ -22,6 +22,7 @@ from cosa.errors import UserError
 from cosa.training import (
     build_cotraining,
     build_optimizer,
+    build_step,
     choose_stream,
     optimizer_step,
     prepare,
@@ -57,6 +58,7 @@ class Stepper:
             workers=0, stream=choose_stream(config), **to_dict(config.augment),
         )
         self.batches = [to_device(batch, self.device) for batch in loader]
+        self._step = build_step(self.cotraining)
         self._made = 0
 
     def step(self) -> float:
@@ -65,7 +67,8 @@ class Stepper:
         batch = self.batches[self._made % BATCHES]
         self._made += 1
         start = self._clock()
-        loss, _ = self.cotraining.step(batch, total - 1)
+        self.optimizer.zero_grad()
+        loss, _ = self._step(batch, total - 1)
         optimizer_step(self.optimizer, loss, self.config.optimizer, total - 1, total)
         self.cotraining.update_assignment(total - 1)
         return self._clock() - start

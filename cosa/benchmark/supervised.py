@@ -90,6 +90,7 @@ def train_steps(
             seg = network(batch["strong"]).seg
         loss = losses.cam_to_seg(seg, batch["mask"], None, valid=batch["valid"])
         try:
+            optimizer.zero_grad()
             _, norm = optimizer_step(optimizer, loss, config.optimizer, iteration, total)
             require_finite(loss, norm)
         except NotFiniteError as error:

@@ -35,6 +35,7 @@ from cosa.files import write_atomically
 from cosa.training import (
     build_cotraining,
     build_optimizer,
+    build_step,
     choose_stream,
     optimizer_step,
     prepare,
@@ -97,6 +98,7 @@ class Trainer:
         self.optimizer = build_optimizer(
             self.cotraining.online, config.optimizer, self.cotraining.regularizers
         )
+        self._step = build_step(self.cotraining)
 
     def batches(self, iterations: int, workers: int):
         """Batches from the configured loader."""
@@ -114,7 +116,8 @@ class Trainer:
         """One iteration of train.py without logging; return the loss."""
         total = self.config.train.iterations
         self.cotraining.mark = mark
-        loss, _ = self.cotraining.step(batch, total - 1)
+        self.optimizer.zero_grad()
+        loss, _ = self._step(batch, total - 1)
         optimizer_step(self.optimizer, loss, self.config.optimizer, total - 1, total, mark)
         self.cotraining.update_assignment(total - 1)
         mark(PHASES[-1])
