@@ -4,6 +4,7 @@
     regularizers train CoSA with each regularizer and with all; the same kind of table
     similarity   time the feature similarity loss against all pairs
     train        time training by phase, against the step as the released programs make it
+    footprint    count the memory of a training step on a GPU, without one
     loader       time the training loader alone, by stage and with workers
     steps        time the training step of a configuration
     threshold    time the dynamic threshold against scikit-learn's mixture
@@ -24,8 +25,8 @@ from collections.abc import Sequence
 from cosa.errors import run_program
 
 COMMANDS = (
-    "ablation", "regularizers", "similarity", "train", "loader", "steps", "threshold",
-    "supervised", "peak", "inference", "crf", "metrics",
+    "ablation", "regularizers", "similarity", "train", "footprint", "loader", "steps",
+    "threshold", "supervised", "peak", "inference", "crf", "metrics",
 )
 """Modules of this package, each with a ``main(arguments)``."""
 

@@ -152,12 +152,20 @@ def choose_dataset(config: Config, folder: Path) -> SegmentationDataset:
     if not is_synthetic(config):
         return build_dataset(config.data, "train")
     noise = textures(folder, NOISE_IMAGES, 500, 375)
-    classes = [f"class_{k}" for k in range(20 if config.data.name == "voc" else 80)]
+    classes = [f"class_{k}" for k in range(known_classes(config))]
     labels = np.zeros((NOISE_IMAGES, len(classes)), dtype=np.uint8)
     rng = np.random.default_rng(0)
     for row in labels:
         row[rng.integers(len(classes), size=2)] = 1
     return FileDataset(classes, noise.names, labels, noise.image_paths)
+
+
+def known_classes(config: Config) -> int:
+    """How many foreground classes the configured data set has."""
+    known = {"voc": 20, "coco": 80}
+    if config.data.name in known:
+        return known[config.data.name]
+    return len(build_dataset(config.data, "train").classes)
 
 
 def is_synthetic(config: Config) -> bool:

@@ -1,0 +1,147 @@
+"""Memory of a training step, counted without a GPU: every tensor is there in shape alone."""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cosa.benchmark.train import known_classes
+from cosa.config import Config, load_config
+from cosa.cotrain import CoTraining
+from cosa.training import build_cotraining, build_optimizer, build_step, optimizer_step
+
+DEFAULT_CONFIG = "configs/voc.yaml"
+GIB = 2**30
+PRESENT = 3
+"""Classes in the fullest image of the batch, of which the teacher's maps are."""
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that live while it is active, and their highest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.highest = 0
+        self._known: set[int] = set()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage from now on, until nobody holds it."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.highest = max(self.highest, self.now)
+            weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result
+
+
+def imagine(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Put tensors without content in the place of a module's parameters and buffers."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                fake = mode.from_tensor(value.detach())
+                part._parameters[name] = nn.Parameter(fake, value.requires_grad)
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = mode.from_tensor(value)
+
+
+def footprint(config: Config, classes: int, bf16: bool) -> dict[str, int]:
+    """Bytes of networks, optimizer and batch, and the highest sum during a step.
+
+    Args:
+        config: its network, losses, batch and crop; regularizers must be off.
+        classes: C.
+        bf16: under autocast, as on a GPU; else float32.
+
+    Returns:
+        ``kept``, what lives between two steps, and ``peak``. What PyTorch and CUDA need for
+        themselves, kernels with a workspace and gaps between blocks come on top, on a GPU.
+    """
+    device = torch.device("cpu")
+    autocast = (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if bf16 else nullcontext
+    cotraining = build_cotraining(config, classes, device, autocast, pretrained=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for module in (cotraining.online, cotraining.assignment):
+        imagine(module, mode)
+    live = LiveMemory()
+    with mode, live:
+        for module in (cotraining.online, cotraining.assignment):
+            for tensor in (*module.parameters(), *module.buffers()):
+                live.add(tensor)
+        return _steps(cotraining, config, classes, live)
+
+
+def _steps(
+    cotraining: CoTraining, config: Config, classes: int, live: LiveMemory
+) -> dict[str, int]:
+    optimizer = build_optimizer(cotraining.online, config.optimizer)
+    batch, step = imagined_batch(config, classes), build_step(cotraining)
+    total = config.train.iterations
+    for _ in range(2):  # the optimizer's state comes with the first step
+        optimizer.zero_grad()
+        loss, terms = step(batch, total - 1)
+        optimizer_step(optimizer, loss, config.optimizer, total - 1, total)
+        cotraining.update_assignment(total - 1)
+        del loss, terms
+    optimizer.zero_grad()
+    return {"kept": live.now, "peak": live.highest}
+
+
+def imagined_batch(config: Config, classes: int) -> dict[str, Tensor]:
+    """A batch as ``CoTraining.step`` wants it; its images have up to three classes."""
+    count, side = config.train.batch_size, config.augment.crop_size
+    return {
+        "weak": torch.zeros(count, 3, side, side), "strong": torch.zeros(count, 3, side, side),
+        "image_labels": torch.zeros(count, classes),
+        "valid": torch.ones(count, side, side, dtype=torch.bool),
+        "present": torch.zeros(count, min(PRESENT, classes), dtype=torch.int64),
+        "index": torch.zeros(count, dtype=torch.int64),
+    }
+
+
+def report(found: Mapping[str, int]) -> str:
+    """The figures as a sentence."""
+    return (f"a step needs {found['peak'] / GIB:.2f} GiB at its peak, "
+            f"{found['kept'] / GIB:.2f} of them for networks, optimizer and batch")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count the memory of a training step, as it would be on a GPU; nothing is computed.
+
+    On a GPU, PyTorch and CUDA need half a GiB to one for themselves beside it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m cosa.benchmark footprint", description=main.__doc__
+    )
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the YAML file")
+    given = parser.parse_intermixed_args(arguments)
+    # A threshold is fitted to confidences, of which there are none here.
+    config = load_config(given.config, ["device=cpu", *given.overrides, "threshold.dynamic=false"])
+    bf16 = config.train.precision != "fp32"
+    found = footprint(config, known_classes(config), bf16)
+    print(f"{config.name}, {'bf16' if bf16 else 'fp32'}, batches of {config.train.batch_size}: "
+          f"{report(found)}")
+    return 0

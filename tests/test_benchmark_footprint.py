@@ -1,0 +1,50 @@
+import pytest
+import torch
+from conftest import tiny_tree, write_yaml
+
+from cosa.benchmark import footprint
+from cosa.benchmark.footprint import LiveMemory
+from cosa.config import from_dict
+
+
+def tiny(**train):
+    return from_dict(tiny_tree(device="cpu", threshold={"dynamic": False},
+                               train={"iterations": 12, "batch_size": 8, **train}))
+
+
+def test_what_lives_at_once_is_counted_once():
+    with LiveMemory() as live:
+        first = torch.zeros(1000)
+        view = first[:10].view(2, 5)
+        second = first + 1
+        assert live.now == 8000
+        del second
+        third = torch.zeros(250)
+        assert (live.now, live.highest) == (5000, 8000)
+        del first
+        assert live.now == 5000, "the view holds on to it"
+        del view, third
+        assert (live.now, live.highest) == (0, 8000)
+
+
+def test_what_is_kept_are_two_networks_two_moments_and_the_batch():
+    config = tiny()
+    found = footprint.footprint(config, 4, bf16=False)
+    cotraining = footprint.build_cotraining(config, 4, torch.device("cpu"), footprint.nullcontext)
+    weights = sum(p.nbytes for p in cotraining.online.parameters())
+    batch = sum(value.nbytes for value in footprint.imagined_batch(config, 4).values())
+    assert found["kept"] == pytest.approx(4 * weights + batch, rel=0.01)
+    assert found["peak"] > found["kept"] + weights, "the gradients are missing"
+
+
+def test_options_for_small_cards_need_less():
+    plain = footprint.footprint(tiny(), 4, bf16=False)["peak"]
+    for options in ({"activation_checkpointing": True}, {"accumulate": 4}):
+        assert footprint.footprint(tiny(**options), 4, bf16=False)["peak"] < 0.9 * plain, options
+
+
+def test_the_command_says_a_sentence(tmp_path, capsys):
+    path = write_yaml(tmp_path / "tiny.yaml", tiny_tree(tmp_path / "runs"))
+    assert footprint.main(["--config", str(path), "train.batch_size=2"]) == 0
+    told = capsys.readouterr().out
+    assert "tiny, bf16, batches of 2: a step needs 0.0" in told and "GiB at its peak" in told
