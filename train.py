@@ -34,6 +34,8 @@ from cosa.training import (
     build_cotraining,
     build_optimizer,
     build_step,
+    check_crop,
+    check_processes,
     choose_stream,
     optimizer_step,
     prepare,
@@ -75,7 +77,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     Raises:
         UserError: data, weights or folder are not usable, or the training diverged.
     """
-    distributed.share_of_batch(config.train.batch_size)
+    check_processes(config)
     if resume and not run.checkpoints():
         if distributed.is_main():
             print(f"{run.path} holds no checkpoint yet: training from the beginning",
@@ -215,11 +217,7 @@ def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> N
     Raises:
         UserError: the crop is no whole number of patches, or an evaluated class is unknown.
     """
-    crop, patch = config.augment.crop_size, network.patch_size
-    if crop % patch:
-        near = max(1, round(crop / patch)) * patch
-        raise UserError(f"augment.crop_size={crop} is no multiple of the encoder's patch size "
-                        f"{patch}: use {near}")
+    check_crop(config, network)
     class_indices(config.evaluate.coexistence_classes, classes)
 
 

@@ -33,7 +33,8 @@ def core_count() -> int:
 def choose_device(name: str) -> torch.device:
     """The device for "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
-    Of several processes, each gets a CUDA device of its own, which becomes the current one.
+    A CUDA device that is named becomes the current one. Of several processes, each gets one of
+    its own.
 
     Raises:
         UserError: unknown name, or no such device on this machine.
@@ -52,6 +53,8 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
                         "devices found): use device=auto or device=cpu")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # events and pinned memory are the current device's
     return device
 
 
@@ -111,6 +114,7 @@ def memory_errors_explained() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory is too small: lower train.batch_size or "
+        raise UserError("the GPU's memory is too small: set train.activation_checkpointing=true, "
+                        "raise train.accumulate, or lower train.batch_size or "
                         "augment.crop_size; if it happened in an evaluation, "
                         "evaluate.batch_size") from error

@@ -225,7 +225,8 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """For small cards: keep less for the way back, and compute it again there."""
     accumulate: int = 1
-    """For small cards: make each step in so many parts of the batch. The result is the same."""
+    """For small cards: make each step in so many parts of the batch. The result is the same, but
+    for regularizers, which see each part as a batch of its own."""
     log_every: int = 50
     evaluate_every: int = 2000
     """0 evaluates at the end only."""

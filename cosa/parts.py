@@ -23,7 +23,7 @@ def step_in_parts(
 
     Args:
         batch, iteration: see ``CoTraining.step``.
-        parts: how many, at most the batch's size; as equal as possible.
+        parts: how many, at most the batch's size; they differ by one image at most.
 
     Returns:
         What ``CoTraining.step`` does. The gradient of all parts but the last has been added to
@@ -32,7 +32,7 @@ def step_in_parts(
     Raises:
         NotFiniteError: the assignment network's activations are NaN.
     """
-    names, chunks = list(batch), [value.chunk(parts) for value in batch.values()]
+    names, chunks = list(batch), [value.tensor_split(parts) for value in batch.values()]
     pieces = [dict(zip(names, values, strict=True)) for values in zip(*chunks, strict=True)]
     maps = cotraining.needed_maps(iteration)
     assigned = [cotraining.assign(piece, maps) for piece in pieces]

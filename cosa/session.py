@@ -177,6 +177,9 @@ class Session:
                     f"now has {', '.join(self.val_set.classes)}: resume with the run's own data"
                 )
             self.cotraining.load_state_dict(content)
+            groups = content["optimizer"]["param_groups"]
+            for saved, options in zip(groups, configured, strict=True):
+                saved.update(options)
             self.optimizer.load_state_dict(content["optimizer"])
             self.state, rng = State(**content["state"]), content["rng"]
             # Checkpoints of earlier versions have no such entry.
@@ -186,8 +189,6 @@ class Session:
             raise UserError(f"{path} does not fit this configuration ({reason}): "
                             "resume with the model, regularizers and classes that the run began "
                             "with") from error
-        for group, options in zip(self.optimizer.param_groups, configured, strict=True):
-            group.update(options)
         torch.set_rng_state(rng["cpu"])
         if self.device.type == "cuda" and "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"], self.device)

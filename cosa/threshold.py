@@ -108,9 +108,10 @@ class DynamicThreshold:
         counts, ready = _histogram(confidence, counted, self.min_confidence), None
         counts = distributed.all_sum(counts)  # all processes agree on ξ, and on whether to stop
         if counts.is_cuda:
+            stream = torch.cuda.current_stream(counts.device)
             counts = counts.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
-            ready.record()
+            ready.record(stream)
         self._pending.append((counts, ready))
 
     def update(self, confidence: Tensor) -> float:

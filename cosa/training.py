@@ -78,15 +78,34 @@ def build_step(
     once that it looked in vain.
 
     Raises:
-        UserError: several processes are to accumulate.
+        UserError: see :func:`check_processes`.
     """
+    check_processes(cotraining.config)
     parts = cotraining.config.train.accumulate
     if distributed.world() == 1:
         return cotraining.step if parts == 1 else partial(step_in_parts, cotraining, parts=parts)
-    if parts > 1:
-        raise UserError("train.accumulate is for a single process, others split the batch by "
-                        "their number already: set train.accumulate=1")
     return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
+
+
+def check_processes(config: Config) -> None:
+    """Whether the configuration can be trained by as many processes as there are.
+
+    Raises:
+        UserError: they cannot have equal parts of the batch, or several are to accumulate.
+    """
+    distributed.share_of_batch(config.train.batch_size)
+    if distributed.world() > 1 and config.train.accumulate > 1:
+        raise UserError("train.accumulate is for a single process, several split the batch by "
+                        "their number already: set train.accumulate=1")
+
+
+def check_crop(config: Config, network: CoSANetwork) -> None:
+    """Raise ``UserError`` if the crop is no whole number of the network's patches."""
+    crop, patch = config.augment.crop_size, network.patch_size
+    if crop % patch:
+        near = max(1, round(crop / patch)) * patch
+        raise UserError(f"augment.crop_size={crop} is no multiple of the encoder's patch size "
+                        f"{patch}: use {near}")
 
 
 class _Step(nn.Module):

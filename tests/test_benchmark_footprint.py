@@ -5,6 +5,7 @@ from conftest import tiny_tree, write_yaml
 from cosa.benchmark import footprint
 from cosa.benchmark.footprint import LiveMemory
 from cosa.config import from_dict
+from cosa.errors import UserError
 
 
 def tiny(**train):
@@ -41,6 +42,15 @@ def test_options_for_small_cards_need_less():
     plain = footprint.footprint(tiny(), 4, bf16=False)["peak"]
     for options in ({"activation_checkpointing": True}, {"accumulate": 4}):
         assert footprint.footprint(tiny(**options), 4, bf16=False)["peak"] < 0.9 * plain, options
+
+
+@pytest.mark.parametrize("section, words", [
+    ({"regularizers": {"fsl": {"weight": 0.1}}}, "regularizers"),
+    ({"augment": {"crop_size": 50}}, "augment.crop_size=50"),
+])
+def test_what_cannot_be_counted_is_a_sentence(section, words):
+    with pytest.raises(UserError, match=words):
+        footprint.footprint(from_dict(tiny_tree(device="cpu", **section)), 4, bf16=False)
 
 
 def test_the_command_says_a_sentence(tmp_path, capsys):

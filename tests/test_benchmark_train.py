@@ -132,3 +132,28 @@ def test_a_phase_lasts_from_mark_to_mark(monkeypatch):
     for phase in ("start", "a", "b", "a", "b"):
         clock.mark(phase)
     assert clock.seconds() == {"a": 1.0, "b": 3.5}
+
+
+def test_a_phase_of_several_parts_counts_as_a_whole(monkeypatch):
+    moments = iter([0.0, 1.0, 3.0, 4.0, 7.0, 7.5, 8.0, 9.0, 10.0, 13.0, 20.0])
+    monkeypatch.setattr("cosa.benchmark.clock.time.perf_counter", lambda: next(moments))
+    clock = PhaseClock(torch.device("cpu"))
+    for phase in ("start", *("a", "b", "a", "b", "end") * 2):
+        clock.mark(phase)
+    assert clock.seconds() == {"a": 1.75, "b": 4.5, "end": 3.75}
+
+
+@pytest.mark.parametrize("name, source", [
+    ("NVIDIA H100 80GB HBM3", "data sheet"), ("NVIDIA A100-SXM4-40GB", "data sheet"),
+    ("NVIDIA RTX A1000", "product"), ("NVIDIA A10G", "product"), ("NVIDIA H100 PCIe", "product"),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", "product"),
+])
+def test_the_peak_is_that_of_the_very_model(monkeypatch, name, source):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda device, bf16: 1.0)
+    assert source in benchmark.device_peak(torch.device("cuda"), True)[1]
+
+
+def test_the_baseline_has_no_regularizers():
+    with pytest.raises(UserError, match="--baseline"):
+        both(regularizers={"fsl": {"weight": 0.1}})

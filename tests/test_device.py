@@ -43,8 +43,11 @@ def test_absent_cuda_devices_are_refused(name, monkeypatch):
 
 
 def test_a_cuda_index_beyond_the_last_is_refused(monkeypatch):
+    current = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")], "events are made on the current device"
     with pytest.raises(UserError, match="cuda:2"):
         choose_device("cuda:2")
 

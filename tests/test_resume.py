@@ -179,3 +179,24 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch, minutes, expected):
     options = {"iterations": 10, "checkpoint_every": 1000, "checkpoint_minutes": minutes}
     assert train.main([configure(tmp_path, train=options)]) == 0
     assert saved == [*expected, 10, 10], "the last iteration, and once more with its score"
+
+
+def test_a_checkpoint_of_another_kind_of_adamw_takes_on_the_present_one(tmp_path, run):
+    """Before steps could be skipped on the device, the optimizer was not the fused one."""
+    assert train.main([configure(tmp_path, model=RANDOM, train=TRAIN)]) == 0
+    content = read(run.last)
+    for group in content["optimizer"]["param_groups"]:
+        group["fused"] = None
+    loaded = []
+    original = torch.optim.AdamW.load_state_dict
+
+    def spy(self, state):
+        loaded.extend(group["fused"] for group in state["param_groups"])
+        return original(self, state)
+
+    save(run.last, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "load_state_dict", spy)
+        assert train.main(["--resume", str(run.path)]) == 0
+    # PyTorch moves the count of steps to the device for groups that say so while they are loaded.
+    assert loaded and all(loaded)

@@ -23,6 +23,8 @@ from cosa import losses
 from cosa.cam import free_of_padding, normalize, resize
 from cosa.config import Config
 from cosa.cotrain import TARGETS, CoTraining
+from cosa.device import allow_tf32
+from cosa.errors import UserError
 from cosa.predict import scaled_size
 from cosa.schedule import learning_rate_factor
 from cosa.targets import cam_pseudo_labels, perplexity, seg_pseudo_labels
@@ -36,9 +38,15 @@ class Baseline:
     Args:
         cotraining: the networks, which are trained on; its own step is not used.
         config: the sections that ``CoTraining`` reads, and ``optimizer``.
+
+    Raises:
+        UserError: a regularizer is on; the baseline has none.
     """
 
     def __init__(self, cotraining: CoTraining, config: Config) -> None:
+        if cotraining.regularizers:
+            raise UserError("the baseline has no regularizers, and would not be compared with the "
+                            "same step: set their weights to 0, or leave out --baseline")
         self.config = config
         self.online, self.assignment = cotraining.online, cotraining.assignment.network
         self.active = cotraining.active_terms
@@ -200,10 +208,11 @@ class MixtureThreshold:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Matrix products without TensorFloat-32, as PyTorch has them by default."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Matrix products and convolutions without TensorFloat-32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

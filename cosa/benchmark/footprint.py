@@ -17,7 +17,14 @@ from torch.utils._pytree import tree_leaves
 from cosa.benchmark.train import known_classes
 from cosa.config import Config, load_config
 from cosa.cotrain import CoTraining
-from cosa.training import build_cotraining, build_optimizer, build_step, optimizer_step
+from cosa.errors import UserError
+from cosa.training import (
+    build_cotraining,
+    build_optimizer,
+    build_step,
+    check_crop,
+    optimizer_step,
+)
 
 DEFAULT_CONFIG = "configs/voc.yaml"
 GIB = 2**30
@@ -71,17 +78,24 @@ def footprint(config: Config, classes: int, bf16: bool) -> dict[str, int]:
     """Bytes of networks, optimizer and batch, and the highest sum during a step.
 
     Args:
-        config: its network, losses, batch and crop; regularizers must be off.
+        config: its network, losses, batch and crop.
         classes: C.
         bf16: under autocast, as on a GPU; else float32.
 
     Returns:
         ``kept``, what lives between two steps, and ``peak``. What PyTorch and CUDA need for
         themselves, kernels with a workspace and gaps between blocks come on top, on a GPU.
+
+    Raises:
+        UserError: a regularizer is on, or the crop is no whole number of patches.
     """
     device = torch.device("cpu")
     autocast = (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if bf16 else nullcontext
     cotraining = build_cotraining(config, classes, device, autocast, pretrained=False)
+    check_crop(config, cotraining.online)
+    if cotraining.regularizers:
+        raise UserError("the memory of regularizers depends on what the images show and cannot be "
+                        "counted: set their weights to 0")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for module in (cotraining.online, cotraining.assignment):
         imagine(module, mode)

@@ -36,6 +36,7 @@ from cosa.training import (
     build_cotraining,
     build_optimizer,
     build_step,
+    check_crop,
     choose_stream,
     optimizer_step,
     prepare,
@@ -51,7 +52,7 @@ PEAKS = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12,
 }
-"""Dense bf16 operations per second with float32 sums, of the makers' data sheets."""
+"""Dense bf16 operations per second with float32 sums, of the data sheets of the full models."""
 
 LEGEND = """\
 `ms` is the median over the iterations on the device's clock; `data` is what the device waits for
@@ -98,6 +99,7 @@ class Trainer:
         self.optimizer = build_optimizer(
             self.cotraining.online, config.optimizer, self.cotraining.regularizers
         )
+        check_crop(config, self.cotraining.online)
         self._step = build_step(self.cotraining)
 
     def batches(self, iterations: int, workers: int):
@@ -126,14 +128,15 @@ class Trainer:
     def measure(self, rounds: int, warm_up: int) -> Measured:
         """Train for ``warm_up`` and then ``rounds`` iterations, loader included."""
         clock, started = PhaseClock(self.device), 0.0
-        for made, batch in enumerate(self.batches(warm_up + rounds, self.config.data.workers)):
+        loaded = self.batches(warm_up + rounds, self.config.data.workers)
+        for made, batch in enumerate(loaded, start=1):
+            batch = self.move(batch)
+            clock.mark(PHASES[0])
+            self.step(batch, clock.mark)
             if made == warm_up:
                 self.synchronize()
                 clock, started = PhaseClock(self.device), time.perf_counter()
                 clock.mark("start")
-            batch = self.move(batch)
-            clock.mark(PHASES[0])
-            self.step(batch, clock.mark)
         self.synchronize()
         seconds = (time.perf_counter() - started) / rounds
         return Measured(seconds, clock.seconds(), peak(self.device) - self.before)
@@ -235,7 +238,7 @@ def device_peak(device: torch.device, bf16: bool) -> tuple[float, str]:
     if device.type == "cuda" and bf16:
         name = torch.cuda.get_device_name(device)
         for key, value in PEAKS.items():
-            if key in name:
+            if re.search(rf"\b{key}\b", name) and not re.search("PCIe|NVL|Laptop|Max-Q", name):
                 return value, "data sheet"
     return matmul_rate(device, bf16), "a large matrix product"
 
@@ -295,7 +298,7 @@ def make_section(facts: dict[str, Any], config: Config, command: str) -> str:
     """The Markdown of the report."""
     data = "JPEG files of noise, 500x375" if is_synthetic(config) else config.data.name
     parts = [
-        f"## Training: {facts['machine']}", "", f"`{command}`", "",
+        f"## Training, `{config.name}`", "", f"`{command}`", "",
         f"{datetime.date.today().isoformat()}; {facts['machine']}; images: {data}.", "",
         markdown(table(facts)), "", *(f"- {line}" for line in lines(facts, config)), "", LEGEND,
     ]
@@ -335,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.report:
         used = list(sys.argv[1:] if arguments is None else arguments)
         command = shlex.join(["python", "-m", "cosa.benchmark", "train", *used])
-        topic = "train-" + re.sub(r"[^a-z0-9]+", "-", facts["machine"].split(",")[0].lower())
+        about = f"train {config.name} {facts['machine'].partition(',')[0]}"
+        topic = re.sub(r"[^a-z0-9]+", "-", about.lower())
         write_report(Path(given.report), make_section(facts, config, command), topic)
     return 0
