@@ -113,12 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except KeyboardInterrupt:
                 counts.interrupted = True
             counts.add_up()
+            complete = not counts.interrupted
+            # Before anything is printed: nobody may be reading.
+            if complete and writing and not counts.stale and distributed.is_main():
+                record.end()
         finally:
             print(f"{counts.line()}; {'masks' if 'mask' in args.save else 'results'} are in "
                   f"{args.output}")
-        complete = not counts.interrupted
-        if complete and writing and not counts.stale and distributed.is_main():
-            record.end()
         scores = None
         if scorer and complete:
             scorer.add_up()
