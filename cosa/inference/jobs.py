@@ -237,7 +237,8 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
         hidden = any(part.startswith(".") for part in file.parts)
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
             continue
-        if match.is_file():
+        # A link that leads nowhere is not left out in silence: its image fails.
+        if match.is_file() or (match.is_symlink() and not match.exists()):
             files.add(file.as_posix())
     return root, sorted(files)
 
