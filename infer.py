@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import cosa
 from cosa import distributed
+from cosa.checkpoint import check_finite
 from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
 from cosa.errors import UserError, run_program
 from cosa.files import remove_leftovers
@@ -250,10 +251,7 @@ def load_network(path: str, device: torch.device) -> CoSANetwork:
             raise
         raise UserError(f"{path} takes more memory than {device} has free: end other programs, "
                         "or choose another --device") from error
-    for name, tensor in network.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path} holds values in {name} that are not finite, its training "
-                            "has diverged: give another checkpoint")
+    check_finite(network, path)
     if network.num_classes > 255:
         raise UserError(f"{path} has {network.num_classes} classes: masks hold at most 255")
     return network
