@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import cosa
 from cosa import distributed
+from cosa.checkpoint import check_finite
 from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
 from cosa.errors import UserError, run_program
 from cosa.files import remove_leftovers
@@ -113,12 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except KeyboardInterrupt:
                 counts.interrupted = True
             counts.add_up()
+            complete = not counts.interrupted
+            # Before anything is printed: nobody may be reading.
+            if complete and writing and not counts.stale and distributed.is_main():
+                record.end()
         finally:
             print(f"{counts.line()}; {'masks' if 'mask' in args.save else 'results'} are in "
                   f"{args.output}")
-        complete = not counts.interrupted
-        if complete and writing and not counts.stale and distributed.is_main():
-            record.end()
         scores = None
         if scorer and complete:
             scorer.add_up()
@@ -249,29 +251,35 @@ def load_network(path: str, device: torch.device) -> CoSANetwork:
             raise
         raise UserError(f"{path} takes more memory than {device} has free: end other programs, "
                         "or choose another --device") from error
-    for name, tensor in network.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path} holds values in {name} that are not finite, its training "
-                            "has diverged: give another checkpoint")
+    check_finite(network, path)
     if network.num_classes > 255:
         raise UserError(f"{path} has {network.num_classes} classes: masks hold at most 255")
     return network
 
 
 def check_json(args: argparse.Namespace, jobs: Plan) -> None:
-    """Raise ``UserError`` if the summary would replace one of the other files, or a true mask."""
+    """Raise ``UserError`` if the summary would be in the way of another file or a folder.
+
+    That is: replace one, or a true mask, or need one of that name.
+    """
     target, output = Path(os.path.realpath(args.json)), Path(args.output)
     others = [args.weights, args.labels, output / "classes.csv", output / ".cosa.json"]
-    taken = target in {Path(os.path.realpath(other)) for other in others if other}
+    others = {Path(os.path.realpath(other)) for other in others if other}
+    above = [target, *target.parents]
+    taken = not others.isdisjoint(above)
+    taken |= any(jobs.overwritten(path.parent, [path.name]) for path in above)
+    folders = (Path(os.path.realpath(folder)) for folder in jobs.folders)
+    # Of a folder that is there already, Summary says what it is.
+    taken |= not target.is_dir() and any(folder.is_relative_to(target) for folder in folders)
     root = Path(os.path.realpath(jobs.root))
     taken |= target.is_relative_to(root) and target.relative_to(root).as_posix() in jobs.files
     if args.evaluate:
         truth = Path(os.path.realpath(args.evaluate))
         names = {os.path.splitext(file)[0] + ".png" for file in jobs.files}
         taken |= target.is_relative_to(truth) and target.relative_to(truth).as_posix() in names
-    if taken or jobs.overwritten(target.parent, [target.name]):
-        raise UserError(f"--json {args.json} is the name of another file of this run: choose "
-                        "another")
+    if taken:
+        raise UserError(f"--json {args.json} is the name of another file or folder of this run, "
+                        "or below it: choose another")
 
 
 @contextmanager

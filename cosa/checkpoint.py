@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import struct
@@ -91,7 +92,10 @@ def save_weights(
     if Path(path).suffix == ".safetensors":
         metadata = {"cosa": json.dumps(about)}
         with _replacing(path) as temporary:
+            rights = os.stat(temporary).st_mode & 0o777
             safetensors.torch.save_file(tensors, temporary, metadata)
+            # It makes a file of its own, which some versions let nobody else read.
+            os.chmod(temporary, rights)
     else:
         save(path, {"about": about, "assignment": tensors})
 
@@ -110,13 +114,13 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a PyTorch file of tensors and plain types.
 
     Raises:
-        UserError: no such file, damaged, or it holds objects that only code could restore.
+        UserError: no such file, no right to read it, damaged, or it holds objects that only code
+            could restore.
     """
+    _check_readable(path)
     try:
         with torch.serialization.safe_globals(released.SAFE_TYPES):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: check the path") from error
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         kind = UserError if named else DamagedError
@@ -257,8 +261,7 @@ def _complete(config: Any) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise UserError(f"there is no file {path}: check the path")
+        _check_readable(path)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -281,6 +284,28 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise UserError(f"{path} is no checkpoint of this program: give the best.pth or last.pth "
                         "of a run folder, or a file of the released CoSA program")
     return _import_released(tensors, content.get("args"), path)
+
+
+def _check_readable(path: str | Path) -> None:
+    """Say why a file cannot be opened at all: the libraries' readers say it each in its own way."""
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: check the path") from error
+    except PermissionError as error:
+        raise UserError(f"{path} must not be read by you: change the rights of the file or of its "
+                        "folders") from error
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}; check the path") from error
+
+
+def check_finite(network: nn.Module, what: str) -> None:
+    """Raise ``UserError``, beginning with ``what``, unless all weights are finite."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{what} holds values in {name} that are not finite, its training "
+                            "has diverged: give another checkpoint")
 
 
 def _import_released(

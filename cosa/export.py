@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import cosa
-from cosa.checkpoint import one_line
+from cosa.checkpoint import check_finite, one_line
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.errors import UserError, run_program
-from cosa.files import replacing
+from cosa.files import check_target, replacing
 from cosa.network import PREFIX_TOKENS, CoSANetwork
 from cosa.predict import scaled_size
 
@@ -412,9 +412,13 @@ def export(
         Sentences that say what was written and how it was verified, or that it was not.
 
     Raises:
-        UserError: packages are missing, the network cannot be exported, the outputs differ by
-            more than ``TOLERANCE``, or the file cannot be written; no file is left then.
+        UserError: packages are missing, the weights are not finite, the network cannot be
+            exported, the outputs differ by more than ``TOLERANCE``, or the file cannot be
+            written; no file is left then.
     """
+    # Converting takes long: what cannot succeed is told before.
+    check_target(output)
+    check_finite(network, "the network")
     onnx = file_format == "onnx"
     if onnx:
         require_onnx(network)

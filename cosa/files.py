@@ -100,9 +100,7 @@ def replacing(path: str | Path) -> Iterator[str]:
     path = Path(path)
     replacement = None
     try:
-        obstacle = irreplaceable(path)
-        if obstacle:
-            raise UserError(f"cannot write {path}: it is {obstacle}; choose another name")
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         replacement = Replacement(path)
         yield str(replacement.temporary)
@@ -130,6 +128,29 @@ def irreplaceable(path: str | Path) -> str:
     if stat.S_ISDIR(mode):
         return "a folder"
     return "" if stat.S_ISREG(mode) else "a device, pipe or socket"
+
+
+def check_target(path: str | Path) -> None:
+    """Tell, before the work that is to fill it, that a file could not be written.
+
+    Raises:
+        UserError: a folder or device has its name, or its folder neither is there nor can be
+            made, or must not be written.
+    """
+    path = Path(path)
+    _check_replaceable(path)
+    folder = next(above for above in path.absolute().parents if os.path.lexists(above))
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: {folder} is no folder; choose another name")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: {folder} must not be written by you; change its "
+                        "rights, or choose another name")
+
+
+def _check_replaceable(path: Path) -> None:
+    obstacle = irreplaceable(path)
+    if obstacle:
+        raise UserError(f"cannot write {path}: it is {obstacle}; choose another name")
 
 
 def remove_leftovers(folder: str | Path, alone: bool = False) -> None:

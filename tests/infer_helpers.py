@@ -68,7 +68,8 @@ def refusal(weights, source, output, *options):
     """The one line that says why the program does not start."""
     with pytest.raises(Exception) as caught:
         run_main(weights, source, output, *options)
-    assert type(caught.value).__name__ in ("UserError", "CannotGoOn"), caught.value
+    kinds = ("UserError", "CannotGoOn", "DamagedError")
+    assert type(caught.value).__name__ in kinds, caught.value
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

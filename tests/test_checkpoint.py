@@ -111,13 +111,30 @@ def test_a_failing_safetensors_write_leaves_the_old_file(tmp_path, network, conf
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_writing_makes_folders_and_leaves_readable_files(tmp_path):
-    mask = os.umask(0o022)
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_writing_makes_folders_and_leaves_readable_files(tmp_path, network, config, umask):
+    before = os.umask(umask)
     try:
         save(tmp_path / "a" / "b" / "last.pth", {"value": 1})
+        write(tmp_path / "best.safetensors", network, config)
     finally:
-        os.umask(mask)
-    assert (tmp_path / "a" / "b" / "last.pth").stat().st_mode & 0o777 == 0o644
+        os.umask(before)
+    for name in ("a/b/last.pth", "best.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])
+def test_files_that_must_not_be_read_are_not_called_damaged(tmp_path, network, config, name,
+                                                            monkeypatch):
+    path = write(tmp_path / name, network, config)
+
+    def forbidden(*arguments):  # which the rights of a file do not ensure, for root
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "open", forbidden, raising=False)
+    with pytest.raises(UserError, match=f"{name} must not be read by you") as caught:
+        load(path)
+    assert not isinstance(caught.value, checkpoint.DamagedError)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

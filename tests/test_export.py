@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -239,8 +240,12 @@ def test_an_onnx_file_that_differs_is_not_left(onnx_file, network, tmp_path, mon
 def test_a_network_that_diverged_is_not_exported(folder, network, tmp_path, monkeypatch):
     content = (folder / "best.pt2").read_bytes()
     monkeypatch.setattr(export, "convert", lambda *_: content)
-    network.decoder.conv8.weight.fill_(float("nan"))
+    network.decoder.conv8.weight.fill_(1e38)  # finite, but not what it yields
     with pytest.raises(UserError, match="own seg is not finite"):
+        export.export(network, tmp_path / "x.pt2", "torch-export")
+    monkeypatch.setattr(export, "convert", lambda *_: pytest.fail("converted"))
+    network.decoder.conv8.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="the network holds values in decoder.conv8.weight that"):
         export.export(network, tmp_path / "x.pt2", "torch-export")
     assert not list(tmp_path.iterdir())
 
@@ -286,8 +291,17 @@ def test_what_cannot_be_is_refused_at_once(folder, monkeypatch, arguments, reaso
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_folder_that_cannot_be_written(folder, network, monkeypatch):
-    content = (folder / "best.pt2").read_bytes()
-    monkeypatch.setattr(export, "convert", lambda *_: content)
-    with pytest.raises(UserError, match="cannot write"):
-        export.export(network, folder / "best.pth" / "x.pt2", "torch-export")
+def test_a_file_that_cannot_be_written_is_not_converted(folder, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "convert", lambda *_: pytest.fail("converted"))
+    os.mkfifo(tmp_path / "pipe")
+    for output, reason in (
+        (folder / "best.pth/sub/x.pt2", "best.pth is no folder"),
+        (folder, "it is a folder"),
+        (tmp_path / "pipe", "it is a device, pipe or socket"),
+    ):
+        with pytest.raises(UserError, match=f"cannot write {output}: .*{reason}"):
+            export.export(network, output, "torch-export")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=f"{tmp_path} must not be written by you"):
+        export.export(network, tmp_path / "new/x.pt2", "torch-export")
+    assert not (tmp_path / "new").exists()

@@ -223,6 +223,15 @@ def test_the_summary_replaces_nothing_but_a_summary(tmp_path, weights, program):
         message = refusal(weights, tmp_path / "in", tmp_path / "out", "--evaluate",
                           tmp_path / "truth", "--json", tmp_path / name)
         assert "is the name of another file" in message
+    # A folder of the results, above one or their file, though none of them is there yet.
+    save(tmp_path / "in/deep/er/a.png")
+    for name in ("", "/deep", "/deep/er", "/c.png/s.json", "/deep/er/a.png/s.json",
+                 "/classes.csv/s.json"):
+        message = refusal(weights, tmp_path / "in", tmp_path / "out", "--json",
+                          f"{tmp_path / 'out'}{name}")
+        assert "is the name of another file or folder of this run" in message
+    message = refusal(weights, path, tmp_path / "out/a/b", "--json", tmp_path / "out/a")
+    assert "is the name of another file or folder of this run" in message
     assert not (tmp_path / "out").exists()
     (tmp_path / "s.json").write_text("")
     for _ in range(2):
@@ -265,8 +274,8 @@ def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkey
         patch.setattr(module, place, failing)
         code, text, err = program(tmp_path / "in", tmp_path / "out", *options)
     assert code == 1 and "2 done" in text and "1 failed" in text
-    assert err == (f"failed: out of memory at {tmp_path / 'in/1.png'}: lower --workers or "
-                   "--max-size, or shrink the image\n")
+    assert err == (f"failed: out of memory at {tmp_path / 'in/1.png'}: lower --workers, "
+                   "--size or --max-size, or shrink the image\n")
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -490,3 +499,24 @@ def test_errors_of_the_command_line_are_exit_code_2(tmp_path):
         main(["in", "--weights", "w", "--output", "o", "--save", "masks"])
     assert caught.value.code == 2
     assert issubclass(CannotGoOn, UserError)  # of which run_program makes a sentence and code 2
+
+
+@pytest.mark.parametrize("option", ["", "--weights", "--output", "--labels", "--evaluate",
+                                    "--json"])
+def test_empty_paths_are_refused(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    given = {"": "in", "--weights": "w", "--output": "o", option: ""}
+    with pytest.raises(SystemExit) as caught:
+        main([given.pop(""), *(word for pair in given.items() for word in pair)])
+    assert caught.value.code == 2
+    assert "it is empty: give a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_leads_nowhere_is_that_images_failure(tmp_path, program):
+    save(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").symlink_to(tmp_path / "gone.png")
+    for source in ("in", "in/*.png"):
+        code, text, err = program(tmp_path / source, tmp_path / "out")
+        assert code == 1 and "1 failed" in text
+        assert err == f"failed: {tmp_path / 'in/b.png'} does not exist; check the path\n"

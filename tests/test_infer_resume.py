@@ -186,3 +186,77 @@ def test_released_weights_without_all_heads_go_on(tmp_path, capfd):
         options = ("--size", SIZE, "--scales", "1")
         assert run_main(tmp_path / "voc.pth", tmp_path / "in", tmp_path / "out", *options) == 0
     assert "1 done" in (out := capfd.readouterr().out) and "1 skipped" in out
+
+
+def test_masks_of_the_rest_of_a_folder_are_not_vouched_for(tmp_path, weights, program):
+    for k in range(3):
+        save(tmp_path / f"in/{k}.jpg")
+    out, single = tmp_path / "out", ("--scales", "1", "--no-flip", "--mode", "slide")
+    assert program(tmp_path / "in", out, "--overlay")[0] == 0
+    old = (out / "1.png").read_bytes()
+    assert program(tmp_path / "in/0.jpg", out, "--overwrite", *single)[0] == 0
+    other = "masks made with other weights or settings"
+    assert other in refusal(weights, tmp_path / "in", out, *single)
+    assert other in refusal(weights, tmp_path / "in", out)
+    found = refusal(weights, tmp_path / "in/0.jpg", out, *single)
+    assert f"{other} (also of other images, such as {out}" in found
+    assert (out / "1.png").read_bytes() == old
+    assert "3 done" in program(tmp_path / "in", out, "--overwrite", *single)[1]
+    assert "3 skipped" in program(tmp_path / "in", out, *single)[1]
+
+
+def test_foreign_masks_of_other_images_are_not_vouched_for_either(tmp_path, weights, program):
+    for k in range(3):
+        save(tmp_path / f"in/{k}.jpg")
+    out = tmp_path / "out"
+    foreign = save(out / "1.png", (20, 12), "L").read_bytes()
+    for source in ("in/0.jpg", "in"):
+        assert "unknown origin, such as " + str(out / "1.png") in refusal(
+            weights, tmp_path / source, out)
+    assert "1 done" in program(tmp_path / "in/0.jpg", out, "--overwrite")[1]
+    assert "other weights or settings" in refusal(weights, tmp_path / "in", out)
+    assert (out / "1.png").read_bytes() == foreign
+    assert "3 done" in program(tmp_path / "in", out, "--overwrite")[1]
+    assert "3 skipped" in program(tmp_path / "in", out)[1]
+
+
+def test_images_and_true_masks_below_the_output_are_no_results(tmp_path, program):
+    save(tmp_path / "in/a.png", (8, 6))
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(save(tmp_path / "truth/a.png", (8, 6)))
+    options = ("--evaluate", tmp_path / "truth")
+    assert "1 done" in program(tmp_path / "in", tmp_path, *options)[1]
+    assert "1 skipped" in program(tmp_path / "in", tmp_path, *options)[1]
+    assert "1 done" in program(tmp_path / "in", tmp_path, *options, "--overwrite", "--no-flip")[1]
+    assert "1 skipped" in program(tmp_path / "in", tmp_path, *options, "--no-flip")[1]
+
+
+def test_a_run_that_has_made_nothing_binds_nobody(tmp_path, weights, program):
+    source, out = tmp_path / "in/a.jpg", tmp_path / "out"
+    save(source)
+    content = source.read_bytes()
+    source.write_bytes(b"no image")
+    assert program(source, out, "--overlay")[0] == 1
+    source.write_bytes(content)
+    assert "1 done" in program(source, out, "--size", 16)[1]
+    # The mask does bind, overlays are not there yet.
+    assert "settings (size)" in refusal(weights, source, out, "--size", SIZE)
+    assert program(source, out, "--save", "overlay", "--size", 24)[0] == 0
+    other = write_weights(tmp_path / "other.pt", classes=("a", "b"))
+    assert "made with other weights" in refusal(other, source, out)
+    for name in ("a.png", "a.overlay.png"):
+        (out / name).unlink()
+    assert run_main(other, source, out) == 0
+
+
+def test_the_record_is_complete_though_nobody_reads_the_output(tmp_path, program, monkeypatch):
+    save(tmp_path / "in/a.jpg")
+    assert program(tmp_path / "in", tmp_path / "out")[0] == 0
+
+    def closed(*args, **kwargs):
+        if kwargs.get("file") is None:
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
+        patch.setattr("builtins.print", closed)
+        program(tmp_path / "in", tmp_path / "out", "--size", 16, "--overwrite")
+    assert "1 skipped" in program(tmp_path / "in", tmp_path / "out", "--size", 16)[1]

@@ -545,6 +545,9 @@ def test_out_of_memory_is_told(tmp_path, network, monkeypatch):
         list(segment_files(network, jobs, Settings(16)))
     with pytest.raises(CannotGoOn, match="lower --batch-size, --window or --max-size"):
         list(segment_files(network, jobs, Settings(16, mode="slide")))
+    monkeypatch.setattr(segmenter, "network_input", fail)
+    (outcome,) = segment_files(network, jobs, Settings(16))
+    assert str(outcome.error).endswith("lower --workers or --size, or shrink the image")
 
 
 def test_read_back(tmp_path):

@@ -36,6 +36,7 @@ def test_plan_follows_links_but_not_in_circles(tmp_path):
     (tmp_path / "in/broken.jpg").symlink_to(tmp_path / "absent.jpg")
     assert [job.results["mask"] for job in plan(str(tmp_path / "in"), "out")] == [
         Path("out/b.png"),
+        Path("out/broken.png"),  # its image fails, which is better than to be left out unsaid
         Path("out/linked/a.png"),
     ]
 

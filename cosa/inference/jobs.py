@@ -62,6 +62,8 @@ class Plan(Sequence[Job]):
     """Keys of ``SUFFIXES``, in its order."""
     files: list[str]
     """Paths of the images below ``root``, sorted, in "/" notation."""
+    masks: Path | None = None
+    """Folder of the true masks, if there is one."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -80,6 +82,42 @@ class Plan(Sequence[Job]):
     def folders(self) -> set[Path]:
         """Where results go, ``output`` itself included."""
         return {self.output / folder for folder in {"", *map(os.path.dirname, self.files)}}
+
+    def present(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """What ``output`` holds: by kind, a file of these jobs, and one that is of none of them.
+
+        A file's kind is that of its ending, whoever made it. Images and true masks in folders
+        below ``output`` do not count.
+
+        Raises:
+            UserError: a folder cannot be searched.
+        """
+        own: dict[str, Path] = {}
+        others: dict[str, Path] = {}
+        if not self.output.is_dir():
+            return own, others
+        stems = {os.path.splitext(file)[0] for file in self.files}
+        output = Path(os.path.realpath(self.output))
+        sources = [Path(os.path.realpath(source)) for source in (self.root, self.masks) if source]
+        left_out = tuple(f"{source.relative_to(output).as_posix()}/" for source in sources
+                         if output in source.parents)
+        for path in _walk(self.output):
+            if not path.name.endswith((".png", ".npz")):
+                continue
+            name = path.relative_to(self.output).as_posix()
+            kind = next((k for k in self.save if name.removesuffix(SUFFIXES[k]) in stems
+                         and name.endswith(SUFFIXES[k])), None)
+            if kind is not None:
+                own.setdefault(kind, path)
+            elif not name.startswith(left_out):
+                # Masks have the shortest ending, which others end in, too.
+                endings = (k for k in reversed(SUFFIXES) if name.endswith(SUFFIXES[k]))
+                kind = next(endings, None)
+                if kind is not None:
+                    others.setdefault(kind, path)
+            if others.keys() >= set(self.save):
+                break
+        return own, others
 
     def part(self, places: slice) -> Plan:
         """Neighbouring jobs."""
@@ -133,7 +171,8 @@ def plan(
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"there is no image in {source}: none of its files ends in {known}")
     save = set(save)
-    jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files)
+    jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files,
+                None if masks is None else Path(masks))
     _check_collisions(jobs)
     image = jobs.overwritten(root, files)
     if image is not None:
@@ -198,7 +237,8 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
         hidden = any(part.startswith(".") for part in file.parts)
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
             continue
-        if match.is_file():
+        # A link that leads nowhere is not left out in silence: its image fails.
+        if match.is_file() or (match.is_symlink() and not match.exists()):
             files.add(file.as_posix())
     return root, sorted(files)
 

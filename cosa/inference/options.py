@@ -29,14 +29,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "Files that are there already are not computed again."
     )
     add = parser.add_argument
-    add("input", help="folder (with its subfolders), image file, or glob in quotes")
-    add("--weights", required=True, metavar="FILE", help="a checkpoint of CoSA")
-    add("--output", required=True, metavar="FOLDER", help="where the results go")
+    add("input", type=filled, help="folder (with its subfolders), image file, or glob in quotes")
+    add("--weights", type=filled, required=True, metavar="FILE", help="a checkpoint of CoSA")
+    add("--output", type=filled, required=True, metavar="FOLDER", help="where the results go")
     add("--save", type=kinds, default=("mask",), metavar="KIND,...",
         help=f"what to write, of {', '.join(SUFFIXES)}; default: mask")
     add("--overlay", action="store_true", help="also write each image with its mask over it")
     add("--overwrite", action="store_true", help="compute finished files again")
-    add("--labels", metavar="CSV", help="image-level labels; other classes are left out")
+    add("--labels", type=filled, metavar="CSV",
+        help="image-level labels; other classes are left out")
     add("--threshold", type=share, metavar="T", help="of pseudo-labels; default: as trained")
     add("--crf", nargs="?", const="release", metavar="PRESET",
         help="refine by a dense CRF: release (default), toco or deeplab")
@@ -55,8 +56,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--scales", type=positive_number, nargs="+", metavar="S", help="default: as evaluated")
     add("--flip", action=argparse.BooleanOptionalAction, help="default: as evaluated")
     add("--size", type=positive_integer, metavar="N", help="side that images are squashed to")
-    add("--json", metavar="FILE", help="write a summary of all images and of the run")
-    add("--evaluate", metavar="MASKS", help="score against the true masks in this folder")
+    add("--json", type=filled, metavar="FILE",
+        help="write a summary of all images and of the run")
+    add("--evaluate", type=filled, metavar="MASKS",
+        help="score against the true masks in this folder")
     add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--workers", type=positive_integer, metavar="N", help="threads that read, and that write")
@@ -154,6 +157,13 @@ def kinds(text: str) -> tuple[str, ...]:
             f"'{unknown or text}' cannot be saved{hint}; choose from {','.join(SUFFIXES)}"
         )
     return chosen
+
+
+def filled(text: str) -> str:
+    """A path: "" would be taken for the current folder, or for an option that is not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a path")
+    return text
 
 
 def positive_integer(text: str) -> int:

@@ -6,13 +6,13 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cosa import distributed
 from cosa.errors import UserError
 from cosa.files import replacing
 from cosa.inference.jobs import SUFFIXES, Plan
@@ -51,28 +51,35 @@ class Record:
         self.old: dict[str, Mark] = {}
         self.strange: dict[str, Path] = {}
         """By kind, a file of which no mark tells where it comes from."""
+        self.others: dict[str, Path] = {}
+        """By kind, a file of which these jobs make none, where that matters."""
 
     def begin(self, overwrite: bool, jobs: Plan) -> None:
         """Look at what is there; writes nothing.
 
         Raises:
-            UserError: files of these jobs were made otherwise, or nothing tells how, and are not
+            UserError: files in the folder were made otherwise, or nothing tells how, and are not
                 to be overwritten.
         """
         classes, self.old = self._read("classes.csv"), self._marks()
-        for kind in self.new:
-            if kind not in self.old:
-                paths = (job.results[kind] for job in jobs)
-                found = next((path for path in paths if os.path.exists(path)), None)
-                self.strange |= {} if found is None else {kind: found}
+        other_classes = classes not in (None, self.classes)
+        if other_classes or any(self.old.get(kind) != self.new[kind] for kind in self.new):
+            own, self.others = distributed.from_main(jobs.present)
+            there = self.others | own
+            # A mark of files that are not there says nothing: its run has made none.
+            self.old = {k: mark for k, mark in self.old.items() if k in there or k not in self.new}
+            self.strange = {k: there[k] for k in self.new if k in there and k not in self.old}
+            other_classes = other_classes and bool(there)
         if overwrite:
             return
-        if classes not in (None, self.classes):
-            raise self._refusal("masks", "weights")
+        if other_classes:
+            raise self._refusal(NAMES[next(iter(there))], "weights")
         for kind in self.new:
             differing = self._differing(kind)
             if self.old.get(kind) == SEVERAL:
-                raise self._refusal(NAMES[kind], "weights or settings")
+                other = self.others.get(kind)
+                hint = "" if other is None else f" (also of other images, such as {other})"
+                raise self._refusal(NAMES[kind], f"weights or settings{hint}")
             if "weights_sha256" in differing:
                 raise self._refusal(NAMES[kind], "weights")
             if differing:
@@ -92,14 +99,19 @@ class Record:
 
         Until all files made otherwise are overwritten, the folder holds files of both kinds.
         """
-        changing = {
-            kind: SEVERAL for kind in self.new if self._differing(kind) or kind in self.strange
-        }
-        self._write({**self.old, **self.new, **changing})
+        self._write({**self.old, **self.new, **dict.fromkeys(self._changing(), SEVERAL)})
 
     def end(self) -> None:
-        """Note that all files of these kinds are of these weights and settings."""
-        self._write({**self.old, **self.new})
+        """Note what the files are of, now that those of these jobs are all made.
+
+        Where a kind's files were made otherwise, those of other images still are.
+        """
+        mixed = [kind for kind in self._changing() if kind in self.others]
+        self._write({**self.old, **self.new, **dict.fromkeys(mixed, SEVERAL)})
+
+    def _changing(self) -> list[str]:
+        """Kinds of which there were files of other, or unknown, weights or settings."""
+        return [kind for kind in self.new if self._differing(kind) or kind in self.strange]
 
     def _differing(self, kind: str) -> set[str]:
         """Names of the settings in which the files there differ from the new ones."""

@@ -96,8 +96,10 @@ class Scorer:
         """``miou``, ``boundary_f``, ``jf`` and, by class name, ``iou`` and ``boundary_f_classes``.
 
         Also ``cmiou``, the mean of ``iou`` over the coexistence classes that occur, if there are
-        any. In [0, 1], None where undefined. Label-filtered scores have the suffix
-        ``_label_filtered``. ``images`` counts those that were scored.
+        any. In [0, 1], None where undefined; classes that occur nowhere, neither in the truth nor
+        in the masks, have a ``boundary_f_classes`` of 1, which counts in ``boundary_f`` (the mean
+        over the foreground classes), unless no image was scored. Label-filtered scores have the
+        suffix ``_label_filtered``. ``images`` counts those that were scored.
         """
         scores = self._compute()
         for key in ("iou", "boundary_f_classes"):
@@ -108,6 +110,9 @@ class Scorer:
 
     def _compute(self) -> dict[str, Any]:
         scores = self.metrics.compute()
+        if not self.images:
+            scores |= {"boundary_f": math.nan, "jf": math.nan,
+                       "boundary_f_classes": [math.nan] * len(self.classes)}
         if self.coexistence:
             scores["cmiou"] = mean_over_present([scores["iou"][k] for k in self.coexistence])
         return scores
@@ -119,7 +124,7 @@ class Scorer:
         lines = [f"{'class':<{width}}    IoU      F"]
         rows = zip(self.classes, scores["iou"], scores["boundary_f_classes"], strict=True)
         # Neither the truth nor the masks show the others.
-        rows = [(name, j, f) for name, j, f in rows if not (math.isnan(j) and f == 1)]
+        rows = [(n, j, f) for n, j, f in rows if not (math.isnan(j) and (f == 1 or math.isnan(f)))]
         lines += [f"{name:<{width}}  {_percent(j)}  {_percent(f)}" for name, j, f in rows]
         if len(rows) < len(self.classes):
             lines.append(f"({len(self.classes) - len(rows)} other classes occur nowhere)")
@@ -127,7 +132,8 @@ class Scorer:
         lines += [
             "",
             f"mIoU (J)           {_percent(scores['miou'])}  {kind}",
-            f"contour quality F  {_percent(scores['boundary_f'])}",
+            f"contour quality F  {_percent(scores['boundary_f'])}  mean of all "
+            f"{len(self.classes) - 1} foreground classes; those that occur nowhere count as 100",
             f"J&F                {_percent(scores['jf'])}",
         ]
         if self.coexistence:

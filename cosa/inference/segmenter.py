@@ -182,16 +182,18 @@ class Segmenter:
 
     def too_large(self, job: Job) -> UserError:
         """What to tell when an image is too large for the memory, beside the network."""
-        options = "--workers or --max-size" if self.shrinks else "--workers"
-        return UserError(f"out of memory at {job.source}: lower {options}, or shrink the image")
+        options = self._lower("--workers", *(["--size"] if self.settings.mode == "whole" else []))
+        return UserError(f"out of memory at {job.source}: {options}, or shrink the image")
 
     def out_of_memory(self) -> CannotGoOn:
         """What to tell when the device's memory is too small for the network."""
-        slide = self.settings.mode == "slide"
-        options = ["--batch-size", *(["--window"] if slide else ["--size"])]
-        options += ["--max-size"] if self.shrinks else []
-        choice = f"{', '.join(options[:-1])} or {options[-1]}"
-        return CannotGoOn(f"out of memory on {self.device}: lower {choice}")
+        side = "--window" if self.settings.mode == "slide" else "--size"
+        return CannotGoOn(f"out of memory on {self.device}: {self._lower('--batch-size', side)}")
+
+    def _lower(self, *options: str) -> str:
+        """Advice to lower one of the options, or ``max_size`` where that helps."""
+        options += ("--max-size",) * self.shrinks
+        return f"lower {', '.join(options[:-1])} or {options[-1]}"
 
 
 class _ScoredNetwork:
