@@ -77,7 +77,7 @@ def test_whenever_it_is_killed_one_is_readable_and_no_more_are_kept(
     """Each call that changes the folder is the last one once; then a run goes on from there."""
     if not links:
         monkeypatch.setattr(os, "link", refuse_link)
-    for step in range(9):
+    for step in range(30):
         for path in run.checkpoints():
             path.unlink()
         rotation = fill(run, keep, 10, 20, 30)
