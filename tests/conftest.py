@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from infer_helpers import run_main, write_weights
 
 ROOT = Path(__file__).parent.parent
 SIZE = 48
@@ -89,3 +90,19 @@ def tiny(tmp_path):
     path.write_text("name: tiny\ndata: {name: scenes}\n"
                     "evaluate: {coexistence_classes: [boat, train, bird]}\n", encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of a tiny network's weights, for infer.py."""
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
+
+
+@pytest.fixture
+def program(weights, capfd):
+    """infer.py in this process: exit code, stdout, stderr."""
+
+    def run(source, output, *options):
+        return run_main(weights, source, output, *options), *capfd.readouterr()
+
+    return run

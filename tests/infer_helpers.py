@@ -16,6 +16,9 @@ from cosa.network import CoSANetwork
 from cosa.palette import voc_palette
 from infer import main
 
+ALL = ("--save", "mask,overlay,cam,cpl,probabilities")
+"""Every kind of result."""
+
 ROOT = Path(__file__).parent.parent
 SIZE = 32
 PATCH = 8

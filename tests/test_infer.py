@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from infer_helpers import ROOT, SCALES, SIZE, files, read, run_main, save, write_weights
+from infer_helpers import ROOT, SCALES, SIZE, files, read, run_main, save
 from PIL import Image
 
 import cosa
@@ -23,11 +23,6 @@ from cosa.inference.pipeline import Outcome
 from cosa.inference.pixels import argmax_at_size
 from cosa.predict import multi_scale
 from infer import main
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
 
 
 @pytest.fixture(scope="module")

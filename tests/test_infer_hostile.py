@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from infer_helpers import (
+    ALL,
     files,
     refusal,
     run_main,
@@ -29,21 +30,6 @@ from cosa.inference import outputs, pipeline, segmenter
 from cosa.inference.jobs import SUFFIXES, CannotGoOn
 from cosa.inference.settings import CrfSettings
 from infer import main
-
-ALL = ("--save", "mask,overlay,cam,cpl,probabilities")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
-
-
-@pytest.fixture
-def program(weights, capfd):
-    def run(source, output, *options):
-        return run_main(weights, source, output, *options), *capfd.readouterr()
-
-    return run
 
 
 def test_weights_of_the_wrong_kind(tmp_path, weights):

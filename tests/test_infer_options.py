@@ -14,7 +14,6 @@ from infer_helpers import (
     run_main,
     save,
     save_smooth,
-    write_weights,
 )
 from PIL import Image
 
@@ -25,21 +24,6 @@ from cosa.data.folder import FolderDataset
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
 from cosa.metrics import SegmentationMetrics
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
-
-
-@pytest.fixture
-def program(weights, capfd):
-    """Run the program in this process: exit code, stdout, stderr."""
-
-    def run(source, output, *options):
-        return run_main(weights, source, output, *options), *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from infer_helpers import (
+    ALL,
     SIZE,
     files,
     read,
@@ -22,21 +23,6 @@ from cosa.files import TEMPORARY
 from cosa.inference import outputs
 from cosa.inference.jobs import SUFFIXES, plan
 from cosa.inference.pipeline import find_finished
-
-ALL = ("--save", "mask,overlay,cam,cpl,probabilities")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
-
-
-@pytest.fixture
-def program(weights, capfd):
-    def run(source, output, *options):
-        return run_main(weights, source, output, *options), *capfd.readouterr()
-
-    return run
 
 
 def test_files_of_unknown_origin_are_not_vouched_for(tmp_path, weights, program, monkeypatch):

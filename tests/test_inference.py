@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from infer_helpers import SIZE, read, save, save_smooth, write_weights
+from infer_helpers import SIZE, read, save, save_smooth
 from PIL import Image
 
 import cosa
@@ -33,11 +33,6 @@ from cosa.targets import cam_pseudo_labels
 
 WHOLE = Settings(size=SIZE, scales=(1.0, 0.5), flip=True)
 CRF = CrfSettings(iterations=2, gaussian=(1.0, 1.0), bilateral=(4.0, 20.0, 10.0))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
 
 
 @pytest.fixture(scope="module")
