@@ -15,16 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cosa.benchmark.train import known_classes
+from cosa.benchmark.trainer import training_step
 from cosa.config import Config, load_config
 from cosa.cotrain import CoTraining
 from cosa.errors import UserError
-from cosa.training import (
-    build_cotraining,
-    build_optimizer,
-    build_step,
-    check_crop,
-    optimizer_step,
-)
+from cosa.training import build_cotraining, build_optimizer, build_step, check_crop
 
 DEFAULT_CONFIG = "configs/voc.yaml"
 GIB = 2**30
@@ -112,13 +107,8 @@ def _steps(
 ) -> dict[str, int]:
     optimizer = build_optimizer(cotraining.online, config.optimizer)
     batch, step = imagined_batch(config, classes), build_step(cotraining)
-    total = config.train.iterations
     for _ in range(2):  # the optimizer's state comes with the first step
-        optimizer.zero_grad()
-        loss, terms = step(batch, total - 1)
-        optimizer_step(optimizer, loss, config.optimizer, total - 1, total)
-        cotraining.update_assignment(total - 1)
-        del loss, terms
+        training_step(cotraining, step, optimizer, batch)
     optimizer.zero_grad()
     return {"kept": live.now, "peak": live.highest}
 

@@ -7,7 +7,6 @@ import datetime
 import json
 import os
 import shlex
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -19,18 +18,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 
+from cosa.benchmark import straightforward
 from cosa.benchmark.crf import size
 from cosa.benchmark.report import machine, markdown, plain, read_report, write_report
+from cosa.benchmark.straightforward import Straightforward
+from cosa.benchmark.textures import QUALITY, textures
 from cosa.config import Config, load_config, to_dict
 from cosa.data import SegmentationDataset, build_dataset, datasets, loader, transforms
-from cosa.data.colour import apply_strong, strong_operations
 from cosa.data.datasets import FileDataset
-from cosa.data.images import IMAGENET_STD, LazyJpeg, read_image, to_tensor
+from cosa.data.images import IMAGENET_STD, LazyJpeg, read_image
 from cosa.data.loader import TrainingViews, collate, to_device, training_loader, worker_count
-from cosa.data.transforms import crop, sample_geometry
 from cosa.files import write_atomically
 from cosa.inference.options import positive_integer
 
@@ -38,60 +37,15 @@ TOPIC = "loader"
 BEFORE, NOW = "straightforward", "loader"
 TARGET = 60
 """Images per second and core that the loader must make."""
-QUALITY = 90
 OTHER = "draws, labels"
 
-
-class Straightforward(TrainingViews):
-    """The same stream, written without thought of its cost.
-
-    Images are decoded in full, Pillow blurs, and views are normalised to float32 one by one in
-    the process that loads. Yields weak and strong as (3, S, S) float32.
-    """
-
-    def views(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        options = self.augment
-        side = options["crop_size"]
-        image = _decoded(self.dataset, index)
-        geometry = sample_geometry(image.size, rng, crop_size=side, **{
-            key: options[key] for key in ("scale_min", "scale_max", "flip")
-        })
-        content = crop(image, geometry)
-        if rng.random() < options["blur"]:
-            content = _blur(content, rng.uniform(options["blur_min"], options["blur_max"]))
-        left, top, right, bottom = geometry.target
-        box = slice(top, bottom), slice(left, right)
-        weak = strong = _float_canvas(content, box, side)
-        if options["strong"]:
-            operation = strong_operations()[rng.integers(len(strong_operations()))]
-            strong = _float_canvas(apply_strong(content, operation, rng.random()), box, side)
-        valid = torch.zeros(side, side, dtype=torch.bool)
-        valid[box] = True
-        return {"weak": weak, "strong": strong, "valid": valid}
-
-
-def _decoded(dataset: SegmentationDataset, index: int) -> Image.Image:
-    return dataset.image(index).convert("RGB")  # a copy, as of every image of any mode
-
-
-def _blur(content: Image.Image, deviation: float) -> Image.Image:
-    return content.filter(ImageFilter.GaussianBlur(deviation))
-
-
-def _float_canvas(content: Image.Image, box: tuple[slice, slice], side: int) -> Tensor:
-    canvas = torch.zeros(3, side, side)
-    canvas[(slice(None), *box)] = to_tensor(content)
-    return canvas
-
-
 STREAMS = {BEFORE: Straightforward, NOW: TrainingViews}
-_HERE = sys.modules[__name__]
 STAGES = {
-    "decode": ((_HERE, "_decoded"), (datasets, "open_image"), (LazyJpeg, "decode")),
-    "crop, resize": ((_HERE, "crop"), (transforms, "crop")),
-    "blur": ((_HERE, "_blur"), (transforms, "blurred")),
-    "colour": ((_HERE, "apply_strong"), (transforms, "apply_strong")),
-    "tensors": ((_HERE, "_float_canvas"), (transforms, "pad")),
+    "decode": ((straightforward, "decoded"), (datasets, "open_image"), (LazyJpeg, "decode")),
+    "crop, resize": ((straightforward, "crop"), (transforms, "crop")),
+    "blur": ((straightforward, "blurred"), (transforms, "blurred")),
+    "colour": ((straightforward, "apply_strong"), (transforms, "apply_strong")),
+    "tensors": ((straightforward, "float_canvas"), (transforms, "pad")),
     "collate": ((loader, "default_collate"),),
 }
 """Stage -> where the functions that make it up are looked up when they are called."""
@@ -223,25 +177,6 @@ def _processor_seconds() -> float:
     """Of this process and of those that it started and that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def texture(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Smooth noise of all scales, coarse ones strongest, as in photographs; RGB."""
-    total = np.zeros((height, width, 3), np.float32)
-    for cell, strength in ((128, 60), (32, 40), (8, 22), (2, 30)):
-        noise = rng.normal(128, strength, (height // cell + 2, width // cell + 2, 3))
-        coarse = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
-        total += np.asarray(coarse.resize((width, height), Image.BICUBIC), np.float32) - 128
-    return Image.fromarray((128 + total).clip(0, 255).astype(np.uint8))
-
-
-def textures(folder: Path, count: int, width: int, height: int) -> FileDataset:
-    """JPEG files of ``texture``, with a label each."""
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{number}.jpg" for number in range(count)]
-    for path in paths:
-        texture(width, height, rng).save(path, quality=QUALITY)
-    return FileDataset(("thing",), [path.stem for path in paths], np.ones((count, 1)), paths)
 
 
 def describe(dataset: SegmentationDataset, config: Config) -> str:

@@ -3,80 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from cosa.benchmark.memory import peak, start_peak
-from cosa.config import Config, load_config, to_dict, to_yaml
+from cosa.benchmark.timing import clock
+from cosa.benchmark.trainer import Trainer
+from cosa.config import Config, load_config, to_yaml
 from cosa.data import build_dataset
-from cosa.data.loader import to_device, training_loader
 from cosa.device import memory_errors_explained
 from cosa.errors import UserError
-from cosa.training import (
-    build_cotraining,
-    build_optimizer,
-    build_step,
-    choose_stream,
-    optimizer_step,
-    prepare,
-)
-
-BATCHES = 3
-"""Different batches that are stepped through in turn."""
 
 WARM_UP = 2
 """Steps that are not timed: the first ones allocate."""
 
 
-class Stepper:
-    """A training whose steps are made one by one, at the last iteration's terms.
+class Stepper(Trainer):
+    """A training whose steps are made and timed one by one, on the same few batches.
 
     Args:
         config: its data set, network, losses and batch size are used.
 
     Raises:
-        UserError: data, weights or device are not usable.
+        UserError: data, weights, device or crop are not usable.
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.device, autocast = prepare(config)
-        dataset = build_dataset(config.data, "train")
-        self.cotraining = build_cotraining(config, len(dataset.classes), self.device, autocast)
-        self.optimizer = build_optimizer(
-            self.cotraining.online, config.optimizer, self.cotraining.regularizers
-        )
-        loader = training_loader(
-            dataset, batch_size=config.train.batch_size, seed=config.seed, iterations=BATCHES,
-            workers=0, stream=choose_stream(config), **to_dict(config.augment),
-        )
-        self.batches = [to_device(batch, self.device) for batch in loader]
-        self._step = build_step(self.cotraining)
-        self._made = 0
+        super().__init__(config, build_dataset(config.data, "train"))
+        self._batches = itertools.cycle(self.cached_batches())
 
     def step(self) -> float:
         """One step of targets, losses, backward, optimizer and average; return its seconds."""
-        total = self.config.train.iterations
-        batch = self.batches[self._made % BATCHES]
-        self._made += 1
-        start = self._clock()
-        self.optimizer.zero_grad()
-        loss, _ = self._step(batch, total - 1)
-        optimizer_step(self.optimizer, loss, self.config.optimizer, total - 1, total)
-        self.cotraining.update_assignment(total - 1)
-        return self._clock() - start
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        batch = next(self._batches)
+        start = clock(self.device)
+        self.train_on(batch)
+        return clock(self.device) - start
 
 
 def seconds_per_step(configs: Mapping[str, Config], rounds: int) -> dict[str, float]:

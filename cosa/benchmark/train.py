@@ -11,8 +11,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,22 @@ import torch
 from cosa.benchmark.baseline import Baseline
 from cosa.benchmark.clock import PhaseClock
 from cosa.benchmark.flops import count, count_multi_scale
-from cosa.benchmark.loader import textures
 from cosa.benchmark.memory import peak, start_peak
 from cosa.benchmark.report import machine, markdown, plain, write_report
-from cosa.config import Config, load_config, to_dict
+from cosa.benchmark.textures import textures
+from cosa.benchmark.timing import clock
+from cosa.benchmark.trainer import CACHED, Trainer
+from cosa.config import Config, load_config
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.datasets import FileDataset
-from cosa.data.loader import to_device, training_loader
-from cosa.device import memory_errors_explained
+from cosa.data.loader import to_device
+from cosa.device import choose_device, memory_errors_explained
 from cosa.errors import UserError
 from cosa.files import write_atomically
-from cosa.training import (
-    build_cotraining,
-    build_optimizer,
-    build_step,
-    check_crop,
-    choose_stream,
-    optimizer_step,
-    prepare,
-)
 
 DEFAULT_CONFIG = "configs/demo.yaml"
 PHASES = ("data", "teacher", "student", "targets", "losses", "backward", "optimizer and average")
 NOISE_IMAGES = 64
-CACHED = 3
-"""Batches that the baseline is stepped through in turn, and our step beside it."""
 
 PEAKS = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12,
@@ -80,70 +70,26 @@ class Measured:
     """Bytes beyond what there was before the networks were built."""
 
 
-class Trainer:
-    """The training of a configuration, from random weights, at the last iteration's terms.
+def measure(trainer: Trainer, before: int, rounds: int, warm_up: int) -> Measured:
+    """Train for ``warm_up`` and then ``rounds`` iterations, loader included.
 
-    Raises:
-        UserError: data or device are not usable.
+    Args:
+        before: bytes in use before the trainer was built, of ``start_peak``.
     """
-
-    def __init__(self, config: Config, dataset: SegmentationDataset) -> None:
-        model = dataclasses.replace(config.model, pretrained=False)
-        self.config = dataclasses.replace(config, model=model)
-        self.device, autocast = prepare(self.config)
-        self.before = start_peak(self.device)
-        self.dataset = dataset
-        self.cotraining = build_cotraining(
-            self.config, len(dataset.classes), self.device, autocast
-        )
-        self.optimizer = build_optimizer(
-            self.cotraining.online, config.optimizer, self.cotraining.regularizers
-        )
-        check_crop(config, self.cotraining.online)
-        self._step = build_step(self.cotraining)
-
-    def batches(self, iterations: int, workers: int):
-        """Batches from the configured loader."""
-        return training_loader(
-            self.dataset, batch_size=self.config.train.batch_size, seed=self.config.seed,
-            iterations=iterations, workers=workers, pin_memory=self.device.type == "cuda",
-            stream=choose_stream(self.config), **to_dict(self.config.augment),
-        )
-
-    def move(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch on the device."""
-        return to_device(batch, self.device)
-
-    def step(self, batch: dict[str, torch.Tensor], mark: Callable[[str], None]) -> torch.Tensor:
-        """One iteration of train.py without logging; return the loss."""
-        total = self.config.train.iterations
-        self.cotraining.mark = mark
-        self.optimizer.zero_grad()
-        loss, _ = self._step(batch, total - 1)
-        optimizer_step(self.optimizer, loss, self.config.optimizer, total - 1, total, mark)
-        self.cotraining.update_assignment(total - 1)
-        mark(PHASES[-1])
-        return loss.detach()
-
-    def measure(self, rounds: int, warm_up: int) -> Measured:
-        """Train for ``warm_up`` and then ``rounds`` iterations, loader included."""
-        clock, started = PhaseClock(self.device), 0.0
-        loaded = self.batches(warm_up + rounds, self.config.data.workers)
-        for made, batch in enumerate(loaded, start=1):
-            batch = self.move(batch)
-            clock.mark(PHASES[0])
-            self.step(batch, clock.mark)
-            if made == warm_up:
-                self.synchronize()
-                clock, started = PhaseClock(self.device), time.perf_counter()
-                clock.mark("start")
-        self.synchronize()
-        seconds = (time.perf_counter() - started) / rounds
-        return Measured(seconds, clock.seconds(), peak(self.device) - self.before)
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    device = trainer.device
+    phases, started = PhaseClock(device), 0.0
+    loaded = trainer.batches(warm_up + rounds, trainer.config.data.workers)
+    for made, batch in enumerate(loaded, start=1):
+        batch = to_device(batch, device)
+        phases.mark(PHASES[0])
+        trainer.train_on(batch, phases.mark)
+        phases.mark(PHASES[-1])
+        if made == warm_up:
+            started = clock(device)
+            phases = PhaseClock(device)
+            phases.mark("start")
+    seconds = (clock(device) - started) / rounds
+    return Measured(seconds, phases.seconds(), peak(device) - before)
 
 
 def choose_dataset(config: Config, folder: Path) -> SegmentationDataset:
@@ -178,23 +124,21 @@ def is_synthetic(config: Config) -> bool:
 
 def compare(trainer: Trainer, rounds: int) -> dict[str, float]:
     """Median seconds of our step and of the baseline's, in turn, on the same batches."""
-    batches = [trainer.move(batch) for batch in trainer.batches(CACHED, 0)]
+    batches = trainer.cached_batches()
     config, total = trainer.config, trainer.config.train.iterations
     other = Trainer(config, trainer.dataset)
     baseline = Baseline(other.cotraining, other.config)
     fill_queues(baseline)
     steps = {
-        "ours": lambda batch: trainer.step(batch, lambda phase: None),
+        "ours": trainer.train_on,
         "baseline": lambda batch: baseline.step(batch, total - 1),
     }
     spent: dict[str, list[float]] = {name: [] for name in steps}
     for made in range(1 + rounds):  # the first round is the warm-up
         for name, step in steps.items():
-            trainer.synchronize()
-            start = time.perf_counter()
+            start = clock(trainer.device)
             step(batches[made % CACHED])
-            trainer.synchronize()
-            spent[name].append(time.perf_counter() - start)
+            spent[name].append(clock(trainer.device) - start)
     return {name: statistics.median(values[1:]) for name, values in spent.items()}
 
 
@@ -243,15 +187,14 @@ def device_peak(device: torch.device, bf16: bool) -> tuple[float, str]:
     return matmul_rate(device, bf16), "a large matrix product"
 
 
-def facts_of(trainer: Trainer, rounds: int, warm_up: int, baseline: bool) -> dict[str, Any]:
+def facts_of(trainer: Trainer, measured: Measured) -> dict[str, Any]:
     """Everything measured, for the table and for --json."""
-    measured = trainer.measure(rounds, warm_up)
     config = trainer.config
     images = config.train.batch_size / measured.seconds
     with trainer.cotraining.autocast():
         bf16 = torch.is_autocast_enabled(trainer.device.type)
     flops, (rate, source) = step_flops(trainer), device_peak(trainer.device, bf16)
-    facts = {
+    return {
         "machine": machine(trainer.device), "images_per_second": images,
         "seconds_per_iteration": measured.seconds, "phases": measured.phases,
         "memory_bytes": measured.memory, "flops_per_step": flops,
@@ -259,9 +202,6 @@ def facts_of(trainer: Trainer, rounds: int, warm_up: int, baseline: bool) -> dic
         "precision": "bf16" if bf16 else "fp32",
         "schedule_hours": config.train.iterations * measured.seconds / 3600,
     }
-    if baseline:
-        facts["comparison"] = compare(trainer, max(1, rounds // 4))
-    return facts
 
 
 def table(facts: dict[str, Any]) -> list[list[str]]:
@@ -328,10 +268,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.rounds < 1 or given.warm_up < 1:
         raise UserError("--rounds and --warm-up must be at least 1")
-    config = load_config(given.config, given.overrides)
+    config = load_config(given.config, [*given.overrides, "model.pretrained=false"])
     with memory_errors_explained(), tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, choose_dataset(config, Path(folder)))
-        facts = facts_of(trainer, given.rounds, given.warm_up, given.baseline)
+        dataset = choose_dataset(config, Path(folder))
+        before = start_peak(choose_device(config.device))
+        trainer = Trainer(config, dataset)
+        facts = facts_of(trainer, measure(trainer, before, given.rounds, given.warm_up))
+        if given.baseline:
+            facts["comparison"] = compare(trainer, max(1, given.rounds // 4))
     print(plain(table(facts)), *lines(facts, config), sep="\n")
     if given.json:
         write_atomically(given.json, json.dumps(facts, indent=2) + "\n")
