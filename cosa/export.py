@@ -10,55 +10,37 @@ run it is written all the same; the command says then that it is not verified.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
-import io
-import json
-import logging
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 import cosa
 from cosa.checkpoint import check_finite, one_line
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.errors import UserError, run_program
+from cosa.export_check import TOLERANCE, check_cases, compare, verify, within_tolerance
+from cosa.export_files import (
+    METADATA_FILE,
+    describe_export,
+    onnx_bytes,
+    onnx_runner,
+    torch_export_bytes,
+    torch_export_runner,
+)
+from cosa.export_program import INPUT, MIN_PATCHES, OUTPUTS, ExportedForward, trace
 from cosa.files import check_target, replacing
-from cosa.network import PREFIX_TOKENS, CoSANetwork
+from cosa.network import CoSANetwork
 from cosa.predict import scaled_size
 
-INPUT = "images"
-OUTPUTS = {
-    "seg": "segmentation logits (batch, classes + 1, rows, columns), channel 0: background",
-    "cam": "class activation map (batch, classes, rows, columns), unbounded",
-    "aux_cam": "auxiliary class activation map, like cam",
-    "logits": "class scores (batch, classes), before the sigmoid",
-    "aux_logits": "auxiliary class scores, like logits",
-}
-"""Fields of ``NetworkOutput`` that are exported, in this order; rows and columns: patches."""
+__all__ = [
+    "INPUT", "METADATA_FILE", "OUTPUTS", "SUFFIXES", "TOLERANCE", "ExportedForward", "compare",
+    "convert", "describe_export", "export", "main", "onnx_runner", "torch_export_runner", "trace",
+]
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
-METADATA_FILE = "cosa.json"
-"""Where a torch.export file keeps the metadata: torch.export.load(extra_files={this: ""})."""
-
-TOLERANCE = 1e-4
-"""Largest difference allowed, relative to the largest magnitude of the output in question."""
-
-MIN_PATCHES, MAX_PATCHES = 2, 2048
-"""Per side. Exporters treat sides of length 1 as a case of its own."""
-
-MAX_BATCH = 65535
-"""Some versions of PyTorch want a bound, whichever."""
-
 MIN_OPSET = 18
 """The oldest that PyTorch's exporter writes; what its converter makes of older ones is broken."""
 
@@ -72,95 +54,11 @@ EXPORT_ERRORS = (
 
 UPGRADE = "pip install --upgrade torch onnx onnxscript"
 
-Runner = Callable[[Tensor], Mapping[str, Tensor]]
-Case = tuple[int, int, int]  # batch, height, width
-
-
-class PositionedPatches(nn.Module):
-    """A patch embedding that adds the position embedding, resized whatever the grid.
-
-    ``cosa.network.embed`` resizes unless the grid is the embedding's own, which an exporter would
-    turn into a condition on the image size. Resizing to the same grid changes no value.
-
-    Args:
-        patch_embed: gives (B, h, w, D).
-        position: (1, h0*w0, D), without entries for prefix tokens.
-    """
-
-    def __init__(self, patch_embed: nn.Module, position: Tensor):
-        super().__init__()
-        self.patch_embed = patch_embed
-        grid = position.unflatten(1, patch_embed.grid_size).permute(0, 3, 1, 2)
-        self.register_buffer("position", grid.float().contiguous())
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.patch_embed(images)
-        grid = (patches.shape[1], patches.shape[2])
-        position = F.interpolate(self.position, grid, mode="bicubic", align_corners=False)
-        return patches + position.permute(0, 2, 3, 1).to(patches.dtype)
-
-
-class ExportedForward(nn.Module):
-    """The forward pass of a copy of ``network`` with the maps ``OUTPUTS`` as a dictionary."""
-
-    def __init__(self, network: CoSANetwork):
-        super().__init__()
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        encoder = self.network.encoder
-        if encoder.pos_embed is None:
-            return
-        position = encoder.pos_embed
-        height, width = encoder.patch_embed.grid_size
-        prefix, patches = position.split([position.shape[1] - height * width, height * width], 1)
-        start = 0
-        for name in PREFIX_TOKENS if prefix.shape[1] else ():
-            token = getattr(encoder, name, None)
-            if token is not None:
-                part = prefix[:, start : start + token.shape[1]]
-                setattr(encoder, name, nn.Parameter(token + part, requires_grad=False))
-                start += token.shape[1]
-        encoder.patch_embed = PositionedPatches(encoder.patch_embed, patches)
-        encoder.pos_embed = None
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        output = self.network(images)
-        return {name: getattr(output, name) for name in OUTPUTS}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings and notes of the exporters, which are meant for their developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
 
 def brief(error: Exception) -> str:
     """The first sentence of an exporter's message, without colours: the rest fills pages."""
     text = re.sub(r"\x1b\[\d+m", "", one_line(error))
     return text.split(". ")[0]
-
-
-def trace(network: CoSANetwork, size: int | None) -> ExportedProgram:
-    """The network as a program of any batch size, of one image size or of all (``size`` None)."""
-    patch = network.patch_size
-    shape: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
-    height = width = size
-    if size is None:
-        # All different, and no number that occurs elsewhere, so that no two are taken for one.
-        height, width = 5 * patch, 7 * patch
-        shape[2] = patch * Dim("rows", min=MIN_PATCHES, max=MAX_PATCHES)
-        shape[3] = patch * Dim("columns", min=MIN_PATCHES, max=MAX_PATCHES)
-    images = torch.zeros(2, 3, height, width)
-    with quiet():
-        return torch.export.export(
-            ExportedForward(network), (images,), dynamic_shapes={INPUT: shape}, strict=False
-        )
 
 
 def convert(network: CoSANetwork, size: int | None, opset: int | None) -> bytes:
@@ -201,163 +99,6 @@ def convert_as_free_as_possible(
     except EXPORT_ERRORS as error:
         raise UserError(f"PyTorch {torch.__version__} cannot export this network: "
                         f"{brief(error)}; try newer packages: {UPGRADE}") from error
-
-
-@torch.no_grad()
-def compare(run: Runner, network: CoSANetwork, cases: Iterable[Case]) -> list[float]:
-    """Differences of an exported program from the network on random images.
-
-    Args:
-        run: takes images and returns the maps ``OUTPUTS``.
-        network: the original, in eval mode on the CPU.
-        cases: batch size, height and width of each input.
-
-    Returns:
-        For each case and output the largest absolute difference over the output's largest
-        magnitude; infinite where the shapes differ.
-
-    Raises:
-        UserError: the network itself yields values that are not finite.
-    """
-    generator = torch.Generator().manual_seed(0)
-    differences = []
-    for batch, height, width in cases:
-        images = torch.randn(batch, 3, height, width, generator=generator)
-        expected, found = network(images), run(images)
-        for name in OUTPUTS:
-            wanted, given = getattr(expected, name), found[name]
-            if not wanted.isfinite().all():
-                raise UserError(f"the network's own {name} is not finite, its training has "
-                                "diverged: give another checkpoint")
-            if wanted.shape != given.shape:
-                differences.append(float("inf"))
-                continue
-            scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
-            differences.append(float((wanted - given).abs().max() / scale))
-    return differences
-
-
-def within_tolerance(differences: Iterable[float]) -> bool:
-    return all(difference <= TOLERANCE for difference in differences)  # not so for NaN
-
-
-def check_cases(size: int, patch: int, any_size: bool) -> list[Case]:
-    """What a file is verified on: two batch sizes and, where free, two image sizes."""
-    other = (size, size)
-    if any_size:
-        smaller = (scaled_size((size, size), scale, patch)[0] for scale in (0.5, 0.75))
-        other = tuple(max(side, MIN_PATCHES * patch) for side in smaller)
-    return [(1, size, size), (3, *other)]
-
-
-def describe_export(network: CoSANetwork, size: int | None) -> dict[str, Any]:
-    """The metadata of an exported file, in plain types.
-
-    Args:
-        network: from ``cosa.load``.
-        size: the image size that the file is bound to, None if it takes any.
-    """
-    evaluate = network.config["evaluate"]
-    return {
-        "program": f"CoSA {cosa.__version__}",
-        "classes": list(network.classes),  # foreground: channel k of seg is classes[k - 1]
-        "palette": [list(color) for color in network.palette],  # background first
-        "thresholds": list(network.thresholds),  # of the normalised cam and aux_cam, or null
-        "image_size": network.image_size,  # side of the square that it was evaluated at
-        "scales": list(evaluate["scales"]),
-        "flip": evaluate["flip"],
-        "patch_size": network.patch_size,
-        "fixed_size": None if size is None else [size, size],
-        "mean": list(IMAGENET_MEAN),  # of RGB in [0, 1]: images = (rgb - mean) / std
-        "std": list(IMAGENET_STD),
-        "outputs": OUTPUTS,
-    }
-
-
-def torch_export_bytes(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
-    """The content of a .pt2 file, metadata in ``METADATA_FILE``."""
-    content = io.BytesIO()
-    with quiet():
-        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
-    return content.getvalue()
-
-
-def onnx_bytes(program: ExportedProgram, metadata: Mapping[str, Any], opset: int) -> bytes:
-    """The content of an .onnx file; in metadata_props each key of ``metadata``, value in JSON.
-
-    Raises:
-        UserError: the converter writes another opset.
-        One of ``EXPORT_ERRORS``: it does not master the program.
-    """
-    import onnx
-
-    with quiet():
-        model = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, verbose=False, optimize=True,
-            input_names=[INPUT], output_names=list(OUTPUTS),
-        ).model_proto
-    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if written != opset:
-        raise UserError(f"the converter wrote ONNX opset {written}, not --opset {opset}: choose "
-                        f"{written}")
-    name_dimensions(model.graph)
-    onnx.helper.set_model_props(model, {k: json.dumps(value) for k, value in metadata.items()})
-    return model.SerializeToString()
-
-
-def name_dimensions(graph: Any) -> None:
-    """Give the free dimensions of an ONNX graph's input and outputs readable names."""
-    del graph.value_info[:]  # shapes of inner values, in the exporter's own symbols
-    for value in (*graph.input, *graph.output):
-        sides = ("height", "width") if value.name == INPUT else ("rows", "columns")
-        for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "", *sides), strict=False):
-            if dim.dim_param:
-                dim.dim_param = name
-
-
-def torch_export_runner(path: str) -> Runner:
-    """Runs a .pt2 file."""
-    with open(path, "rb") as file:
-        return torch.export.load(file).module()
-
-
-def onnx_runner(path: str) -> Runner:
-    """Runs an .onnx file with onnxruntime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        arrays = session.run(list(OUTPUTS), {INPUT: images.numpy()})
-        return {name: torch.from_numpy(a) for name, a in zip(OUTPUTS, arrays, strict=True)}
-
-    return run
-
-
-def verify(
-    path: str, runner: Callable[[str], Runner], network: CoSANetwork, cases: Iterable[Case]
-) -> float:
-    """The largest difference of a file's outputs from the network's; see :func:`compare`.
-
-    Raises:
-        UserError: the file cannot be run, or differs by more than ``TOLERANCE``.
-    """
-    try:
-        differences = compare(runner(path), network, cases)
-    except UserError:
-        raise
-    except Exception as error:  # onnxruntime's errors have no base of their own.
-        raise UserError(f"the exported program cannot be run, so no file is written: "
-                        f"{one_line(error)}") from error
-    if not within_tolerance(differences):
-        worst = next((d for d in differences if d != d), max(differences))
-        raise UserError(f"the exported program's outputs differ from the network's by {worst:.1e} "
-                        f"of their range, more than the tolerance {TOLERANCE:.0e}: no file is "
-                        "written; try another --opset or version of PyTorch")
-    return max(differences)
 
 
 def require_onnx(network: CoSANetwork) -> None:
