@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,11 @@ class UserError(Exception):
 
 class NotFiniteError(ValueError):
     """A loss, gradient or activation is NaN or infinite; the message is a clause saying which."""
+
+
+def not_finite(loss: float) -> str:
+    """The clause about a step that is not finite: its loss, or else the norm of the gradient."""
+    return f"the {'norm of the gradient' if math.isfinite(loss) else 'loss'} is not finite"
 
 
 def run_program(main: Callable[[], int | None]) -> None:

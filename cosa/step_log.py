@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cosa import distributed
-from cosa.errors import NotFiniteError
+from cosa.errors import NotFiniteError, not_finite
 
 MOST_PENDING = 100
 """So many steps at most go by before a diverged training is noticed."""
@@ -26,8 +26,8 @@ class DivergedError(NotFiniteError):
         index: (B,) the indices of its images in the data set.
     """
 
-    def __init__(self, what: str, iteration: int, terms: list[str], index: Tensor) -> None:
-        super().__init__(f"the {what} is not finite")
+    def __init__(self, loss: float, iteration: int, terms: list[str], index: Tensor) -> None:
+        super().__init__(not_finite(loss))
         self.iteration, self.terms, self.index = iteration, terms, index
 
 
@@ -110,5 +110,4 @@ class StepLog:
             return
         bad = [name for name, value in zip(step.names, row[2:], strict=True)
                if not np.isfinite(value)]
-        what = "norm of the gradient" if np.isfinite(row[0]) else "loss"
-        raise DivergedError(what, step.iteration, bad, step.index)
+        raise DivergedError(float(row[0]), step.iteration, bad, step.index)

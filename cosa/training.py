@@ -18,7 +18,7 @@ from cosa.data import SegmentationDataset
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.device import allow_tf32, choose_autocast, choose_device
-from cosa.errors import NotFiniteError, UserError
+from cosa.errors import NotFiniteError, UserError, not_finite
 from cosa.evaluate import evaluate
 from cosa.network import CoSANetwork
 from cosa.parts import step_in_parts
@@ -195,8 +195,7 @@ def require_finite(loss: Tensor, norm: Tensor) -> None:
         NotFiniteError: the loss or the norm of its gradient is not finite.
     """
     if not torch.isfinite(loss.detach() + norm):
-        what = "norm of the gradient" if torch.isfinite(loss) else "loss"
-        raise NotFiniteError(f"the {what} is not finite")
+        raise NotFiniteError(not_finite(loss.item()))
 
 
 def score(
