@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cosa.benchmark import campaign, report
@@ -13,7 +11,6 @@ from cosa.benchmark.peak import PEAK_FILE
 from cosa.benchmark.runner import Run
 from cosa.benchmark.verdicts import Results, Verdict, verdicts
 from cosa.config import load_config
-from cosa.files import write_atomically
 
 PEAK_EVALUATIONS = 12
 """How often classification alone is evaluated: its peak must not be missed."""
@@ -81,10 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs, facts = campaign.execute("ablation", ROWS, given, arguments, commands)
     results = collect(runs)
     judged = verdicts(results)
-    numbers = {**facts, "runs": results, "verdicts": [vars(v) for v in judged]}
-    raw = Path(given.output) / "ablation.json"
-    write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
-    report.write_report(Path(given.report), make_section(facts, results, judged), "ablation")
-    print(report.plain(report.table(results)), *judged, sep="\n")
-    print(f"numbers of every run are in {raw}, the report is {given.report}")
+    section = make_section(facts, results, judged)
+    campaign.publish(
+        "ablation", given, {**facts, "runs": results}, judged, report.table(results), section
+    )
     return 0

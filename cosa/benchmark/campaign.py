@@ -19,6 +19,7 @@ from cosa.benchmark.verdicts import Results, Verdict
 from cosa.config import Config, load_config, to_dict
 from cosa.device import choose_device
 from cosa.errors import UserError
+from cosa.files import write_atomically
 from cosa.run_folder import RunFolder
 from cosa.weights import PROJECT_FOLDER
 
@@ -154,6 +155,34 @@ def head(title: str, facts: dict[str, Any], results: Results) -> list[str]:
         f"{facts['config']['train']['iterations']} iterations.",
         report.SPLIT_NOTES[split],
     ]
+
+
+def publish(
+    topic: str,
+    given: argparse.Namespace,
+    numbers: dict[str, Any],
+    judged: Sequence[Verdict],
+    cells: list[list[str]],
+    section: str,
+) -> None:
+    """Write the numbers as JSON and the section into the report; print table and verdicts.
+
+    Args:
+        topic: see :func:`execute`.
+        given: what :func:`parse` returned.
+        numbers: everything measured, in plain types; the verdicts are added.
+        cells: of the table, header first.
+        section: Markdown.
+
+    Raises:
+        UserError: a file cannot be written, or the report's markers are damaged.
+    """
+    raw = Path(given.output) / f"{topic}.json"
+    numbers = {**numbers, "verdicts": [vars(verdict) for verdict in judged]}
+    write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
+    report.write_report(Path(given.report), section, topic)
+    print(report.plain(cells), *judged, sep="\n")
+    print(f"numbers of every run are in {raw}, the report is {given.report}")
 
 
 def verdict_lines(judged: Sequence[Verdict]) -> list[str]:

@@ -25,7 +25,6 @@ from cosa.benchmark.verdicts import (
     paired,
 )
 from cosa.config import Config, load_config, to_dict
-from cosa.files import write_atomically
 from cosa.regularizer_options import RegularizersConfig
 from cosa.weights import PROJECT_FOLDER
 
@@ -160,15 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = campaign.collect(runs)
     cost = costs(first_configs(runs), ROUNDS)
     judged = verdicts(results, cost)
-    numbers = {
-        **facts, "runs": results, "costs": cost, "verdicts": [vars(v) for v in judged],
-    }
-    raw = Path(given.output) / "regularizers.json"
-    write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
     section = make_section(facts, results, cost, judged)
-    report.write_report(Path(given.report), section, "regularizers")
-    print(report.plain(table(results, cost)), *judged, sep="\n")
-    print(f"numbers of every run are in {raw}, the report is {given.report}")
+    numbers = {**facts, "runs": results, "costs": cost}
+    campaign.publish("regularizers", given, numbers, judged, table(results, cost), section)
     return 0
 
 
