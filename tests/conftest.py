@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from infer_helpers import run_main, write_weights
+
+from cosa.cotrain import CoTraining
 
 ROOT = Path(__file__).parent.parent
 SIZE = 48
@@ -90,6 +94,31 @@ def tiny(tmp_path):
     path.write_text("name: tiny\ndata: {name: scenes}\n"
                     "evaluate: {coexistence_classes: [boat, train, bird]}\n", encoding="utf-8")
     return str(path)
+
+
+def update_that_acts(iterations, act):
+    """In the place of ``CoTraining.update_assignment``: acts once so many iterations are done."""
+    original = CoTraining.update_assignment
+
+    def update(self, iteration):
+        original(self, iteration)
+        if iteration + 1 == iterations:
+            act()
+
+    return update
+
+
+@pytest.fixture
+def command_line(monkeypatch, capfd):
+    """Run train.py or infer.py as the command line does: exit code, stdout, stderr."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        return left.value.code, *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import tiny_tree, write_yaml
+from conftest import tiny_tree, update_that_acts, write_yaml
 
 import infer
 import train
@@ -237,13 +237,7 @@ SCENARIOS = (shares, exact, uninterrupted, interrupted, resumed, one_partner, di
 def after(iterations: int, act):
     """Do something once so many iterations are done."""
     original = CoTraining.update_assignment
-
-    def update(self, iteration):
-        original(self, iteration)
-        if iteration + 1 == iterations:
-            act()
-
-    CoTraining.update_assignment = update
+    CoTraining.update_assignment = update_that_acts(iterations, act)
     try:
         yield
     finally:

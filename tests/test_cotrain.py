@@ -18,11 +18,11 @@ LOSS_FUNCTION = {
 }
 
 
-def build(autocast=None, seed=0, **sections):
+def build(autocast=None, seed=0, classes=CLASSES, **sections):
     sections.setdefault("method", {"cls_iterations": 0, "s2c_start": 0})
     config = from_dict(tiny_tree(**sections))
     torch.manual_seed(seed)
-    network = build_network(to_dict(config), CLASSES).train()
+    network = build_network(to_dict(config), classes).train()
     for weight in (network.classifier.weight, network.aux_classifier.weight):
         torch.nn.init.normal_(weight, std=0.3)  # CAMs with contrast, as after some training
     torch.nn.init.normal_(network.decoder.conv8.weight, std=0.3)

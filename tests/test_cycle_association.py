@@ -1,7 +1,10 @@
 import math
+from functools import partial
 
+import draws
 import pytest
 import torch
+from draws import randn
 from test_cotrain import build, make_batch, only
 
 from cosa.data.datasets import IGNORE
@@ -24,23 +27,14 @@ from cosa.regularizers.cycle_association import (
 from cosa.targets import CamTargets
 
 NAMES = ["plca_feature", "plca_probability", "plca_lsr"]
+labels_of = partial(draws.labels_of, classes=2)
 ROOT2, ROOT3 = math.sqrt(2), math.sqrt(3)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.manual_seed(seed), dtype=torch.float64)
 
 
 def maps_of(metric, *shape, seed=0):
     """Features or probabilities (B, D, h, w)."""
     maps = randn(*shape, seed=seed)
     return maps if metric == "cosine" else (2 * maps).softmax(dim=1)
-
-
-def labels_of(*shape, classes=2, ignored=0.2, seed=0):
-    generator = torch.manual_seed(seed)
-    labels = torch.randint(0, classes, shape, generator=generator)
-    return labels.masked_fill(torch.rand(shape, generator=generator) < ignored, IGNORE)
 
 
 def pixels(*vectors):

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import labels_of, randn
 
 from cosa.cam import filter_by_labels, normalize
 from cosa.data.datasets import IGNORE
@@ -31,20 +32,10 @@ from cosa.targets import CamTargets
 LOG3 = math.log(3)
 
 
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.manual_seed(seed), dtype=torch.float64)
-
-
 def domains_of(*shape, seed=0):
     """Random domain labels, a third each of source, target and neither."""
     draws = torch.randint(0, 3, shape, generator=torch.manual_seed(seed))
     return draws.masked_fill(draws == 2, IGNORE)
-
-
-def labels_of(*shape, classes=3, ignored=0.2, seed=0):
-    generator = torch.manual_seed(seed)
-    labels = torch.randint(0, classes, shape, generator=generator)
-    return labels.masked_fill(torch.rand(shape, generator=generator) < ignored, IGNORE)
 
 
 def padded_columns(*shape, first):

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import rand
 
 from cosa.benchmark.similarity import (
     FORMS,
@@ -22,10 +23,6 @@ from cosa.regularizers.feature_similarity import (
     max_normalize,
     resize_within,
 )
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.manual_seed(seed), dtype=torch.float64)
 
 
 def slow_loss_of_image(maps, image, mu, sigma, inside):

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import randn
 
 from cosa.network import NetworkOutput
 from cosa.regularizer_options import ImportanceSamplingOptions
@@ -13,10 +14,6 @@ from cosa.regularizers.importance_sampling import (
     draw,
     importance_sampling_loss,
 )
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.manual_seed(seed), dtype=torch.float64)
 
 
 def drawn_counts(scores, labels, num_samples, **options):

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from infer_helpers import ROOT, SCALES, SIZE, files, read, run_main, save
+from infer_helpers import ROOT, SCALES, SIZE, files, read, save
 from PIL import Image
 
 import cosa
@@ -35,30 +34,7 @@ def other_weights(weights):
     return path
 
 
-@pytest.fixture
-def infer(weights, capfd):
-    """Run the program in this process: exit code, stdout, stderr."""
-
-    def run(source, output, *options):
-        return run_main(weights, source, output, *options), *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def program(monkeypatch, capfd):
-    """Run the file as the command line does: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(ROOT / "infer.py"), run_name="__main__")
-        return left.value.code, *capfd.readouterr()
-
-    return run
-
-
-def test_hostile_images(tmp_path, infer):
+def test_hostile_images(tmp_path, program):
     exif = Image.Exif()
     exif[0x0112] = 6
     photos = tmp_path / "photos"
@@ -82,7 +58,7 @@ def test_hostile_images(tmp_path, infer):
     save(photos / ".hidden.png")
     save(photos / ".cache/thumb.png")
 
-    code, out, err = infer(photos, tmp_path / "out", "--batch-size", "3", "--workers", "2")
+    code, out, err = program(photos, tmp_path / "out", "--batch-size", "3", "--workers", "2")
 
     assert code == 1
     assert "10 done" in out and "0 skipped" in out and "3 failed" in out
@@ -98,9 +74,9 @@ def test_hostile_images(tmp_path, infer):
         assert mask.shape == size and mask.max() <= 3
 
 
-def test_masks_are_those_of_the_evaluation(tmp_path, infer, weights):
+def test_masks_are_those_of_the_evaluation(tmp_path, program, weights):
     paths = [save(tmp_path / f"in/{k}.png", (50 + 9 * k, 41), seed=k) for k in range(5)]
-    code, *_ = infer(tmp_path / "in", tmp_path / "out", "--batch-size", "2")
+    code, *_ = program(tmp_path / "in", tmp_path / "out", "--batch-size", "2")
     assert code == 0
     network = cosa.load(weights)
     seen = set()
@@ -115,31 +91,31 @@ def test_masks_are_those_of_the_evaluation(tmp_path, infer, weights):
     assert len(seen) > 1  # else the comparison shows nothing
 
 
-def test_options_of_the_prediction(tmp_path, infer, weights):
+def test_options_of_the_prediction(tmp_path, program, weights):
     path = save(tmp_path / "a.png", (40, 30))
     options = ("--scales", "1.5", "--no-flip", "--size", "24")
-    assert infer(path, tmp_path / "out", *options)[0] == 0
+    assert program(path, tmp_path / "out", *options)[0] == 0
     with Image.open(path) as image:
         square = network_input(image, 24)
     logits = multi_scale(cosa.load(weights), square[None], (1.5,), False).seg
     expected = argmax_at_size(logits[0], (30, 40)).numpy()
     assert np.array_equal(read(tmp_path / "out/a.png"), expected)
-    assert infer(path, tmp_path / "default")[0] == 0
+    assert program(path, tmp_path / "default")[0] == 0
     assert not np.array_equal(read(tmp_path / "default/a.png"), expected)
 
 
-def test_thirty_megapixels(tmp_path, infer):
+def test_thirty_megapixels(tmp_path, program):
     path = tmp_path / "wide.png"
     Image.new("L", (6000, 5000), 40).save(path, compress_level=1)
-    code, out, _ = infer(path, tmp_path / "out", "--scales", "1", "--no-flip")
+    code, out, _ = program(path, tmp_path / "out", "--scales", "1", "--no-flip")
     assert code == 0 and "1 done" in out
     with Image.open(tmp_path / "out/wide.png") as mask:
         assert mask.size == (6000, 5000)
 
 
-def test_overlay_and_classes(tmp_path, infer):
+def test_overlay_and_classes(tmp_path, program):
     path = save(tmp_path / "in/a/b.jpg", (30, 20))
-    assert infer(tmp_path / "in", tmp_path / "out", "--overlay")[0] == 0
+    assert program(tmp_path / "in", tmp_path / "out", "--overlay")[0] == 0
     assert files(tmp_path / "out") == ["a/b.overlay.png", "a/b.png", "classes.csv"]
     mask = read(tmp_path / "out/a/b.png")
     with Image.open(tmp_path / "out/a/b.overlay.png") as blended, Image.open(path) as image:
@@ -152,25 +128,27 @@ def test_overlay_and_classes(tmp_path, infer):
     assert rows[3] == ["2", "dog, big", "0", "128", "0"] and len(rows) == 5
 
 
-def test_finished_files_are_skipped(tmp_path, infer):
+def test_finished_files_are_skipped(tmp_path, program):
     for k in range(3):
         save(tmp_path / f"in/{k}.png")
-    assert infer(tmp_path / "in", tmp_path / "out")[0] == 0
+    assert program(tmp_path / "in", tmp_path / "out")[0] == 0
     (tmp_path / "out/1.png").unlink()
     (tmp_path / "out/2.png").write_bytes(b"kept")
-    code, out, _ = infer(tmp_path / "in", tmp_path / "out")
+    code, out, _ = program(tmp_path / "in", tmp_path / "out")
     assert code == 0 and "1 done" in out and "2 skipped" in out
     assert (tmp_path / "out/2.png").read_bytes() == b"kept"
-    _, out, _ = infer(tmp_path / "in", tmp_path / "out")
+    _, out, _ = program(tmp_path / "in", tmp_path / "out")
     assert "0 done" in out and "3 skipped" in out
-    _, out, _ = infer(tmp_path / "in", tmp_path / "out", "--overlay")
+    _, out, _ = program(tmp_path / "in", tmp_path / "out", "--overlay")
     assert "3 done" in out  # a mask without the wanted overlay is not finished
-    _, out, _ = infer(tmp_path / "in", tmp_path / "out", "--overlay", "--overwrite")
+    _, out, _ = program(tmp_path / "in", tmp_path / "out", "--overlay", "--overwrite")
     assert "3 done" in out and "0 skipped" in out
     assert read(tmp_path / "out/2.png").shape == (12, 20)
 
 
-def test_masks_of_other_weights_are_not_mixed_with(tmp_path, infer, weights, other_weights, capfd):
+def test_masks_of_other_weights_are_not_mixed_with(
+    tmp_path, program, weights, other_weights, capfd
+):
     save(tmp_path / "in/a.png")
     save(tmp_path / "in/b.png")
     out = tmp_path / "out"
@@ -245,36 +223,38 @@ def test_precision_is_that_of_the_training(tmp_path, weights, monkeypatch, preci
     assert seen == [False, precision == "bf16"]
 
 
-def test_output_inside_the_input_is_not_read(tmp_path, infer):
+def test_output_inside_the_input_is_not_read(tmp_path, program):
     save(tmp_path / "in/a.jpg")
     save(tmp_path / "in/sub/b.jpg")
     for _ in range(2):
-        code, out, _ = infer(tmp_path / "in", tmp_path / "in/sub/masks")
+        code, out, _ = program(tmp_path / "in", tmp_path / "in/sub/masks")
         assert code == 0 and "0 failed" in out
     assert "2 skipped" in out
     assert files(tmp_path / "in/sub/masks") == ["a.png", "classes.csv", "sub/b.png"]
 
 
-def test_unwritable_output_is_reported_for_the_file(tmp_path, infer):
+def test_unwritable_output_is_reported_for_the_file(tmp_path, program):
     save(tmp_path / "in/a.jpg")
     save(tmp_path / "in/b/c.jpg")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/b").write_text("a file where a folder must be")
-    code, out, err = infer(tmp_path / "in", tmp_path / "out")
+    code, out, err = program(tmp_path / "in", tmp_path / "out")
     assert code == 1 and "1 done" in out and "1 failed" in out
     assert f"failed: the result of {tmp_path / 'in/b/c.jpg'} cannot be written" in err
     assert files(tmp_path / "out") == ["a.png", "b", "classes.csv"]
 
 
-def test_program_with_relative_paths(tmp_path, weights, program, monkeypatch):
+def test_program_with_relative_paths(tmp_path, weights, command_line, monkeypatch):
     save(tmp_path / "in/a b/ü.jpg")
     monkeypatch.chdir(tmp_path)
-    code, out, err = program("in", "--weights", weights, "--output", "out", "--device", "cpu")
+    code, out, err = command_line(
+        "infer.py", "in", "--weights", weights, "--output", "out", "--device", "cpu"
+    )
     assert (code, err) == (0, "") and out.count("\n") == 1
     assert files(tmp_path / "out") == ["a b/ü.png", "classes.csv"]
 
 
-def test_program_says_why_it_cannot_start(tmp_path, weights, program):
+def test_program_says_why_it_cannot_start(tmp_path, weights, command_line):
     save(tmp_path / "in/a.jpg")
     (tmp_path / "file").write_text("")
     (tmp_path / "bad.pt").write_bytes(b"not weights")
@@ -288,7 +268,9 @@ def test_program_says_why_it_cannot_start(tmp_path, weights, program):
         with pytest.raises(UserError, match=f"^[^\n]*{name}[^\n]*$"):
             main([str(source), "--weights", str(file), "--output", str(output)])
     absent = tmp_path / "absent.jpg"
-    code, out, err = program(absent, "--weights", weights, "--output", tmp_path / "out")
+    code, out, err = command_line(
+        "infer.py", absent, "--weights", weights, "--output", tmp_path / "out"
+    )
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {absent} does not exist") and err.count("\n") == 1
     for options in (["--size", "0"], ["--scales", "-1"], ["--batch-size", "x"]):

@@ -2,16 +2,9 @@ import math
 
 import pytest
 import torch
+from draws import rand, randn
 
 from cosa.lattice import Lattice, bilateral_features, spatial_features
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.manual_seed(seed), dtype=torch.float64)
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.manual_seed(seed), dtype=torch.float64)
 
 
 def photograph(h, w, seed=0):

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import randn
 
 from cosa.losses import (
     IGNORE,
@@ -12,10 +13,6 @@ from cosa.losses import (
     seg_to_cam,
 )
 from cosa.targets import perplexity as perplexity_of
-
-
-def randn(*shape, seed=0, **options):
-    return torch.randn(*shape, generator=torch.manual_seed(seed), dtype=torch.float64, **options)
 
 
 def labels_of(*shape, classes=3, seed=0):

@@ -5,12 +5,13 @@ import itertools
 import json
 
 import pytest
+import test_cotrain
 import torch
 from conftest import SIZE, tiny_tree, write_yaml
 
 import cosa
 import train
-from cosa.checkpoint import build_network, read
+from cosa.checkpoint import read
 from cosa.config import Config, from_dict, load_config, to_dict
 from cosa.cotrain import CoTraining
 from cosa.data import build_dataset
@@ -23,19 +24,11 @@ from cosa.run_folder import RunFolder
 from cosa.training import build_optimizer, choose_stream
 
 ON = {name: {"weight": 0.5} for name in REGULARIZERS}
-STARTED = {"cls_iterations": 0, "s2c_start": 0}
 PAIRS = list(itertools.combinations(REGULARIZERS, 2))
 
 
 def build(regularizers, seed=0, **sections):
-    sections.setdefault("method", STARTED)
-    config = from_dict(tiny_tree(regularizers=regularizers, **sections))
-    torch.manual_seed(seed)
-    network = build_network(to_dict(config), 7).train()
-    for weight in (network.classifier.weight, network.aux_classifier.weight):
-        torch.nn.init.normal_(weight, std=0.3)  # CAMs with contrast, as after some training
-    torch.nn.init.normal_(network.decoder.conv8.weight, std=0.3)
-    return CoTraining(network, config)
+    return test_cotrain.build(seed=seed, classes=7, regularizers=regularizers, **sections)
 
 
 @pytest.fixture(scope="module")

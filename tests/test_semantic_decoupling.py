@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SIZE, tiny_tree
+from draws import randn
 from torch import nn
 
 from cosa.checkpoint import build_network
@@ -41,10 +42,6 @@ BOTH = {"csd_foreground", "csd_background"}
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(1)
-
-
-def randn(*shape, seed=0, **options):
-    return torch.randn(*shape, generator=torch.manual_seed(seed), dtype=torch.float64, **options)
 
 
 def random_mask(*shape, seed=0):

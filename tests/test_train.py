@@ -1,15 +1,15 @@
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SIZE, tiny_tree, write_yaml
+from conftest import ROOT, SIZE, tiny_tree, update_that_acts, write_yaml
 from PIL import Image
 
 import cosa
@@ -49,16 +49,9 @@ def evaluated(run):
 
 
 @pytest.fixture
-def program(monkeypatch, capfd):
+def program(command_line):
     """Run train.py as the command line does: exit code, stdout, stderr."""
-
-    def start(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        return left.value.code, *capfd.readouterr()
-
-    return start
+    return partial(command_line, "train.py")
 
 
 def environment():
@@ -133,14 +126,7 @@ def test_the_weights_of_a_run_load_for_inference(finished):
 
 def stop_after(monkeypatch, iterations, how):
     """Interrupt the training in this process once so many iterations are done."""
-    original = CoTraining.update_assignment
-
-    def update(self, iteration):
-        original(self, iteration)
-        if iteration + 1 == iterations:
-            how()
-
-    monkeypatch.setattr(CoTraining, "update_assignment", update)
+    monkeypatch.setattr(CoTraining, "update_assignment", update_that_acts(iterations, how))
 
 
 def without_time(scores):
