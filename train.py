@@ -24,9 +24,10 @@ from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.loader import to_device, training_loader
 from cosa.device import memory_errors_explained
 from cosa.errors import NotFiniteError, UserError, run_program
-from cosa.evaluate import EvaluationStopped, class_indices, format_table
+from cosa.evaluate import EvaluationStopped, class_indices
 from cosa.network import CoSANetwork
 from cosa.run_folder import RunFolder
+from cosa.scores import format_table
 from cosa.session import Session
 from cosa.step_log import DivergedError
 from cosa.terminal import StopRequest, progress_bar

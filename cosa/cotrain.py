@@ -20,6 +20,7 @@ from cosa import losses
 from cosa.cam import filter_by_labels, free_of_padding, normalize, resize
 from cosa.compiling import Compiled
 from cosa.config import Config
+from cosa.device import weights_cast_once
 from cosa.ema import AssignmentNetwork
 from cosa.errors import UserError
 from cosa.network import CoSANetwork, NetworkOutput
@@ -134,7 +135,7 @@ class CoTraining:
             return {}
         teacher, valid = self.config.teacher, batch["valid"]
         present = PresentClasses.of(batch["image_labels"], batch.get("present"))
-        with self.autocast():
+        with self.autocast(), weights_cast_once(self.assignment):
             prediction = multi_scale(
                 self._teacher, batch["weak"], teacher.scales, teacher.flip, maps=maps,
                 present=present, normalized=False,

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from cosa import distributed
 from cosa.errors import UserError
@@ -53,6 +54,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
                         "devices found): use device=auto or device=cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        # The driver counts devices also for a PyTorch that is too new for it.
+        raise UserError(f"device '{name}' is there, but PyTorch {torch.__version__} cannot use it: "
+                        "update the GPU's driver, install a PyTorch for an older CUDA, or use "
+                        "device=cpu")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # events and pinned memory are the current device's
     return device
@@ -89,6 +95,35 @@ def choose_autocast(
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def describe(device: torch.device, autocast: Callable[[], AbstractContextManager]) -> str:
+    """Where and how networks run, such as "NVIDIA H100 80GB HBM3 in bfloat16"."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    with autocast():
+        lower = torch.is_autocast_enabled(device.type)
+    return f"{name} in {'bfloat16' if lower else 'float32'}"
+
+
+@contextmanager
+def weights_cast_once(network: nn.Module) -> Iterator[None]:
+    """Let autocast cast the weights once for all passes of a network, not for each of them.
+
+    Autocast keeps its casts of those weights alone that require a gradient, which a frozen
+    network's do not, and none in inference mode. For passes under ``torch.no_grad`` within one
+    autocast context; outside of autocast it does nothing.
+    """
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    if not frozen or not torch.is_autocast_enabled(frozen[0].device.type):
+        yield
+        return
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def allow_tf32(allowed: bool) -> None:
     """Let float32 products on CUDA use TensorFloat-32 (10 bits of mantissa)."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -97,8 +132,9 @@ def allow_tf32(allowed: bool) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's memory, or the machine's, is too small."""
-    # On the CPU, PyTorch raises RuntimeError, whose text alone tells (another one on Windows).
-    told = ("DefaultCPUAllocator", "bad_alloc", "_STATUS_ALLOC_FAILED")
+    # PyTorch raises RuntimeError, whose text alone tells, for main memory (another one on
+    # Windows) and where a library of CUDA wants memory for itself.
+    told = ("DefaultCPUAllocator", "bad_alloc", "_STATUS_ALLOC_FAILED", "error: out of memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in told)
     )
@@ -106,15 +142,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors_explained() -> Iterator[None]:
-    """Turn "out of memory" of a GPU, in training or evaluation, into one sentence.
+    """Turn "out of memory", in training or evaluation, into one sentence.
 
     Raises:
         UserError: naming the keys that need less memory.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory is too small: set train.activation_checkpointing=true, "
-                        "raise train.accumulate, or lower train.batch_size or "
-                        "augment.crop_size; if it happened in an evaluation, "
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError("the memory is too small, of the GPU if there is one: set "
+                        "train.activation_checkpointing=true, raise train.accumulate, or lower "
+                        "train.batch_size or augment.crop_size; if it happened in an evaluation, "
                         "evaluate.batch_size") from error

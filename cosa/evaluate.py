@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,23 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from cosa import distributed
-from cosa.cam import filter_by_labels, resize
+from cosa.cam import resize
 from cosa.data.datasets import SegmentationDataset, nearest
 from cosa.data.images import network_input
+from cosa.device import weights_cast_once
 from cosa.errors import UserError
-from cosa.metrics import (
-    CamMetrics,
-    SegmentationMetrics,
-    average_precision,
-    f1_scores,
-    mean_over_present,
-)
+from cosa.metrics import average_precision, f1_scores, mean_over_present
 from cosa.panels import save_prediction_panel
 from cosa.predict import Prediction, multi_scale, scaled_size
+from cosa.scores import PixelScores, Seen
 from cosa.terminal import progress_bar
-
-CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
 
 _READERS = 3
 
@@ -113,45 +106,52 @@ def evaluate(
     coexistence = class_indices(coexistence_classes, dataset.classes)
     indices = _spread(range(len(dataset)), max_images or len(dataset))
     shown = set(_spread(indices, panels)) if panels_folder is not None else set()
-    pixels = _PixelScores(len(dataset.classes), thresholds, boundary)
+    pixels = PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
-    logits, stopped = [], False
+    logits, stopped, counting = [], False, None
     own = indices[distributed.rank() :: distributed.world()]
+    whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
     bar = progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress)
-    with bar, _eval_mode(network), torch.no_grad():
+    with bar, _eval_mode(network), torch.no_grad(), ThreadPoolExecutor(1) as counter:
         for batch in _batches(dataset, own, image_size, batch_size):
             stopped = should_stop is not None and should_stop()
             if stopped:
                 break
             images = torch.stack([sample.image for sample in batch]).to(device)
-            whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
-            with autocast():
-                output = network(resize(images, whole_patches))
-            logits.append(output.logits.float().cpu())
             scored = [k for k, s in enumerate(batch) if s.mask is not None or s.index in shown]
-            if scored:
-                with autocast():
+            with autocast(), weights_cast_once(network):
+                output = network(resize(images, whole_patches))
+                if scored:
                     prediction = multi_scale(network, images[scored], scales=scales, flip=flip)
-                for k, maps in zip(scored, _split(prediction), strict=True):
-                    sample = batch[k]
-                    labels = torch.from_numpy(np.asarray(dataset.labels[sample.index]))
-                    if sample.mask is not None:
-                        pixels.update(maps, labels.to(device), sample.mask)
-                    if sample.index in shown:
-                        save_prediction_panel(
-                            Path(panels_folder) / f"{dataset.names[sample.index]}.png",
-                            image=dataset.image(sample.index),
-                            truth=sample.mask,
-                            prediction=maps,
-                            image_labels=labels,
-                            threshold=0.5 if thresholds[0] is None else thresholds[0],
-                            perplexity_alpha=perplexity_alpha,
-                            perplexity_beta=perplexity_beta,
-                            epsilon=epsilon,
-                            classes=dataset.classes,
-                            palette=dataset.palette,
-                        )
+            logits.append(output.logits.float().cpu())
+            seen = []
+            for k, maps in zip(scored, _split(prediction) if scored else (), strict=True):
+                sample = batch[k]
+                labels = torch.from_numpy(np.asarray(dataset.labels[sample.index]))
+                if sample.mask is not None:
+                    size = sample.mask.shape
+                    seen.append((pixels.look(maps, labels.to(device), size), sample.mask))
+                if sample.index in shown:
+                    save_prediction_panel(
+                        Path(panels_folder) / f"{dataset.names[sample.index]}.png",
+                        image=dataset.image(sample.index),
+                        truth=sample.mask,
+                        prediction=maps,
+                        image_labels=labels,
+                        threshold=0.5 if thresholds[0] is None else thresholds[0],
+                        perplexity_alpha=perplexity_alpha,
+                        perplexity_beta=perplexity_beta,
+                        epsilon=epsilon,
+                        classes=dataset.classes,
+                        palette=dataset.palette,
+                    )
+            # The CPU counts one batch while the device works on the next.
+            if counting is not None:
+                counting.result()
+            counting = counter.submit(_count, pixels, seen)
             bar.update(len(batch))
+        if counting is not None:
+            counting.result()
 
     if distributed.highest(stopped):
         raise EvaluationStopped
@@ -164,111 +164,6 @@ def evaluate(
     scores["images"] = len(indices)
     scores["seconds"] = round(time.perf_counter() - started, 3)
     return _without_nan(scores)
-
-
-class _PixelScores:
-    """All scores that need masks."""
-
-    def __init__(
-        self,
-        num_foreground: int,
-        thresholds: tuple[float | None, float | None],
-        boundary: bool,
-    ):
-        classes = num_foreground + 1
-        # A threshold of NaN has scores of NaN.
-        self.threshold, self.aux_threshold = (
-            math.nan if value is None else float(value) for value in thresholds
-        )
-        self.ensemble_threshold = (self.threshold + self.aux_threshold) / 2
-        self.seg = SegmentationMetrics(classes, boundary=boundary)
-        self.filtered = SegmentationMetrics(classes)
-        self.cam = CamMetrics(classes, (*CAM_THRESHOLDS, self.threshold))
-        self.aux_cam = CamMetrics(classes, (self.aux_threshold,))
-        self.ensemble = CamMetrics(classes, (self.ensemble_threshold,))
-        self.images = 0
-
-    def update(self, maps: Prediction, image_labels: Tensor, mask: np.ndarray) -> None:
-        """Add one image: maps of a batch of 1, image_labels (C,), mask (H, W)."""
-        seg = resize(maps.seg.float(), mask.shape)[0]
-        self.seg.update(_argmax(seg), mask)
-        absent = torch.cat([image_labels.new_zeros(1, dtype=torch.bool), image_labels <= 0])
-        self.filtered.update(_argmax(seg.masked_fill(absent[:, None, None], -math.inf)), mask)
-        cam, aux_cam = (
-            filter_by_labels(resize(cam.float(), mask.shape), image_labels[None])[0]
-            for cam in (maps.cam, maps.aux_cam)
-        )
-        self.cam.update(cam, mask)
-        self.aux_cam.update(aux_cam, mask)
-        self.ensemble.update((cam + aux_cam) / 2, mask)
-        self.images += 1
-
-    def add_up(self) -> None:
-        """Add what the other processes counted."""
-        for metrics in (self.seg, self.filtered, self.cam, self.aux_cam, self.ensemble):
-            metrics.add_up()
-        self.images = sum(distributed.gather(self.images))
-
-    def compute(self, names: Sequence[str], coexistence: Sequence[int]) -> dict[str, Any]:
-        seg = self.seg.compute()
-        cam_iou = self.cam.iou(self.threshold)
-        best = max(CAM_THRESHOLDS, key=self.cam.miou)
-        scores: dict[str, Any] = {
-            "miou": seg["miou"],
-            "miou_label_filtered": self.filtered.compute()["miou"],
-        }
-        scores.update({key: seg[key] for key in ("boundary_f", "jf") if key in seg})
-        scores.update(
-            cam_miou=self.cam.miou(self.threshold),
-            aux_cam_miou=self.aux_cam.miou(self.aux_threshold),
-            ensemble_cam_miou=self.ensemble.miou(self.ensemble_threshold),
-            cam_best_miou=self.cam.miou(best),
-            cam_best_threshold=best,
-        )
-        if coexistence:
-            chosen = [1 + index for index in coexistence]
-            scores["cmiou"] = mean_over_present(np.array(seg["iou"])[chosen])
-            scores["cam_cmiou"] = mean_over_present(cam_iou[chosen])
-        names = ("background", *names)
-        scores["iou"] = dict(zip(names, seg["iou"], strict=True))
-        scores["cam_iou"] = dict(zip(names, cam_iou.tolist(), strict=True))
-        return scores
-
-
-def format_table(scores: dict[str, Any]) -> str:
-    """The result of ``evaluate`` as an aligned table in percent, for people."""
-    lines = []
-    if "iou" in scores:
-        width = max(len("class"), *map(len, scores["iou"]))
-        lines.append(f"{'class':<{width}}  {'seg':>5}  {'CAM':>5}")
-        lines += [
-            f"{name:<{width}}  {_percent(iou)}  {_percent(scores['cam_iou'][name])}"
-            for name, iou in scores["iou"].items()
-        ]
-        lines.append("")
-    rows = [(text, scores[key]) for key, text in _SUMMARY.items() if key in scores]
-    width = max(len(text) for text, _ in rows)
-    lines += [f"{text:<{width}}  {_percent(value)}" for text, value in rows]
-    if "cam_best_threshold" in scores:
-        lines.append(f"{'  at threshold':<{width}}  {scores['cam_best_threshold']:5.2f}")
-    lines.append(f"{scores['images']} images in {scores['seconds']:.1f} s")
-    return "\n".join(lines)
-
-
-_SUMMARY = {
-    "miou": "mIoU, label-free",
-    "miou_label_filtered": "mIoU, filtered by image labels",
-    "boundary_f": "contour quality F",
-    "jf": "J&F",
-    "cmiou": "C-mIoU",
-    "cam_cmiou": "CAM C-mIoU",
-    "classification_map": "classification mAP",
-    "classification_f1": "classification F1",
-    "cam_miou": "CAM mIoU",
-    "aux_cam_miou": "auxiliary CAM mIoU",
-    "ensemble_cam_miou": "ensemble CAM mIoU",
-    "cam_best_miou": "CAM mIoU, best threshold (oracle)",
-}
 
 
 @dataclass
@@ -300,6 +195,11 @@ def _batches(
                     batch = []
 
 
+def _count(pixels: PixelScores, seen: Iterable[tuple[Seen, np.ndarray]]) -> None:
+    for maps, mask in seen:
+        pixels.count(maps, mask)
+
+
 def _split(prediction: Prediction) -> Iterator[Prediction]:
     """The images of a batch, one by one."""
     maps = zip(prediction.cam, prediction.aux_cam, prediction.seg, strict=True)
@@ -313,10 +213,6 @@ def _in_order(own: np.ndarray, count: int) -> np.ndarray:
     for number, part in enumerate(parts):
         rows[number :: len(parts)] = part
     return rows
-
-
-def _argmax(seg: Tensor) -> Tensor:
-    return seg.argmax(dim=0).to(torch.uint8)  # masks are uint8 files: at most 255 classes
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:
@@ -355,7 +251,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _percent(share: float | None) -> str:
-    return "    -" if share is None else f"{100 * share:5.1f}"

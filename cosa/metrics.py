@@ -239,21 +239,37 @@ class CamMetrics:
         Raises:
             ValueError: for other shapes or labels.
         """
-        target = _label_map(target, "target")
-        if tuple(cam.shape) != (self.num_classes - 1, *target.shape):
-            raise ValueError(
-                f"cam {tuple(cam.shape)} should be {(self.num_classes - 1, *target.shape)}"
-            )
+        self.count(self.code(cam), target)
+
+    def code(self, cam: torch.Tensor) -> np.ndarray:
+        """All that is to be known of ``cam``, see :meth:`update`, in one number a pixel: (H, W).
+
+        The part of :meth:`update` that works on the CAM's device.
+
+        Raises:
+            ValueError: for another number of classes.
+        """
+        if cam.dim() != 3 or len(cam) != self.num_classes - 1:
+            raise ValueError(f"cam {tuple(cam.shape)} should be ({self.num_classes - 1}, H, W)")
         confidence, strongest = cam.detach().float().max(dim=0)
         reached = torch.bucketize(confidence, self._sorted.to(cam.device), right=True)
         reached = reached.masked_fill(confidence <= 0, 0)
-        bins = self._histogram.shape[-1]
-        code = (strongest * bins + reached).to(torch.int32).cpu().numpy()
+        return (strongest * self._histogram.shape[-1] + reached).to(torch.int32).cpu().numpy()
+
+    def count(self, code: np.ndarray, target: np.ndarray | torch.Tensor) -> None:
+        """Add one image by what :meth:`code` made of its CAM: the other part of :meth:`update`.
+
+        Raises:
+            ValueError: for other shapes or labels.
+        """
+        target = _label_map(target, "target")
+        if code.shape != target.shape:
+            raise ValueError(f"cam {code.shape} and target {target.shape} differ in size")
         seen = target != self.ignore_index
         target = target[seen].astype(np.int64)
         if target.size and (target.min() < 0 or target.max() >= self.num_classes):
             raise ValueError(f"target holds labels outside 0..{self.num_classes - 1}")
-        code = target * (self.num_classes - 1) * bins + code[seen]
+        code = target * self._histogram[0].size + code[seen]
         self._histogram += np.bincount(code, minlength=self._histogram.size).reshape(
             self._histogram.shape
         )

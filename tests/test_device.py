@@ -2,6 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosa import device as device_module
 from cosa import distributed
@@ -10,7 +11,9 @@ from cosa.device import (
     choose_autocast,
     choose_device,
     core_count,
+    describe,
     memory_errors_explained,
+    weights_cast_once,
 )
 from cosa.errors import UserError
 
@@ -44,12 +47,21 @@ def test_absent_cuda_devices_are_refused(name, monkeypatch):
 
 def test_a_cuda_index_beyond_the_last_is_refused(monkeypatch):
     current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert current == [torch.device("cuda:1")], "events are made on the current device"
     with pytest.raises(UserError, match="cuda:2"):
         choose_device("cuda:2")
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # the driver counts it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="'cuda' is there.*update the GPU's driver.*device=cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
 
 
 def product(autocast):
@@ -88,6 +100,54 @@ def test_bf16_is_for_devices_that_do_not_emulate_it(monkeypatch, capability, exp
     assert asked == [device], "the chosen device, not the first one"
 
 
+def test_what_a_run_says_of_its_device(monkeypatch):
+    cpu = torch.device("cpu")
+    assert describe(cpu, choose_autocast(cpu, "fp32")) == "the CPU in float32"
+    assert describe(cpu, choose_autocast(cpu, "bf16")) == "the CPU in bfloat16"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert describe(torch.device("cuda:1"), nullcontext) == "card 1 in float32"
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors as large as a weight."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.count = numel, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if operator is torch.ops.aten._to_copy.default:
+            self.count += args[0].numel() == self.numel
+        return result
+
+
+def test_frozen_weights_are_cast_once_for_all_passes():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(7, 11).requires_grad_(False)
+    network.bias.requires_grad_(True)
+    images = torch.randn(3, 7)
+
+    def passes(once):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Casts(77) as casts:
+            with weights_cast_once(network) if once else nullcontext():
+                return [network(images) for _ in range(3)], casts.count
+
+    (expected, often), (found, once) = passes(False), passes(True)
+    assert (often, once) == (3, 1)
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    assert [p.requires_grad for p in network.parameters()] == [False, True]
+    network.weight.add_(1)
+    with pytest.raises(ValueError):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), weights_cast_once(network):
+            raise ValueError
+    assert [p.requires_grad for p in network.parameters()] == [False, True]
+    changed, _ = passes(True)
+    assert not torch.equal(changed[0], found[0]), "a later context sees the weights of its time"
+    with weights_cast_once(network):
+        assert not network.weight.requires_grad, "nothing to do without autocast"
+
+
 def test_too_little_gpu_memory_is_one_sentence():
     with pytest.raises(UserError, match="train.batch_size.*crop_size.*evaluate.batch_size"):
         with memory_errors_explained():
@@ -95,6 +155,17 @@ def test_too_little_gpu_memory_is_one_sentence():
     with pytest.raises(RuntimeError, match="another"):
         with memory_errors_explained():
             raise RuntimeError("another defect")
+
+
+@pytest.mark.parametrize("text", [
+    "CUDA error: out of memory\nCUDA kernel errors might be ...",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory",
+])
+def test_memory_that_libraries_want_is_told_by_the_text(text):
+    with pytest.raises(UserError, match="the memory is too small"):
+        with memory_errors_explained():
+            raise RuntimeError(text)
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from cosa.cam import resize
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input
 from cosa.errors import UserError
-from cosa.evaluate import CAM_THRESHOLDS, EvaluationStopped, evaluate, format_table
+from cosa.evaluate import EvaluationStopped, evaluate
 from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.palette import voc_palette
 from cosa.predict import multi_scale
+from cosa.scores import CAM_THRESHOLDS, format_table
 
 
 class ColorNetwork(nn.Module):

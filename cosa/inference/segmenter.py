@@ -14,6 +14,7 @@ from torch import Tensor
 from cosa.cam import resize
 from cosa.crf import dense_crf, working_memory
 from cosa.data.images import network_input, to_tensor
+from cosa.device import weights_cast_once
 from cosa.errors import UserError
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
@@ -119,7 +120,7 @@ class Segmenter:
                 network, settings.window, settings.stride, self.batch_size, self.maps
             )
         scored = _ScoredNetwork(network, len(batch))
-        with torch.inference_mode(), self.autocast():
+        with torch.no_grad(), self.autocast(), weights_cast_once(self.network):
             fused = multi_scale(scored, images, settings.scales, settings.flip, grid, self.maps)
         for index, prepared in enumerate(batch):
             classes, cam_classes = list(range(self.network.num_classes + 1)), []

@@ -1,0 +1,179 @@
+"""The scores of an evaluation: what the maps and masks of its images add up to, and as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosa import distributed
+from cosa.cam import filter_by_labels, resize
+from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
+from cosa.predict import Prediction
+
+CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the scores need to know of the maps of an image, (H, W) arrays of main memory."""
+
+    seg: np.ndarray
+    """uint8, the label-free segmentation."""
+    filtered: np.ndarray
+    """uint8, the segmentation in classes that the image's labels allow."""
+    cam: np.ndarray
+    """int32, like the next two: codes of ``CamMetrics`` of M',"""
+    aux_cam: np.ndarray
+    """of the auxiliary M',"""
+    ensemble: np.ndarray
+    """and of their mean."""
+
+
+class PixelScores:
+    """All scores that need masks.
+
+    Args:
+        num_foreground: number of classes without the background.
+        thresholds: (xi, xi_aux) in [0, 1]; None where there is none, its scores are NaN.
+        boundary: whether contours are compared, too.
+    """
+
+    def __init__(
+        self,
+        num_foreground: int,
+        thresholds: tuple[float | None, float | None],
+        boundary: bool,
+    ):
+        classes = num_foreground + 1
+        # A threshold of NaN has scores of NaN.
+        self.threshold, self.aux_threshold = (
+            math.nan if value is None else float(value) for value in thresholds
+        )
+        self.ensemble_threshold = (self.threshold + self.aux_threshold) / 2
+        self.seg = SegmentationMetrics(classes, boundary=boundary)
+        self.filtered = SegmentationMetrics(classes)
+        self.cam = CamMetrics(classes, (*CAM_THRESHOLDS, self.threshold))
+        self.aux_cam = CamMetrics(classes, (self.aux_threshold,))
+        self.ensemble = CamMetrics(classes, (self.ensemble_threshold,))
+        self.images = 0
+
+    def look(self, maps: Prediction, image_labels: Tensor, size: tuple[int, int]) -> Seen:
+        """Reduce an image's maps to what is counted, on their device.
+
+        Args:
+            maps: of a batch of 1.
+            image_labels: (C,), on the maps' device.
+            size: height and width of the mask.
+        """
+        seg = resize(maps.seg.float(), size)[0]
+        absent = torch.cat([image_labels.new_zeros(1, dtype=torch.bool), image_labels <= 0])
+        filtered = seg.masked_fill(absent[:, None, None], -math.inf)
+        cam, aux_cam = (
+            filter_by_labels(resize(cam.float(), size), image_labels[None])[0]
+            for cam in (maps.cam, maps.aux_cam)
+        )
+        return Seen(
+            seg=_argmax(seg),
+            filtered=_argmax(filtered),
+            cam=self.cam.code(cam),
+            aux_cam=self.aux_cam.code(aux_cam),
+            ensemble=self.ensemble.code((cam + aux_cam) / 2),
+        )
+
+    def count(self, seen: Seen, mask: np.ndarray) -> None:
+        """Add one image with its mask, (H, W) uint8; on the CPU."""
+        self.seg.update(seen.seg, mask)
+        self.filtered.update(seen.filtered, mask)
+        self.cam.count(seen.cam, mask)
+        self.aux_cam.count(seen.aux_cam, mask)
+        self.ensemble.count(seen.ensemble, mask)
+        self.images += 1
+
+    def add_up(self) -> None:
+        """Add what the other processes counted."""
+        for metrics in (self.seg, self.filtered, self.cam, self.aux_cam, self.ensemble):
+            metrics.add_up()
+        self.images = sum(distributed.gather(self.images))
+
+    def compute(self, names: Sequence[str], coexistence: Sequence[int]) -> dict[str, Any]:
+        """The scores of ``cosa.evaluate.evaluate`` that need masks.
+
+        Args:
+            names: of the foreground classes.
+            coexistence: 0-based positions among them of the classes of C-mIoU.
+        """
+        seg = self.seg.compute()
+        cam_iou = self.cam.iou(self.threshold)
+        best = max(CAM_THRESHOLDS, key=self.cam.miou)
+        scores: dict[str, Any] = {
+            "miou": seg["miou"],
+            "miou_label_filtered": self.filtered.compute()["miou"],
+        }
+        scores.update({key: seg[key] for key in ("boundary_f", "jf") if key in seg})
+        scores.update(
+            cam_miou=self.cam.miou(self.threshold),
+            aux_cam_miou=self.aux_cam.miou(self.aux_threshold),
+            ensemble_cam_miou=self.ensemble.miou(self.ensemble_threshold),
+            cam_best_miou=self.cam.miou(best),
+            cam_best_threshold=best,
+        )
+        if coexistence:
+            chosen = [1 + index for index in coexistence]
+            scores["cmiou"] = mean_over_present(np.array(seg["iou"])[chosen])
+            scores["cam_cmiou"] = mean_over_present(cam_iou[chosen])
+        names = ("background", *names)
+        scores["iou"] = dict(zip(names, seg["iou"], strict=True))
+        scores["cam_iou"] = dict(zip(names, cam_iou.tolist(), strict=True))
+        return scores
+
+
+def _argmax(seg: Tensor) -> np.ndarray:
+    # Masks are uint8 files: at most 255 classes.
+    return seg.argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+
+def format_table(scores: dict[str, Any]) -> str:
+    """The result of ``evaluate`` as an aligned table in percent, for people."""
+    lines = []
+    if "iou" in scores:
+        width = max(len("class"), *map(len, scores["iou"]))
+        lines.append(f"{'class':<{width}}  {'seg':>5}  {'CAM':>5}")
+        lines += [
+            f"{name:<{width}}  {_percent(iou)}  {_percent(scores['cam_iou'][name])}"
+            for name, iou in scores["iou"].items()
+        ]
+        lines.append("")
+    rows = [(text, scores[key]) for key, text in _SUMMARY.items() if key in scores]
+    width = max(len(text) for text, _ in rows)
+    lines += [f"{text:<{width}}  {_percent(value)}" for text, value in rows]
+    if "cam_best_threshold" in scores:
+        lines.append(f"{'  at threshold':<{width}}  {scores['cam_best_threshold']:5.2f}")
+    lines.append(f"{scores['images']} images in {scores['seconds']:.1f} s")
+    return "\n".join(lines)
+
+
+_SUMMARY = {
+    "miou": "mIoU, label-free",
+    "miou_label_filtered": "mIoU, filtered by image labels",
+    "boundary_f": "contour quality F",
+    "jf": "J&F",
+    "cmiou": "C-mIoU",
+    "cam_cmiou": "CAM C-mIoU",
+    "classification_map": "classification mAP",
+    "classification_f1": "classification F1",
+    "cam_miou": "CAM mIoU",
+    "aux_cam_miou": "auxiliary CAM mIoU",
+    "ensemble_cam_miou": "ensemble CAM mIoU",
+    "cam_best_miou": "CAM mIoU, best threshold (oracle)",
+}
+
+
+def _percent(share: float | None) -> str:
+    return "    -" if share is None else f"{100 * share:5.1f}"
