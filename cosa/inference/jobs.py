@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import glob
+import errno
+import fnmatch
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -162,8 +165,8 @@ def plan(
         The jobs, sorted by path.
 
     Raises:
-        UserError: no image there, two files would become one, or an image or a true mask would
-            be overwritten.
+        UserError: no image there, a folder that cannot be searched, two files would become one,
+            or an image or a true mask would be overwritten.
     """
     folders = [Path(output)] if masks is None else [Path(output), Path(masks)]
     root, files = _find(source, folders)
@@ -222,7 +225,9 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
     elif any(_is_pattern(part) for part in path.parts):
         first = next(i for i, part in enumerate(path.parts) if _is_pattern(part))
         root = Path(*path.parts[:first])
-        found = (Path(match) for match in glob.iglob(source, recursive=True))
+        if not root.is_dir():
+            raise UserError(f"there is no image in {source}: {root} is no folder")
+        found = _matching(root, path.parts[first:])
     else:
         raise UserError(f"{source} does not exist: give a folder, an image or a quoted glob")
     real_root = Path(os.path.realpath(root))
@@ -237,8 +242,7 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
         hidden = any(part.startswith(".") for part in file.parts)
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
             continue
-        # A link that leads nowhere is not left out in silence: its image fails.
-        if match.is_file() or (match.is_symlink() and not match.exists()):
+        if _is_regular(match):
             files.add(file.as_posix())
     return root, sorted(files)
 
@@ -247,8 +251,68 @@ def _is_pattern(part: str) -> bool:
     return any(wildcard in part for wildcard in "*?[")
 
 
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        # Of a link that leads nowhere, or to where nobody may look, the image fails: that is
+        # better than to be left out in silence.
+        return True
+
+
+def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """All files below a folder that fit a pattern, given in its parts; some twice.
+
+    Unlike those of ``glob``, folders that cannot be searched are an error.
+    """
+    part, *rest = parts
+    if part == "**":
+        for here, names in _folders(folder):
+            if rest:
+                yield from _matching(here, rest)
+            else:
+                yield from (here / name for name in names)
+        return
+    if _is_pattern(part):
+        names = fnmatch.filter(_names(folder), part)
+    else:
+        names = [part] if _is_there(folder / part) else []
+    for path in map(folder.joinpath, names):
+        if not rest:
+            yield path
+        elif path.is_dir():
+            yield from _matching(path, rest)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        _cannot_search(error)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EIO, errno.ESTALE):
+            _cannot_search(error)
+        return False
+    return True
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder; linked folders too, each once, lest a circle never ends."""
+    """All files below a folder, but those of hidden folders."""
+    for here, names in _folders(folder):
+        yield from (here / name for name in names)
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it that are not hidden, each with the names of its files.
+
+    Linked folders too, each once, lest a circle never ends.
+    """
     seen = set()
     for here, subfolders, names in os.walk(folder, onerror=_cannot_search, followlinks=True):
         status = os.stat(here)
@@ -257,8 +321,9 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(here, name) for name in names)
+        yield Path(here), names
 
 
-def _cannot_search(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be searched: {error.strerror}") from error
+def _cannot_search(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be searched: {error.strerror}; change its rights, or "
+                    "leave it out") from error
