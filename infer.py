@@ -8,9 +8,15 @@ start, or could not go on; 130 or 143: stopped by Ctrl-C or SIGTERM, of which th
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
+
+if __name__ == "__main__":  # until the modules are there, which takes seconds
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(128 + number))
+
+import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence

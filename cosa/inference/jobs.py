@@ -172,7 +172,9 @@ def plan(
     root, files = _find(source, folders)
     if not files:
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"there is no image in {source}: none of its files ends in {known}")
+        its = "of its files" if root == Path(source) else "that fits this pattern"
+        raise UserError(f"there is no image in {source}: none {its} ends in {known}; check the "
+                        "path")
     save = set(save)
     jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files,
                 None if masks is None else Path(masks))
@@ -226,8 +228,11 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
         first = next(i for i, part in enumerate(path.parts) if _is_pattern(part))
         root = Path(*path.parts[:first])
         if not root.is_dir():
-            raise UserError(f"there is no image in {source}: {root} is no folder")
-        found = _matching(root, path.parts[first:])
+            raise UserError(f"there is no image in {source}: {root} is no folder; check the "
+                            "path")
+        # A slash at the end asks for folders, which are no images.
+        ending = ("",) if source.endswith(("/", os.sep)) else ()
+        found = _matching(root, path.parts[first:] + ending)
     else:
         raise UserError(f"{source} does not exist: give a folder, an image or a quoted glob")
     real_root = Path(os.path.realpath(root))

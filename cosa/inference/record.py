@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -137,6 +138,11 @@ class Record:
         self._write({**self.old, **self.new, **dict.fromkeys(mixed, SEVERAL)})
 
     def _hold(self, alone: bool) -> None:
+        above = self.folder.absolute()
+        above = next(path for path in (above, *above.parents) if os.path.lexists(path))
+        if not above.is_dir():
+            raise UserError(f"--output {self.folder}: cannot write there, since {above} is no "
+                            "folder; choose another")
         if not self._lock.take(alone):
             raise UserError(f"another run of infer.py is at work in {self.folder}: wait until it "
                             "ends, or choose another --output")
