@@ -52,7 +52,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device '{name}' is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
-                        "devices found): use auto or cpu")
+                        "devices found): use device=auto or device=cpu")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # events and pinned memory are the current device's
     return device

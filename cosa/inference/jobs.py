@@ -172,9 +172,8 @@ def plan(
     root, files = _find(source, folders)
     if not files:
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        its = "of its files" if root == Path(source) else "that fits this pattern"
-        raise UserError(f"there is no image in {source}: none {its} ends in {known}; check the "
-                        "path")
+        none = "none of its files" if root == Path(source) else "no file that fits this pattern"
+        raise UserError(f"there is no image in {source}: {none} ends in {known}; check the path")
     save = set(save)
     jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files,
                 None if masks is None else Path(masks))
@@ -302,7 +301,7 @@ def _is_there(path: Path) -> bool:
         os.lstat(path)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EIO, errno.ESTALE):
-            _cannot_search(error)
+            _cannot_search(OSError(error.errno, error.strerror, str(path.parent)))
         return False
     return True
 

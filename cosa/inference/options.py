@@ -80,10 +80,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, option) is not None and not there:
             parser.error(f"--{option.replace('_', '-')} is of use with {needed} only: add that, or "
                          "leave it out")
-    for option in ("crf_gaussian", "crf_bilateral"):
-        if 0 in (getattr(args, option) or ())[1:]:
-            parser.error(f"--{option.replace('_', '-')}: all but the first number, its weight, "
-                         "must be above 0")
     args.save = tuple(k for k in SUFFIXES if k in args.save or (k == "overlay" and args.overlay))
     cores = (os.cpu_count() or 1) // distributed.local_world()
     args.workers = args.workers or max(1, min(8, cores))
@@ -107,6 +103,10 @@ def choose_crf(args: argparse.Namespace) -> CrfSettings | None:
         "gaussian": args.crf_gaussian,
         "bilateral": args.crf_bilateral,
     }
+    for name in ("gaussian", "bilateral"):
+        if 0 in (own[name] or ())[1:]:
+            raise UserError(f"--crf-{name}: all numbers but the first, the weight, are standard "
+                            "deviations and must be positive")
     chosen = PRESETS[args.crf] | {key: value for key, value in own.items() if value is not None}
     crf = CrfSettings(
         iterations=chosen["iterations"],
