@@ -25,19 +25,16 @@ pytestmark = pytest.mark.skipif(
 
 SIGNALS = {  # the first signal, and the longest time between further ones
     "keys": (signal.SIGINT, 0.2),
-    "bouncing": (signal.SIGINT, 0.02),
     "storm": (signal.SIGINT, 0.002),
     "batch": (signal.SIGTERM, 0.02),
 }
-EARLY = {"early": signal.SIGINT, "early batch": signal.SIGTERM}
+EARLY = {"early": signal.SIGTERM}
 UNREAD = {  # where standard streams lead, the exit code, and what is told
-    "closed stdout": ({"stdout": "closed"}, 0, ""),
     "gone stdout": ({"stdout": "gone"}, 0, ""),
     "full disk": ({"stdout": "full"}, 1,
                   "error: what was to be printed is lost: No space left on device\n"),
-    "closed stderr": ({"stderr": "closed"}, 0, ""),
+    "gone stderr": ({"stderr": "gone"}, 0, ""),
     "both closed": ({"stdout": "closed", "stderr": "closed"}, 0, ""),
-    "both gone": ({"stdout": "gone", "stderr": "gone"}, 0, ""),
 }
 
 
@@ -110,7 +107,7 @@ def test_the_work_is_complete_though_nobody_reads(ends, name):
     folder, end = ends[0] / name, ends[1][name]
     _, code, told = UNREAD[name]
     assert end["code"] == code and told in end["err"] and "Traceback" not in end["err"]
-    if name == "closed stderr":
+    if name == "gone stderr":
         assert "3 images scored" in end["out"] and "mIoU" in end["out"]
     content = json.loads((folder / "s.json").read_text())
     assert content["run"]["done"] == 3 and content["run"]["scores"]["images"] == 3
