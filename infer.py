@@ -18,12 +18,10 @@ if __name__ == "__main__":  # until the modules are there, which takes seconds
 
 import argparse
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -34,6 +32,7 @@ from cosa.checkpoint import check_finite
 from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
 from cosa.errors import UserError, run_program
 from cosa.files import remove_leftovers
+from cosa.inference.counts import Counts
 from cosa.inference.jobs import Plan, plan, share
 from cosa.inference.labels import ImageLabels, read_image_labels
 from cosa.inference.options import choose_crf, choose_settings, parse
@@ -213,47 +212,6 @@ def start(task: Task) -> None:
     task.record.start()
     for folder in task.jobs.only(not there for there in task.finished).folders:
         remove_leftovers(folder)
-
-
-@dataclass
-class Counts:
-    """What became of the images so far."""
-
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    unscored: int = 0
-    stale: int = 0
-    """Images that failed and whose files are those of an earlier run."""
-    interrupted: bool = False
-    started: float = field(default_factory=time.perf_counter)
-
-    def add_up(self) -> None:
-        """Add what became of the other processes' images; one interrupted interrupts all."""
-        every = [asdict(counts) for counts in distributed.gather(self)]
-        for name in ("done", "skipped", "failed", "unscored", "stale"):
-            setattr(self, name, sum(counts[name] for counts in every))
-        self.interrupted = any(counts["interrupted"] for counts in every)
-
-    def report(self) -> dict[str, Any]:
-        """For the summary."""
-        counts = asdict(self)
-        del counts["stale"]
-        seconds = time.perf_counter() - counts.pop("started")
-        return {
-            **counts,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(self.done / seconds, 3),
-        }
-
-    def line(self) -> str:
-        """For the terminal."""
-        unscored = f", {self.unscored} not scored" if self.unscored else ""
-        rate = self.done / (time.perf_counter() - self.started)
-        return (
-            f"{self.done} done ({rate:.2f} images/s), {self.skipped} skipped (already there), "
-            f"{self.failed} failed{unscored}"
-        )
 
 
 def follow(

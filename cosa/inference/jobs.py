@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import fnmatch
 import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from cosa import distributed
 from cosa.data.images import IMAGE_SUFFIXES
 from cosa.errors import UserError
+from cosa.inference.search import is_pattern, is_regular, matching, walk
 
 SUFFIXES = {
     "mask": ".png",
@@ -104,7 +101,7 @@ class Plan(Sequence[Job]):
         sources = [Path(os.path.realpath(source)) for source in (self.root, self.masks) if source]
         left_out = tuple(f"{source.relative_to(output).as_posix()}/" for source in sources
                          if output in source.parents)
-        for path in _walk(self.output):
+        for path in walk(self.output):
             if not path.name.endswith((".png", ".npz")):
                 continue
             name = path.relative_to(self.output).as_posix()
@@ -222,16 +219,16 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
     if path.is_file():
         return path.parent, [path.name]
     if path.is_dir():
-        root, found = path, _walk(path)
-    elif any(_is_pattern(part) for part in path.parts):
-        first = next(i for i, part in enumerate(path.parts) if _is_pattern(part))
+        root, found = path, walk(path)
+    elif any(is_pattern(part) for part in path.parts):
+        first = next(i for i, part in enumerate(path.parts) if is_pattern(part))
         root = Path(*path.parts[:first])
         if not root.is_dir():
             raise UserError(f"there is no image in {source}: {root} is no folder; check the "
                             "path")
         # A slash at the end asks for folders, which are no images.
         ending = ("",) if source.endswith(("/", os.sep)) else ()
-        found = _matching(root, path.parts[first:] + ending)
+        found = matching(root, path.parts[first:] + ending)
     else:
         raise UserError(f"{source} does not exist: give a folder, an image or a quoted glob")
     real_root = Path(os.path.realpath(root))
@@ -246,88 +243,6 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
         hidden = any(part.startswith(".") for part in file.parts)
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
             continue
-        if _is_regular(match):
+        if is_regular(match):
             files.add(file.as_posix())
     return root, sorted(files)
-
-
-def _is_pattern(part: str) -> bool:
-    return any(wildcard in part for wildcard in "*?[")
-
-
-def _is_regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        # Of a link that leads nowhere, or to where nobody may look, the image fails: that is
-        # better than to be left out in silence.
-        return True
-
-
-def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """All files below a folder that fit a pattern, given in its parts; some twice.
-
-    Unlike those of ``glob``, folders that cannot be searched are an error.
-    """
-    part, *rest = parts
-    if part == "**":
-        for here, names in _folders(folder):
-            if rest:
-                yield from _matching(here, rest)
-            else:
-                yield from (here / name for name in names)
-        return
-    if _is_pattern(part):
-        names = fnmatch.filter(_names(folder), part)
-    else:
-        names = [part] if _is_there(folder / part) else []
-    for path in map(folder.joinpath, names):
-        if not rest:
-            yield path
-        elif path.is_dir():
-            yield from _matching(path, rest)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        _cannot_search(error)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        os.lstat(path)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EIO, errno.ESTALE):
-            _cannot_search(OSError(error.errno, error.strerror, str(path.parent)))
-        return False
-    return True
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, but those of hidden folders."""
-    for here, names in _folders(folder):
-        yield from (here / name for name in names)
-
-
-def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and all below it that are not hidden, each with the names of its files.
-
-    Linked folders too, each once, lest a circle never ends.
-    """
-    seen = set()
-    for here, subfolders, names in os.walk(folder, onerror=_cannot_search, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(here), names
-
-
-def _cannot_search(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename} cannot be searched: {error.strerror}; change its rights, or "
-                    "leave it out") from error
