@@ -3,23 +3,25 @@
 Started by torchrun, each process segments its share of the images.
 
 Exit code 0: all done; 1: finished, but some images failed or could not be scored; 2: could not
-start, or could not go on; 130: stopped.
+start, or could not go on; 130 or 143: stopped by Ctrl-C or SIGTERM, of which the first counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import signal
+
+if __name__ == "__main__":  # until the modules are there, which takes seconds
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(128 + number))
+
+import argparse
 import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -30,8 +32,9 @@ from cosa.checkpoint import check_finite
 from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
 from cosa.errors import UserError, run_program
 from cosa.files import remove_leftovers
+from cosa.inference.counts import Counts
 from cosa.inference.jobs import Plan, plan, share
-from cosa.inference.labels import read_image_labels
+from cosa.inference.labels import ImageLabels, read_image_labels
 from cosa.inference.options import choose_crf, choose_settings, parse
 from cosa.inference.pipeline import (
     Outcome,
@@ -42,21 +45,68 @@ from cosa.inference.pipeline import (
 )
 from cosa.inference.record import Record
 from cosa.inference.scoring import Scorer
+from cosa.inference.settings import Settings
 from cosa.inference.summary import Summary
 from cosa.network import CoSANetwork
-from cosa.terminal import GRACE
+from cosa.terminal import Interrupts
 
 Scored = tuple[Outcome, UserError | None]
 
 
-@distributed.processes(distributed.NO_TIMEOUT)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit code, raises UserError if it cannot start or go on."""
-    args = parse(arguments)
+    """Run the program; returns the exit code, raises UserError if it cannot start or go on.
+
+    Raises KeyboardInterrupt if a signal comes before there is anything to keep.
+    """
+    with Interrupts() as stop:
+        return work(arguments, stop)
+
+
+def program() -> int:
+    """``main`` as a process of its own, which no number of signals ends without its exit code."""
+    stop = Interrupts()
+    stop.keep()
+    try:
+        return work(None, stop)
+    except KeyboardInterrupt:
+        print("stopped before the first image", file=sys.stderr)
+        return stop.exit_code
+
+
+@dataclass
+class Task:
+    """What is to be done, known before anything is written."""
+
+    jobs: Plan
+    finished: list[bool]
+    """For each job, whether its files are there and are to be kept."""
+    network: CoSANetwork
+    settings: Settings
+    labels: ImageLabels | None
+    scorer: Scorer | None
+    record: Record
+
+    @property
+    def writing(self) -> bool:
+        """Whether there is anything left to do."""
+        return not all(self.finished)
+
+
+def look(args: argparse.Namespace, stack: ExitStack) -> Task:
+    """Read and check all that the options name; writes nothing.
+
+    The stack keeps other runs out of the output folder.
+
+    Raises:
+        UserError: what is asked for cannot be done.
+    """
     jobs = distributed.from_main(
         lambda: plan(args.input, args.output, args.save, args.evaluate)
     )
-    device = choose_device(args.device)
+    try:
+        device = choose_device(args.device)
+    except UserError as error:  # train.py has other options
+        raise UserError(str(error).replace("device=", "--device ")) from error
     crf = choose_crf(args)
     network = load_network(args.weights, device)
     labels = read_image_labels(args.labels, network.classes) if args.labels else None
@@ -68,122 +118,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
             coexistence=network.config["evaluate"]["coexistence_classes"],
         )
         scorer.check(jobs)
-    record = Record(Path(args.output), network, settings, args.save)
+    if args.json:
+        check_json(args, jobs)
+    record = stack.enter_context(Record(Path(args.output), network, settings, args.save))
     record.begin(args.overwrite, jobs)
     # Masks that are not saved can only be scored by computing them again.
     afresh = args.overwrite or (scorer is not None and "mask" not in args.save)
     finished = distributed.from_main(
         lambda: [False] * len(jobs) if afresh else find_finished(jobs, args.workers)
     )
-    writing = not all(finished)
-    own, folders = share(finished), jobs.only(not there for there in finished).folders
-    all_jobs, jobs, finished = jobs, jobs.part(own), finished[own]
-    todo = jobs.only(not there for there in finished)
-    training = network.config["train"]
+    return Task(jobs, finished, network, settings, labels, scorer, record)
+
+
+@distributed.processes(distributed.NO_TIMEOUT)
+def work(arguments: Sequence[str] | None, stop: Interrupts) -> int:
+    """What ``main`` does."""
+    args = parse(arguments)
+    with ExitStack() as stack:
+        with stop.raising():
+            task = look(args, stack)
+        summary = None
+        if args.json:
+            summary = stack.enter_context(Summary(args.json, task.network.classes))
+        if task.writing:
+            # After all looked, before any result.
+            distributed.from_main(lambda: start(task))
+        counts = process(task, args, stop, summary)
+    if counts.interrupted:
+        if distributed.is_main():
+            again = "starts over" if args.overwrite else "goes on where it left off"
+            print(f"stopped; the same command {again}", file=sys.stderr)
+        return 128 + (distributed.highest(stop.number) or signal.SIGINT)
+    return 1 if counts.failed or counts.unscored else 0
+
+
+def process(
+    task: Task, args: argparse.Namespace, stop: Interrupts, summary: Summary | None
+) -> Counts:
+    """Segment this process's share, and tell what became of all images."""
+    counts, scores, table = Counts(), None, ""
+    own = share(task.finished)
+    jobs, finished = task.jobs.part(own), task.finished[own]
+    outcomes = segment(task, jobs.only(not there for there in finished), args)
+    if summary or task.scorer:
+        outcomes = in_order(finished, jobs, outcomes, task.network.num_classes, args.workers)
+    else:
+        counts.skipped = sum(finished)
+    try:
+        try:
+            with closing(scored(outcomes, task.scorer, args.workers)) as results:
+                follow(stop.awaiting(results), len(jobs) - counts.skipped, counts, summary)
+        except KeyboardInterrupt:
+            counts.interrupted = True
+        counts.add_up()
+        complete = not counts.interrupted
+        if complete and task.writing and not counts.stale and distributed.is_main():
+            task.record.end()
+        if task.scorer and complete:
+            task.scorer.add_up()
+            scores, table = task.scorer.scores(), "\n" + task.scorer.table()
+        if summary:
+            about = {key: getattr(args, key) for key in ("input", "output", "weights")}
+            made_with = task.record.new
+            summary.finish({**about, **counts.report(), "made_with": made_with, "scores": scores})
+    finally:
+        # Last, since nobody may be reading.
+        print(f"{counts.line()}; {'masks' if 'mask' in args.save else 'results'} are in "
+              f"{args.output}{table}", flush=True)
+    return counts
+
+
+def segment(task: Task, jobs: Plan, args: argparse.Namespace) -> Iterator[Outcome]:
+    """Segment images and write what is asked for; what became of each, in order."""
+    training = task.network.config["train"]
     allow_tf32(training["tf32"])
-    outcomes = segment_files(
-        network,
-        todo,
-        settings,
+    device = next(task.network.parameters()).device
+    return segment_files(
+        task.network,
+        jobs,
+        task.settings,
         save=args.save,
-        labels_of=labels and labels.of,
+        labels_of=task.labels and task.labels.of,
         details=args.json is not None,
-        keep_masks=scorer is not None,
+        keep_masks=task.scorer is not None,
         batch_size=args.batch_size,
         workers=args.workers,
         autocast=choose_autocast(device, training["precision"]),
     )
-    counts = Counts()
-    with ExitStack() as stack:
-        stack.enter_context(terminable())
-        summary = None
-        if args.json:
-            check_json(args, all_jobs)
-            summary = stack.enter_context(Summary(args.json, network.classes))
-        if writing:
-            # After all looked, before any result.
-            distributed.from_main(lambda: start(record, folders))
-        if summary or scorer:
-            outcomes = in_order(finished, jobs, outcomes, network.num_classes, args.workers)
-        else:
-            counts.skipped = sum(finished)
-        try:
-            try:
-                with closing(scored(outcomes, scorer, args.workers)) as results:
-                    follow(results, len(jobs) - counts.skipped, counts, summary)
-            except KeyboardInterrupt:
-                counts.interrupted = True
-            counts.add_up()
-            complete = not counts.interrupted
-            # Before anything is printed: nobody may be reading.
-            if complete and writing and not counts.stale and distributed.is_main():
-                record.end()
-        finally:
-            print(f"{counts.line()}; {'masks' if 'mask' in args.save else 'results'} are in "
-                  f"{args.output}")
-        scores = None
-        if scorer and complete:
-            scorer.add_up()
-            scores = scorer.scores()
-            print(scorer.table())
-        if summary:
-            about = {key: getattr(args, key) for key in ("input", "output", "weights")}
-            summary.finish({**about, **counts.report(), "made_with": record.new, "scores": scores})
-    if counts.interrupted:
-        if not distributed.is_main():
-            return 130
-        again = "starts over" if args.overwrite else "goes on where it left off"
-        print(f"stopped; the same command {again}", file=sys.stderr)
-        return 130
-    return 1 if counts.failed or counts.unscored else 0
 
 
-def start(record: Record, folders: Iterable[Path]) -> None:
-    """Sweep up what killed programs left in the folders of the results, and note the new ones."""
-    for folder in folders:
+def start(task: Task) -> None:
+    """Note the new results, and sweep up what killed programs left in their folders."""
+    task.record.start()
+    for folder in task.jobs.only(not there for there in task.finished).folders:
         remove_leftovers(folder)
-    record.start()
-
-
-@dataclass
-class Counts:
-    """What became of the images so far."""
-
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    unscored: int = 0
-    stale: int = 0
-    """Images that failed and whose files are those of an earlier run."""
-    interrupted: bool = False
-    started: float = field(default_factory=time.perf_counter)
-
-    def add_up(self) -> None:
-        """Add what became of the other processes' images; one interrupted interrupts all."""
-        every = [asdict(counts) for counts in distributed.gather(self)]
-        for name in ("done", "skipped", "failed", "unscored", "stale"):
-            setattr(self, name, sum(counts[name] for counts in every))
-        self.interrupted = any(counts["interrupted"] for counts in every)
-
-    def report(self) -> dict[str, Any]:
-        """For the summary."""
-        counts = asdict(self)
-        del counts["stale"]
-        seconds = time.perf_counter() - counts.pop("started")
-        return {
-            **counts,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(self.done / seconds, 3),
-        }
-
-    def line(self) -> str:
-        """For the terminal."""
-        unscored = f", {self.unscored} not scored" if self.unscored else ""
-        rate = self.done / (time.perf_counter() - self.started)
-        return (
-            f"{self.done} done ({rate:.2f} images/s), {self.skipped} skipped (already there), "
-            f"{self.failed} failed{unscored}"
-        )
 
 
 def follow(
@@ -282,35 +310,5 @@ def check_json(args: argparse.Namespace, jobs: Plan) -> None:
                         "or below it: choose another")
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM stop the program as Ctrl-C does, so that nothing half-written stays.
-
-    torchrun passes on to its processes what the terminal has sent them already: of several
-    processes, each takes signals in quick succession as one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    stopped = -math.inf
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal stopped
-        last, stopped = stopped, time.monotonic()
-        if stopped - last > GRACE:
-            raise KeyboardInterrupt
-
-    if distributed.world() == 1:
-        handlers = {signal.SIGTERM: signal.default_int_handler}
-    else:
-        handlers = {signal.SIGTERM: stop, signal.SIGINT: stop}
-    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 if __name__ == "__main__":
-    run_program(main)
+    run_program(program)

@@ -132,8 +132,10 @@ def read(path: str | Path) -> dict[str, Any]:
     except DAMAGE as error:
         # Whatever memory is short of is not the file's fault.
         kind = UserError if "allocate memory" in str(error) else DamagedError
-        raise kind(f"{path} cannot be read as a checkpoint, it may be damaged or of "
-                        f"another kind: {one_line(error)}") from error
+        # Of those, the message is a key or place that nobody knows.
+        reason = "" if isinstance(error, LookupError) else f" ({one_line(error)})"
+        raise kind(f"{path} cannot be read as a checkpoint, it may be damaged or of another kind"
+                   f"{reason}: give the best.pth or last.pth of a run folder") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
     return content
@@ -296,8 +298,12 @@ def _check_readable(path: str | Path) -> None:
     except PermissionError as error:
         raise UserError(f"{path} must not be read by you: change the rights of the file or of its "
                         "folders") from error
+    except IsADirectoryError as error:
+        raise DamagedError(f"{path} is a folder: give a file, such as best.pth in it") from error
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise DamagedError(f"{path} is empty: copy it again, or give another checkpoint")
 
 
 def check_finite(network: nn.Module, what: str) -> None:

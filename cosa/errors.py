@@ -6,6 +6,8 @@ import math
 import sys
 from collections.abc import Callable
 
+from cosa.streams import forgiving_streams
+
 
 class UserError(Exception):
     """Something the user can mend; the message names the file or key and the remedy."""
@@ -25,18 +27,29 @@ def run_program(main: Callable[[], int | None]) -> None:
 
     A ``UserError``, or an ``OSError`` (a full disk, missing rights), becomes one line on stderr
     and exit code 2, Ctrl-C exit code 130; every other exception is a defect of ours and keeps
-    its traceback.
+    its traceback. What nobody reads is dropped. What cannot be printed for another reason is
+    lost, which one line on stderr tells, and an exit code of 0 becomes 1.
     """
+    with forgiving_streams() as out:
+        code = _exit_code(main)
+        out.flush()
+        if out.lost:
+            reason = out.lost.strerror or out.lost
+            print(f"error: what was to be printed is lost: {reason}", file=sys.stderr)
+            code = code or 1
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
     try:
-        code = main()
+        return main() or 0
     except UserError as error:
-        code = _refuse(str(error))
+        return _refuse(str(error))
     except OSError as error:
-        code = _refuse(" ".join(str(error).split()))
+        return _refuse(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)
+        return 130
 
 
 def _refuse(message: str) -> int:

@@ -153,6 +153,43 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"cannot write {path}: it is {obstacle}; choose another name")
 
 
+class FolderLock:
+    """Lets programs that work in one folder know of each other, without a file in it.
+
+    It goes with the process, however that ends.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder
+        self._descriptor: int | None = None
+
+    def take(self, alone: bool) -> bool:
+        """Hold the folder, together with others or alone; a lock held before is changed.
+
+        Returns:
+            False if another program is in the way; True also where there is no such folder yet,
+            or nothing to lock it with, as on some network file systems and on Windows.
+        """
+        if fcntl is None:
+            return True
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let go of the folder, if it is held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
 def remove_leftovers(folder: str | Path, alone: bool = False) -> None:
     """Delete what killed programs left unfinished in a folder; nothing if it does not exist.
 

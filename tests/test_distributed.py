@@ -278,18 +278,6 @@ def test_two_processes_segment_each_image_once_and_tell_the_same(both, tmp_path)
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_signals_in_quick_succession_are_one(monkeypatch):
-    """torchrun repeats what the terminal sends: the second must not interrupt the clearing up."""
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with infer.terminable():
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-
-
 @pytest.mark.parametrize("finished", [[False] * 7, [True] * 5 + [False] * 4, [True] * 3, [False]])
 def test_shares_of_files_are_even_and_cover_all(monkeypatch, finished):
     monkeypatch.setattr(distributed, "world", lambda: 3)

@@ -416,7 +416,7 @@ def test_stopped_and_run_again(tmp_path, weights, program, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "write", stopping)
         code, _, err = program(source, out, *options)
-    assert code == 130 and err == "stopped; the same command goes on where it left off\n"
+    assert code == 143 and err == "stopped; the same command goes on where it left off\n"
     assert signal.getsignal(signal.SIGTERM) == handler
     names, expected = files(out), files(tmp_path / "expected")
     assert 11 * 5 < len(names) < 25 * 5

@@ -21,6 +21,7 @@ import cosa
 import infer
 from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
+from cosa.errors import UserError
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
 from cosa.metrics import SegmentationMetrics
@@ -67,6 +68,75 @@ def test_options_that_would_be_ignored_are_refused(capfd):
         usage_error(capfd, *option.split())
     error = usage_error(capfd, "--save", "mask,probabilites")
     assert "did you mean 'probabilities'?" in error
+
+
+@pytest.mark.parametrize("options, told", [
+    ("--scales 0", "--scales: '0' must be a number above 0"),
+    ("--scales x", "--scales: 'x' must be a number above 0"),
+    ("--scales", "--scales: expected at least one argument"),
+    ("--size 1.5", "--size: '1.5' must be a whole number of at least 1"),
+    ("--workers -1", "--workers: '-1' must be a whole number of at least 1"),
+    ("--threshold nan", "--threshold: 'nan' must be a number from 0 to 1"),
+    ("--crf --crf-bilateral a 1 1", "--crf-bilateral: 'a' must be a number of at least 0"),
+    ("--save maks", "--save: 'maks' cannot be saved; did you mean 'mask'?"),
+    ("--save x", "--save: 'x' cannot be saved; choose from mask,overlay,cam,cpl,probabilities"),
+    ("--weigths w", "there is no option --weigths; did you mean '--weights'?"),
+    ("--frobnicate", "there is no option --frobnicate; --help lists all options"),
+    ("b.jpg c.jpg", "'b.jpg' is one argument too many: give one folder or image, or a glob in "
+                    "quotes, or the shell puts all its files in its place"),
+    ("--mode slide --size 5", "--size is of use with --mode whole only: add that, or leave it out"),
+])
+def test_one_sentence_says_what_is_wrong_with_an_option(capfd, options, told):
+    assert usage_error(capfd, *options.split()) == f"error: {told}"
+
+
+def test_what_must_be_given_is_told(capfd):
+    with pytest.raises(SystemExit) as caught:
+        infer.parse(["in", "--save", "cam"])
+    assert caught.value.code == 2
+    assert capfd.readouterr().err == (
+        "error: --weights, --output must be given; --help lists all options\n"
+    )
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path, photos, weights, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError) as caught:
+        infer.main([str(photos), "--weights", str(weights), "--output", str(tmp_path / "out"),
+                    "--device", "cuda:1"])
+    assert str(caught.value) == (
+        "device 'cuda:1' is not there (0 CUDA devices found): use --device auto or --device cpu"
+    )
+
+
+def test_a_folder_is_called_a_folder_and_a_file_a_file(tmp_path, photos, weights):
+    out, file = tmp_path / "out", tmp_path / "file"
+    file.write_text("")
+    told = {
+        ("--labels", photos): f"--labels {photos} is a folder: give a CSV file",
+        ("--labels", tmp_path / "x"): f"--labels {tmp_path / 'x'} does not exist: give a CSV file",
+        ("--json", photos): f"--json {photos} is a folder: give the name of a file",
+        ("--json", file / "s"): f"--json {file / 's'} cannot be written: {file} is no folder; "
+                                "choose another name",
+        ("--crf", "--crf-gaussian", "0", "0"):
+            "--crf-gaussian: all numbers but the first, the weight, are standard deviations and "
+            "must be positive",
+        ("--crf", "relese"): "--crf relese is no preset; did you mean 'release'?",
+        ("--crf", "x"): "--crf x is no preset; choose one of release, toco, deeplab",
+    }
+    for options, sentence in told.items():
+        assert refusal(weights, photos, out, *options) == sentence
+    assert refusal(photos, photos, out) == (
+        f"{photos} is a folder: give a file, such as best.pth in it"
+    )
+    assert refusal(file, photos, out) == (
+        f"{file} is empty: copy it again, or give another checkpoint"
+    )
+    for output in (file, file / "x"):
+        assert refusal(weights, photos, output) == (
+            f"--output {output}: cannot write there, since {file} is no folder; choose another"
+        )
+    assert not out.exists()
 
 
 def test_save_and_overlay_say_what_is_written():

@@ -1,3 +1,5 @@
+import errno
+import glob
 import os
 from pathlib import Path
 
@@ -89,8 +91,68 @@ def test_nothing_to_do_is_an_error(tmp_path):
             plan(str(tmp_path / source), tmp_path / "out")
     with pytest.raises(UserError, match="absent does not exist"):
         plan(str(tmp_path / "absent"), tmp_path / "out")
+    with pytest.raises(UserError, match="no image in .*absent is no folder; check the path"):
+        plan(str(tmp_path / "absent/*.jpg"), tmp_path / "out")
 
 
+GLOBS = ("", "/**/*.jpg", "/**", "/*/*.jpg", "/*/shut/*.jpg", "/*/shut/**/*", "/**/shut/*.jpg")
+
+
+@pytest.mark.parametrize("end", GLOBS)
+def test_folders_that_cannot_be_searched_are_told_of_in_globs_too(tmp_path, monkeypatch, end):
+    """Root may search all, so the system's answer is made up."""
+    for name in ("a/1.jpg", "b/shut/2.jpg"):
+        save(tmp_path / "in" / name)
+    shut = str(tmp_path / "in/b" if end == "/*/*.jpg" else tmp_path / "in/b/shut")
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path) == shut:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError) as caught:
+        plan(f"{tmp_path / 'in'}{end}", tmp_path / "out")
+    assert str(caught.value) == (
+        f"{shut} cannot be searched: Permission denied; change its rights, or leave it out"
+    )
+    # Nobody has to search what the pattern leaves out.
+    assert sources(plan(f"{tmp_path / 'in'}/a/**/*.jpg", tmp_path / "out")) == ["1.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do all")
+@pytest.mark.parametrize("rights", [0o000, 0o400, 0o100])
+def test_missing_rights_are_told(tmp_path, rights):
+    image = save(tmp_path / "in/a/shut/1.jpg")
+    image.parent.chmod(rights)
+    try:
+        for end in GLOBS:
+            try:
+                found = sources(plan(f"{tmp_path / 'in'}{end}", tmp_path / "out"))
+                assert found == ["1.jpg"]  # which fails by itself
+            except UserError as error:
+                assert "cannot be searched" in str(error) or end == "/*/*.jpg"
+    finally:
+        image.parent.chmod(0o700)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_globs_find_what_python_finds_but_follow_no_circle(tmp_path):
+    for name in ("x/a.jpg", "x/y/b.jpg", "c.jpg", ".h/d.jpg", "x/.e.jpg", "[z]/f.jpg"):
+        save(tmp_path / "in" / name)
+    for pattern in ("**/*.jpg", "**", "*/*", "x/**/b.jpg", "*/y/*", "**/y/**", "[[]z]/*", "?.jpg",
+                    "x/**/../*.jpg", "*/", "**x/*.jpg", "*/absent/*.jpg"):
+        found = {path for path in glob.glob(f"{tmp_path}/in/{pattern}", recursive=True)
+                 if os.path.isfile(path) and ".." not in path}
+        if found:
+            jobs = plan(f"{tmp_path}/in/{pattern}", tmp_path / "out")
+            assert {str(job.source) for job in jobs} == found
+        else:
+            with pytest.raises(UserError, match="there is no image in"):
+                plan(f"{tmp_path}/in/{pattern}", tmp_path / "out")
+    (tmp_path / "in/x/circle").symlink_to(tmp_path / "in")
+    assert len(plan(f"{tmp_path}/in/**/*.jpg", tmp_path / "out")) == 4
 
 
 def test_every_kind_has_a_name_of_its_own(tmp_path):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from cosa import distributed
 from cosa.data.images import IMAGE_SUFFIXES
 from cosa.errors import UserError
+from cosa.inference.search import is_pattern, is_regular, matching, walk
 
 SUFFIXES = {
     "mask": ".png",
@@ -101,7 +101,7 @@ class Plan(Sequence[Job]):
         sources = [Path(os.path.realpath(source)) for source in (self.root, self.masks) if source]
         left_out = tuple(f"{source.relative_to(output).as_posix()}/" for source in sources
                          if output in source.parents)
-        for path in _walk(self.output):
+        for path in walk(self.output):
             if not path.name.endswith((".png", ".npz")):
                 continue
             name = path.relative_to(self.output).as_posix()
@@ -162,14 +162,15 @@ def plan(
         The jobs, sorted by path.
 
     Raises:
-        UserError: no image there, two files would become one, or an image or a true mask would
-            be overwritten.
+        UserError: no image there, a folder that cannot be searched, two files would become one,
+            or an image or a true mask would be overwritten.
     """
     folders = [Path(output)] if masks is None else [Path(output), Path(masks)]
     root, files = _find(source, folders)
     if not files:
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"there is no image in {source}: none of its files ends in {known}")
+        none = "none of its files" if root == Path(source) else "no file that fits this pattern"
+        raise UserError(f"there is no image in {source}: {none} ends in {known}; check the path")
     save = set(save)
     jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files,
                 None if masks is None else Path(masks))
@@ -218,11 +219,16 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
     if path.is_file():
         return path.parent, [path.name]
     if path.is_dir():
-        root, found = path, _walk(path)
-    elif any(_is_pattern(part) for part in path.parts):
-        first = next(i for i, part in enumerate(path.parts) if _is_pattern(part))
+        root, found = path, walk(path)
+    elif any(is_pattern(part) for part in path.parts):
+        first = next(i for i, part in enumerate(path.parts) if is_pattern(part))
         root = Path(*path.parts[:first])
-        found = (Path(match) for match in glob.iglob(source, recursive=True))
+        if not root.is_dir():
+            raise UserError(f"there is no image in {source}: {root} is no folder; check the "
+                            "path")
+        # A slash at the end asks for folders, which are no images.
+        ending = ("",) if source.endswith(("/", os.sep)) else ()
+        found = matching(root, path.parts[first:] + ending)
     else:
         raise UserError(f"{source} does not exist: give a folder, an image or a quoted glob")
     real_root = Path(os.path.realpath(root))
@@ -237,28 +243,6 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
         hidden = any(part.startswith(".") for part in file.parts)
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
             continue
-        # A link that leads nowhere is not left out in silence: its image fails.
-        if match.is_file() or (match.is_symlink() and not match.exists()):
+        if is_regular(match):
             files.add(file.as_posix())
     return root, sorted(files)
-
-
-def _is_pattern(part: str) -> bool:
-    return any(wildcard in part for wildcard in "*?[")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder; linked folders too, each once, lest a circle never ends."""
-    seen = set()
-    for here, subfolders, names in os.walk(folder, onerror=_cannot_search, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(here, name) for name in names)
-
-
-def _cannot_search(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be searched: {error.strerror}") from error

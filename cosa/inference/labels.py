@@ -52,6 +52,8 @@ def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:
             not have.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"--labels {path} is a folder: give a CSV file")
     if not path.is_file():
         raise UserError(f"--labels {path} does not exist: give a CSV file")
     table = read_labels(path)
@@ -62,7 +64,7 @@ def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:
         if unknown is not None:
             raise UserError(
                 f"{path}, line {line}: '{unknown}' is no class of the weights"
-                f"{nearest(unknown, numbers)}"
+                f"{nearest(unknown, numbers) or '; take it out of the file'}"
             )
         if image in rows:
             raise UserError(f"{path}, line {line}: the image '{image}' has a row already")

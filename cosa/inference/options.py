@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from cosa.network import CoSANetwork
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, whose combination makes sense."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Segment images. Masks are palette PNG files of the images' sizes, with the "
         "images' relative paths and stems; 0 is background, classes.csv lists the classes. "
         "Files that are there already are not computed again."
@@ -63,7 +65,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--workers", type=positive_integer, metavar="N", help="threads that read, and that write")
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    parser.refuse(rest)
     for option, needed, there in (
         ("crf_backend", "--crf", args.crf),
         ("crf_iterations", "--crf", args.crf),
@@ -75,7 +78,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("threshold", "--save cpl", "cpl" in args.save),
     ):
         if getattr(args, option) is not None and not there:
-            parser.error(f"--{option.replace('_', '-')} is of use with {needed} only")
+            parser.error(f"--{option.replace('_', '-')} is of use with {needed} only: add that, or "
+                         "leave it out")
     args.save = tuple(k for k in SUFFIXES if k in args.save or (k == "overlay" and args.overlay))
     cores = (os.cpu_count() or 1) // distributed.local_world()
     args.workers = args.workers or max(1, min(8, cores))
@@ -91,14 +95,18 @@ def choose_crf(args: argparse.Namespace) -> CrfSettings | None:
     if args.crf is None:
         return None
     if args.crf not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise UserError(f"--crf {args.crf} is no preset{nearest(args.crf, PRESETS)}; "
-                        f"choose one of {known}")
+        known = f"; choose one of {', '.join(PRESETS)}"
+        raise UserError(f"--crf {args.crf or repr('')} is no preset"
+                        f"{nearest(args.crf, PRESETS) or known}")
     own = {
         "iterations": args.crf_iterations,
         "gaussian": args.crf_gaussian,
         "bilateral": args.crf_bilateral,
     }
+    for name in ("gaussian", "bilateral"):
+        if 0 in (own[name] or ())[1:]:
+            raise UserError(f"--crf-{name}: all numbers but the first, the weight, are standard "
+                            "deviations and must be positive")
     chosen = PRESETS[args.crf] | {key: value for key, value in own.items() if value is not None}
     crf = CrfSettings(
         iterations=chosen["iterations"],
@@ -152,9 +160,9 @@ def kinds(text: str) -> tuple[str, ...]:
     chosen = tuple(part.strip() for part in text.split(",") if part.strip())
     unknown = next((kind for kind in chosen if kind not in SUFFIXES), None)
     if unknown is not None or not chosen:
-        hint = nearest(unknown or "", SUFFIXES)
+        known = f"; choose from {','.join(SUFFIXES)}"
         raise argparse.ArgumentTypeError(
-            f"'{unknown or text}' cannot be saved{hint}; choose from {','.join(SUFFIXES)}"
+            f"'{unknown or text}' cannot be saved{nearest(unknown or '', SUFFIXES) or known}"
         )
     return chosen
 
@@ -167,24 +175,59 @@ def filled(text: str) -> str:
 
 
 def positive_integer(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
+    try:
+        if int(text) >= 1:
+            return int(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
 
 
 def number(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return float(text)
+    value = _float(text)
+    if 0 <= value < math.inf:
+        return value
+    raise argparse.ArgumentTypeError(f"'{text}' must be a number of at least 0")
 
 
 def positive_number(text: str) -> float:
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return float(text)
+    value = _float(text)
+    if 0 < value < math.inf:
+        return value
+    raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
 
 
 def share(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
-    return float(text)
+    value = _float(text)
+    if 0 <= value <= 1:
+        return value
+    raise argparse.ArgumentTypeError(f"'{text}' must be a number from 0 to 1")
+
+
+def _float(text: str) -> float:
+    """NaN, which is in no range, for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells in one sentence what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            message = f"{missing} must be given; --help lists all options"
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
+
+    def refuse(self, rest: Sequence[str]) -> None:
+        """End the program if there are arguments that are none of its own."""
+        options = [word.partition("=")[0] for word in rest if re.match("-+[a-z]", word)]
+        if options:
+            known = self._option_string_actions
+            hint = nearest(options[0], known) or "; --help lists all options"
+            self.error(f"there is no option {options[0]}{hint}")
+        if rest:
+            self.error(f"'{rest[0]}' is one argument too many: give one folder or image, or a "
+                       "glob in quotes, or the shell puts all its files in its place")

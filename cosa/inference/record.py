@@ -6,7 +6,9 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from cosa import distributed
 from cosa.errors import UserError
-from cosa.files import replacing
+from cosa.files import FolderLock, replacing
 from cosa.inference.jobs import SUFFIXES, Plan
 from cosa.inference.settings import Settings
 from cosa.network import CoSANetwork
@@ -38,7 +40,12 @@ class Record:
 
     ``classes.csv`` lists index, name, red, green and blue of the classes. ``.cosa.json`` holds,
     for each kind of file, a digest of the weights and the settings, so that results that do not
-    belong together are not mixed unnoticed.
+    belong together are not mixed unnoticed. Nor are those of two runs at the same time: in the
+    ``with`` block, other runs must not write into the folder; from ``start`` on, they must not
+    read it either.
+
+    Raises:
+        UserError: on entering, if another run writes into the folder.
     """
 
     def __init__(
@@ -53,6 +60,16 @@ class Record:
         """By kind, a file of which no mark tells where it comes from."""
         self.others: dict[str, Path] = {}
         """By kind, a file of which these jobs make none, where that matters."""
+        self._seen: tuple[str | None, ...] = ()
+        """What the record's files held when ``begin`` read them."""
+        self._lock = FolderLock(folder)
+
+    def __enter__(self) -> Record:
+        distributed.from_main(lambda: self._hold(alone=False))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.release()
 
     def begin(self, overwrite: bool, jobs: Plan) -> None:
         """Look at what is there; writes nothing.
@@ -61,7 +78,8 @@ class Record:
             UserError: files in the folder were made otherwise, or nothing tells how, and are not
                 to be overwritten.
         """
-        classes, self.old = self._read("classes.csv"), self._marks()
+        self._seen = self._content()
+        classes, self.old = self._seen[0], self._marks(self._seen[1])
         other_classes = classes not in (None, self.classes)
         if other_classes or any(self.old.get(kind) != self.new[kind] for kind in self.new):
             own, self.others = distributed.from_main(jobs.present)
@@ -98,7 +116,17 @@ class Record:
         """Note what is about to be written.
 
         Until all files made otherwise are overwritten, the folder holds files of both kinds.
+
+        Raises:
+            UserError: another run is at work in the folder, or has been since ``begin``; or it
+                cannot be written.
         """
+        with suppress(OSError):  # what is wrong with it, writing tells
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold(alone=True)
+        if self._content() != self._seen:
+            raise UserError(f"another run of infer.py has written into {self.folder} meanwhile: "
+                            "start again")
         self._write({**self.old, **self.new, **dict.fromkeys(self._changing(), SEVERAL)})
 
     def end(self) -> None:
@@ -108,6 +136,16 @@ class Record:
         """
         mixed = [kind for kind in self._changing() if kind in self.others]
         self._write({**self.old, **self.new, **dict.fromkeys(mixed, SEVERAL)})
+
+    def _hold(self, alone: bool) -> None:
+        above = self.folder.absolute()
+        above = next(path for path in (above, *above.parents) if os.path.lexists(path))
+        if not above.is_dir():
+            raise UserError(f"--output {self.folder}: cannot write there, since {above} is no "
+                            "folder; choose another")
+        if not self._lock.take(alone):
+            raise UserError(f"another run of infer.py is at work in {self.folder}: wait until it "
+                            "ends, or choose another --output")
 
     def _changing(self) -> list[str]:
         """Kinds of which there were files of other, or unknown, weights or settings."""
@@ -127,8 +165,10 @@ class Record:
             "--output"
         )
 
-    def _marks(self) -> dict[str, Mark]:
-        text = self._read(".cosa.json")
+    def _content(self) -> tuple[str | None, str | None]:
+        return self._read("classes.csv"), self._read(".cosa.json")
+
+    def _marks(self, text: str | None) -> dict[str, Mark]:
         if text is None:
             return {}
         try:

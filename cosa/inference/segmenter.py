@@ -188,8 +188,10 @@ class Segmenter:
 
     def out_of_memory(self) -> CannotGoOn:
         """What to tell when the device's memory is too small for the network."""
-        side = "--window" if self.settings.mode == "slide" else "--size"
-        return CannotGoOn(f"out of memory on {self.device}: {self._lower('--batch-size', side)}")
+        sides = ["--window" if self.settings.mode == "slide" else "--size"]
+        if max(self.settings.scales) > 1:
+            sides.append("--scales")
+        return CannotGoOn(f"out of memory on {self.device}: {self._lower('--batch-size', *sides)}")
 
     def _lower(self, *options: str) -> str:
         """Advice to lower one of the options, or ``max_size`` where that helps."""

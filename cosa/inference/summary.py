@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ class Summary:
     def __enter__(self) -> Summary:
         try:
             self._check_old()
+            above = next(path for path in self.path.absolute().parents if os.path.lexists(path))
+            if not above.is_dir():
+                raise UserError(f"--json {self.path} cannot be written: {above} is no folder; "
+                                "choose another name")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # One process alone: it could take another's new file for a leftover.
             distributed.from_main(lambda: remove_leftovers(self.path.parent))

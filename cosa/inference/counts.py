@@ -1,0 +1,50 @@
+"""How many images came to which end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cosa import distributed
+
+
+@dataclass
+class Counts:
+    """What became of the images so far."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    unscored: int = 0
+    stale: int = 0
+    """Images that failed and whose files are those of an earlier run."""
+    interrupted: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def add_up(self) -> None:
+        """Add what became of the other processes' images; one interrupted interrupts all."""
+        every = [asdict(counts) for counts in distributed.gather(self)]
+        for name in ("done", "skipped", "failed", "unscored", "stale"):
+            setattr(self, name, sum(counts[name] for counts in every))
+        self.interrupted = any(counts["interrupted"] for counts in every)
+
+    def report(self) -> dict[str, Any]:
+        """For the summary."""
+        counts = asdict(self)
+        del counts["stale"]
+        seconds = time.perf_counter() - counts.pop("started")
+        return {
+            **counts,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self.done / seconds, 3),
+        }
+
+    def line(self) -> str:
+        """For the terminal."""
+        unscored = f", {self.unscored} not scored" if self.unscored else ""
+        rate = self.done / (time.perf_counter() - self.started)
+        return (
+            f"{self.done} done ({rate:.2f} images/s), {self.skipped} skipped (already there), "
+            f"{self.failed} failed{unscored}"
+        )
