@@ -22,7 +22,7 @@ from cosa import distributed
 from cosa.config import Config, load_config, to_dict
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.loader import to_device, training_loader
-from cosa.device import memory_errors_explained
+from cosa.device import describe, memory_errors_explained
 from cosa.errors import NotFiniteError, UserError, run_program
 from cosa.evaluate import EvaluationStopped, class_indices
 from cosa.network import CoSANetwork
@@ -95,6 +95,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
 
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
+    print(f"training on {describe(device, autocast)}")
     optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
     session = Session(config, run, cotraining, optimizer, val_set)
     if resume:

@@ -24,6 +24,7 @@ class Compiled:
         self.network = network
         self.patch_size: int = network.patch_size
         self._compiled = torch.compile(network, dynamic=False)
+        self._tried: set[torch.Size] = set()
 
     def __call__(self, images: Tensor) -> NetworkOutput:
         """The network's output for images (B, 3, H, W).
@@ -33,6 +34,7 @@ class Compiled:
         """
         if self._compiled is not None:
             try:
+                self._try_backward(images)
                 return self._compiled(images)
             except torch.OutOfMemoryError:
                 raise
@@ -41,3 +43,20 @@ class Compiled:
                      "train.compile=false avoids the attempt")
                 self._compiled = None
         return self.network(images)
+
+    def _try_backward(self, images: Tensor) -> None:
+        """Go backward once for each size, so that a compiler that fails there fails here.
+
+        PyTorch compiles the backward pass when it is first called for. The gradients are let go,
+        and dropout draws afterwards what it would have drawn.
+        """
+        if not torch.is_grad_enabled() or images.shape in self._tried:
+            return
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        gpus = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(gpus):
+            output = self._compiled(images)
+            maps = [value for value in vars(output).values() if value.requires_grad]
+            torch.autograd.grad(sum(value.float().sum() for value in maps), weights,
+                                allow_unused=True)
+        self._tried.add(images.shape)

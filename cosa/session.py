@@ -77,7 +77,7 @@ class Session:
         )
 
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint belongs to this iteration."""
+        """Whether a checkpoint belongs to this iteration; evaluations come after it."""
         return self.state.iteration % self.config.train.checkpoint_every == 0
 
     def clock_due(self) -> bool:
@@ -95,7 +95,10 @@ class Session:
         self.run.log_evaluation(self.state.iteration, scores)
         self.keep_best(scores)
         self.state.evaluated = self.state.iteration
-        self.save()  # or a resumed run would repeat the evaluation
+        last = self.state.iteration == self.config.train.iterations
+        if last or not self.checkpoint_due():
+            self.save()  # or a resumed run would repeat the evaluation
+        # Else the checkpoint from before it is good enough: large ones take seconds to write.
         return scores
 
     def score(

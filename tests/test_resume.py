@@ -100,7 +100,7 @@ def test_best_is_that_of_the_history_that_is_gone_on_with(
     first = train_until(monkeypatch, 9, config, 0.5, 0.7)
     assert same(read(run.best), first[1])
     for path in run.checkpoints():
-        if read(path)["state"]["evaluated"] == 8:
+        if read(path)["state"]["iteration"] >= 8:
             spoil(path)
     again = fake_scores(monkeypatch, later, 0.2, 0.1)
     assert train.main(["--resume", str(run.path), "optimizer.lr=2e-3"]) == 0
@@ -108,6 +108,20 @@ def test_best_is_that_of_the_history_that_is_gone_on_with(
     assert json.loads(run.summary.read_text())["best_validation_score"] == (0.5, 0.6)[best]
     assert same(read(run.best), (first[0], again[0])[best])
     assert not same(read(run.best), first[1])
+
+
+def test_a_checkpoint_beside_an_evaluation_is_written_once(tmp_path, run, monkeypatch):
+    written = []
+    monkeypatch.setattr(session.Rotation, "save", lambda self, content, iteration: (
+        written.append((iteration, content["state"]["evaluated"]))))
+    config = configure(tmp_path, train={**TRAIN, "iterations": 6, "evaluate_every": 3})
+    fake_scores(monkeypatch, *[0.5] * 6)
+    assert train.main([config]) == 0
+    assert written == [(2, 0), (3, 3), (4, 3), (6, 3), (6, 6)]
+    written.clear()
+    config = configure(tmp_path, name="other", train={**TRAIN, "iterations": 6})
+    assert train.main([config]) == 0
+    assert written == [(2, 0), (4, 0), (6, 4), (6, 6)]
 
 
 def test_a_best_of_later_training_alone_is_taken_away(tmp_path, run, monkeypatch):
