@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class Pretended:
     def note(self, operation: str) -> None:
         """Note a wait where the program is now."""
         frame = sys._getframe(1)
-        while frame.f_back is not None and not _of_the_program(frame.f_code.co_filename):
+        while frame.f_back is not None and not _of_the_program(frame.f_code):
             frame = frame.f_back
         path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
         where = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path
@@ -95,9 +96,11 @@ class OnCuda(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
-def _of_the_program(path: str) -> bool:
-    others = ("site-packages", "/pretended_")
-    return path.startswith(f"{_ROOT}/") and not any(part in path for part in others)
+def _of_the_program(code: CodeType) -> bool:
+    """Of a function, that is; comprehensions have code of their own in some versions of Python."""
+    path, others = code.co_filename, ("site-packages", "/pretended_")
+    own = path.startswith(f"{_ROOT}/") and not any(part in path for part in others)
+    return own and code.co_name not in ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 
 
 def _bare(value: Any) -> Any:
