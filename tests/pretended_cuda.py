@@ -38,8 +38,8 @@ _LOWER = set(
 )
 _FLOAT32 = set(
     "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ "
-    "__rpow__ softplus layer_norm group_norm norm normalize vector_norm matrix_norm cosine_"
-    "similarity cross_entropy nll_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
+    "__rpow__ softplus layer_norm group_norm norm normalize vector_norm matrix_norm "
+    "cosine_similarity cross_entropy nll_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
     "binary_cross_entropy_with_logits soft_margin_loss dist pdist cdist renorm logsumexp prod "
     "softmax log_softmax cumprod cumsum sum interpolate".split()
 )
@@ -60,6 +60,8 @@ class _Calls(TorchFunctionMode):
             return pinned(args[0])
         args = tuple(map(_translated, args))
         kwargs = {key: _translated(value) for key, value in kwargs.items()}
+        if name == "pin_memory" and isinstance(args[0], OnCuda):
+            raise RuntimeError("cannot pin 'torch.cuda.FloatTensor': only CPU tensors can be")
         if name == "pin_memory" or kwargs.pop("pin_memory", False):
             result = args[0].clone() if name == "pin_memory" else func(*args, **kwargs)
             result.pinned = True
@@ -72,7 +74,8 @@ class _Calls(TorchFunctionMode):
             return args[0].to(META if name == "cuda" else "cpu", *args[1:], **kwargs)
         if name in ("__getitem__", "__setitem__") and isinstance(args[0], OnCuda):
             return _at_index(func, args)
-        return func(*_autocast(name, args), **_autocast(name, kwargs))
+        args, kwargs = _autocast(name, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def _translated(value: Any) -> Any:
@@ -89,7 +92,8 @@ def _from_values(func: Any, name: str, args: tuple, kwargs: dict) -> torch.Tenso
         func, args = torch.tensor, args[1:]
     grad = kwargs.pop("requires_grad", False)
     tensor = func(*args, **kwargs)
-    return (tensor if device is None else tensor.to(_translated(device))).requires_grad_(grad)
+    tensor = tensor if device is None else tensor.to(_translated(device))
+    return tensor.requires_grad_() if grad else tensor
 
 
 def _at_index(func: Any, args: tuple) -> Any:
@@ -109,14 +113,17 @@ def _at_index(func: Any, args: tuple) -> Any:
 _precision = threading.local()
 
 
-def _autocast(name: str, arguments: Any) -> Any:
+def _autocast(name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     dtype = getattr(_precision, "dtype", None)
     if dtype is None or name not in _LOWER | _FLOAT32:
-        return arguments
+        return args, kwargs
+    if name == "interpolate" and kwargs.get("mode", (*args, "", "", "")[3]) == "area":
+        return args, kwargs  # is a pooling
     target = dtype if name in _LOWER else torch.float32
-    halves = (torch.float32, torch.bfloat16, torch.float16)
+    floats = (torch.float32, torch.bfloat16, torch.float16)
     return tree_map(
-        lambda x: x.to(target) if isinstance(x, OnCuda) and x.dtype in halves else x, arguments
+        lambda x: x.to(target) if isinstance(x, OnCuda) and x.dtype in floats else x,
+        (args, kwargs),
     )
 
 
