@@ -93,7 +93,8 @@ class CoTraining:
             batch: weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1};
                 valid (B, S, S) bool, False on padding; present, if it is there, what
                 ``cosa.present.present_index`` makes of the labels; for CSD what
-                ``PartnerViews`` adds; all on the networks' device.
+                ``PartnerViews`` adds; all on the networks' device but what
+                ``cosa.data.loader.to_device`` leaves on the CPU.
             iteration: counted from 0; decides which terms have started.
 
         Returns:
@@ -288,11 +289,13 @@ class CoTraining:
 
     @torch.no_grad()
     def _pseudo_labels(
-        self, batch: dict, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor
+        self, batch: dict, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor,
+        index: Tensor | None = None,
     ) -> CamTargets:
         """Targets of another view of the batch or of other images, at the batch's threshold."""
-        same = image_labels is batch["image_labels"]
-        present = PresentClasses.of(image_labels, batch.get("present") if same else None)
+        if image_labels is batch["image_labels"]:
+            index = batch.get("present")
+        present = PresentClasses.of(image_labels, index)
         cam = resize(present.select(cam), valid.shape[-2:])
         cam = normalize(F.relu(cam), valid[:, None])
         return self._label(filter_by_labels(cam, present.held), xi, present)

@@ -56,8 +56,8 @@ class Lattice:
             self._connect(keys, weights)
             self._blur_rows = neighbours(self._points, strides)
         # An axis of the blur, for every lattice point: itself and its two neighbours.
-        blur = weights.new_tensor([1.0, 0.5, 0.5])
-        self._blur_weights = blur.repeat(self.num_points + 1, 1)
+        self._blur_weights = weights.new_full((self.num_points + 1, 3), 0.5)
+        self._blur_weights[:, 0] = 1
 
     @property
     def num_points(self) -> int:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosa.tensors import move
+
 _KEY_BITS = 62
 
 # Keys that span no more than this many times their number are found in a table of all possible
@@ -86,7 +88,7 @@ def pack(
             ``corner`` or for 64-bit keys, or a group is negative.
     """
     d = len(corner) - 1
-    low, high = torch.stack(torch.aminmax(corner, dim=1)).tolist()
+    low, high, first, last = _ranges(corner, group)
     furthest = _RESOLUTION / torch.finfo(corner.dtype).eps
     if not all(abs(end) < furthest for end in low + high):  # nor if it is NaN
         raise ValueError("features must be finite and within a number of standard deviations "
@@ -97,7 +99,6 @@ def pack(
         size *= int(high[i] - low[i]) + 4  # vertices reach 1 below the corners, neighbours 2
     size_of_group = size
     if group is not None:
-        first, last = torch.stack(torch.aminmax(group)).tolist()
         if first < 0:
             raise ValueError("group must not be negative")
         size *= last + 1
@@ -110,13 +111,23 @@ def pack(
         key.add_((corner[i] - (low[i] - 2)).to(dtype), alpha=strides[i])
     if group is not None:
         key.add_(group, alpha=size_of_group)
-    step = torch.tensor(strides, dtype=dtype, device=corner.device)[:, None].expand_as(place)
+    step = move(torch.tensor(strides, dtype=dtype), corner.device)[:, None].expand_as(place)
     step = torch.empty_like(place, dtype=dtype).scatter_(0, place, step)  # by place
     keys = torch.empty(corner.shape[1], d + 1, dtype=dtype, device=corner.device)
     for r in range(d + 1):
         keys[:, r] = key * (d + 1) + r
         key -= step[r]
     return keys, strides
+
+
+def _ranges(
+    corner: Tensor, group: Tensor | None
+) -> tuple[list[float], list[float], int, int]:
+    """Lowest and highest of each coordinate, and of the groups (0 without), in one transfer."""
+    ends = [*torch.aminmax(corner, dim=1), *([] if group is None else torch.aminmax(group))]
+    numbers = torch.cat([end.double().flatten() for end in ends]).tolist()
+    first, last = map(int, numbers[2 * len(corner) :] or (0, 0))
+    return numbers[: len(corner)], numbers[len(corner) : 2 * len(corner)], first, last
 
 
 def neighbours(points: Tensor, strides: list[int]) -> list[Tensor]:
@@ -150,7 +161,7 @@ def _finder(points: Tensor) -> Callable[[Tensor], Tensor]:
     For what is not among the (M,) ascending keys, the index is M.
     """
     m = len(points)
-    first, last = points[[0, -1]].tolist()
+    first, last = torch.stack([points[0], points[-1]]).tolist()
     if last - first < _TABLE * m:
         table = torch.full((last - first + 3,), m, dtype=torch.int32, device=points.device)
         places = torch.arange(m, dtype=torch.int32, device=points.device)

@@ -32,6 +32,17 @@ def batch_mean(total: Tensor, count: Tensor) -> Tensor:
     return total / torch.where(count > 0, count, 1)
 
 
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor, most often a small one of the CPU, on ``device``.
+
+    The host does not wait for the work that a CUDA device has still to do, as it would for a
+    copy of memory that is not page-locked.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Check an argument.
 

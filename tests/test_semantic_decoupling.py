@@ -469,7 +469,7 @@ def make_context(objects, network=None, classes=None, **changes):
         "partner_class": torch.tensor(classes),
     } | changes
 
-    def pseudo_labels(cam, labels, valid):
+    def pseudo_labels(cam, labels, valid, present):
         own = [mask for mask in objects if mask is not None]
         label = torch.stack(own) * (labels.argmax(dim=1)[:, None, None] + 1)
         cam = F.interpolate(cam, valid.shape[1:])

@@ -222,17 +222,26 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return planes.mul_(scale).add_(shift)
 
 
+# Constants are kept on each device, as a copy to a GPU waits for its work.
+
+
+@cache
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's, (3, 1, 1) float32 each."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.to(device), std.to(device)
+
+
 @cache
 def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``normalize`` multiplies by and adds; kept, as a copy to a GPU waits for its work."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    """What ``normalize`` multiplies by and adds."""
+    mean, std = _mean_and_std(torch.device("cpu"))
     return (1 / (255 * std)).to(device), (-mean / std).to(device)
 
 
 def to_rgb(images: torch.Tensor) -> torch.Tensor:
     """Undo ``to_tensor``'s normalisation: (..., 3, H, W) to float32 in [0, 1], clipped to it."""
-    mean = images.new_tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1)
-    std = images.new_tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1)
+    mean, std = _mean_and_std(images.device)
     return (images.float() * std + mean).clamp_(0, 1)
 
 

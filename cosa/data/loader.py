@@ -180,8 +180,16 @@ def to_device(
 
     Returns weak, strong and, where there is one, partner as (B, 3, S, S) float32, normalised with
     the ImageNet mean and deviation and 0, the mean colour, in the padding; the others as they are.
+    partner_class stays on the CPU, and for a CUDA device so does a second image_labels, named
+    host_labels: the host decides by them, and would have to wait for the device.
     """
-    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    device = torch.device(device)
+    moved = {
+        key: value if key == "partner_class" else value.to(device, non_blocking=True)
+        for key, value in batch.items()
+    }
+    if device.type == "cuda":
+        moved["host_labels"] = batch["image_labels"]
     for key in _VALID.keys() & moved.keys():
         padding = ~moved[_VALID[key]][:, None]
         moved[key] = normalize(moved[key]).masked_fill_(padding, 0)

@@ -16,6 +16,7 @@ from cosa.data.images import to_rgb
 from cosa.ema import AssignmentNetwork
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.targets import CamTargets
+from cosa.tensors import move
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Context:
 
     batch: dict[str, Tensor]
     """weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1}; valid
-    (B, S, S) bool; with CSD also partner, partner_valid and partner_class."""
+    (B, S, S) bool; with CSD also partner, partner_valid and partner_class. The last, and
+    host_labels, the image_labels of a batch on a GPU once more, are on the CPU if
+    ``cosa.data.loader.to_device`` made the batch: what they decide is known without waiting."""
     output: NetworkOutput
     """Of the online network on the strong view, with gradient."""
     targets: dict[str, Any]
@@ -56,9 +59,11 @@ class Context:
     "seg" -> SegTargets. No gradient."""
     online: CoSANetwork
     assignment: AssignmentNetwork
-    pseudo_labels: Callable[[Tensor, Tensor, Tensor], CamTargets]
+    pseudo_labels: Callable[..., CamTargets]
     """(cam (n, C, H, W) raw, image_labels (n, C), valid (n, H, W)) -> its normalised, filtered
-    CAM and pseudo-labels at the threshold in force, which stays as it is."""
+    CAM and pseudo-labels at the threshold in force, which stays as it is. For labels other than
+    the batch's the host waits for their device, unless the fourth argument is what
+    ``cosa.present.present_index`` makes of them."""
     cells: Callable[[CamTargets, tuple[int, int]], CamTargets]
     """The same targets averaged to a coarser grid and labelled there."""
     iteration: int = 0
@@ -83,15 +88,19 @@ class Context:
         """The partners, seen by the assignment network when first asked for; None without any."""
         if "partner_class" not in self.batch:
             return None
-        index = (self.batch["partner_class"] >= 0).nonzero()[:, 0]
+        classes = self.batch["partner_class"]
+        index = (classes >= 0).nonzero()[:, 0]
         if not len(index):
             return None
+        classes, index = (
+            move(tensor, self.batch["partner"].device) for tensor in (classes[index, None], index)
+        )
         images, valid = self.batch["partner"][index], self.batch["partner_valid"][index]
         labels = torch.zeros_like(self.batch["image_labels"][index])
-        labels.scatter_(1, self.batch["partner_class"][index, None], 1)
+        labels.scatter_(1, classes, 1)
         with self.autocast():
             output = self.assignment(images)
-        targets = self.pseudo_labels(output.cam, labels, valid)
+        targets = self.pseudo_labels(output.cam, labels, valid, classes)
         return Partner(index, labels, images, valid, output, targets)
 
 

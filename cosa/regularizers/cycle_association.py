@@ -21,7 +21,7 @@ from cosa.network import NetworkOutput
 from cosa.regularizer_options import CycleAssociationOptions
 from cosa.regularizers.base import Context, Regularizer
 from cosa.targets import CamTargets
-from cosa.tensors import batch_mean, directions, require_shape
+from cosa.tensors import batch_mean, directions, move, require_shape
 
 # Probabilities below this one count as this one, in logarithms.
 _MIN_PROBABILITY = 1e-10
@@ -221,7 +221,7 @@ def draw_sources(image_labels: Tensor, generator: torch.Generator | None = None)
     shared = present @ present.T > 0
     shared.fill_diagonal_(False)
     # The largest of independent draws is at each place equally often.
-    draws = torch.rand(shared.shape, generator=generator).to(shared.device)
+    draws = move(torch.rand(shared.shape, generator=generator), shared.device)
     score, source = draws.masked_fill(~shared, -1).max(dim=1)
     return source.masked_fill(score < 0, -1)
 
@@ -296,13 +296,16 @@ def pair_terms(
     Args:
         candidates: the first B of them are the targets.
         sources: (B,) int64, index of each target's source; -1 for a target that has none and
-            takes no part.
+            takes no part. Of another device than the CPU they are waited for.
         names: of plca_feature, plca_probability and plca_lsr; others are not computed.
         aggregation: alpha of :func:`aggregate`.
     """
-    # A look at values on the device, which waits for it: images without a source cost nothing.
+    # A look at values, which waits for a device that they are on: images without a source cost
+    # nothing.
     targets = (sources >= 0).nonzero()[:, 0]
-    sources = sources[targets]
+    sources, targets = (
+        move(index, candidates.valid.device) for index in (sources[targets], targets)
+    )
     labels = keep_shared(candidates.labels[sources], candidates.image_labels[targets])
     valid = candidates.valid
 
@@ -352,12 +355,15 @@ class CycleAssociation(Regularizer):
         if len(image_labels) == 1 and "partner_class" not in context.batch:
             self.note_once("plca: a batch of one image without csd's partners holds no pair, so "
                            "its terms stay 0: raise train.batch_size or regularizers.csd.weight")
-        sources = draw_sources(image_labels)
+        sources = draw_sources(context.batch.get("host_labels", image_labels))
         views = [self._view(
             context, context.output, context.targets["cam"], context.batch["valid"], image_labels
         )]
         if partner is not None:
-            sources = prefer_partners(sources, image_labels, partner.index, partner.image_labels)
+            sources = prefer_partners(
+                move(sources, image_labels.device), image_labels, partner.index,
+                partner.image_labels,
+            )
             views.append(self._view(
                 context, partner.output, partner.targets, partner.valid, partner.image_labels
             ))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cosa.cam import at_least_float32, free_of_padding
 from cosa.regularizers.base import Context, Partner, Regularizer
-from cosa.tensors import batch_mean
+from cosa.tensors import batch_mean, move
 
 # A random box of background has this share of the sides of the partner's valid area: pasted, it
 # is about as large as a typical object is.
@@ -127,7 +127,7 @@ def random_box(valid: Tensor) -> Tensor:
     """(n, H, W) bool: a box at a random place in each valid area (n, H, W) bool, half its sides."""
     low, high = bounding_box(valid)
     size = _BOX * (high - low)
-    low = low + torch.rand(len(valid), 2).to(valid.device) * (1 - _BOX) * (high - low)
+    low = low + move(torch.rand(len(valid), 2), valid.device) * (1 - _BOX) * (high - low)
     y, x = (_centres(side, valid.device) for side in valid.shape[1:])
     rows = (y >= low[:, :1]) & (y < (low + size)[:, :1])
     columns = (x >= low[:, 1:]) & (x < (low + size)[:, 1:])
@@ -146,7 +146,7 @@ def draw_placement(
         valid: (n, H, W) bool, of the images that are pasted into.
         scale_min, scale_max: range of the uniform factor.
     """
-    draws = torch.rand(len(region), 3).to(region.device)
+    draws = move(torch.rand(len(region), 3), region.device)
     scale = scale_min + (scale_max - scale_min) * draws[:, 0]
     low, high = bounding_box(region)
     valid_low, valid_high = bounding_box(valid)
