@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
@@ -37,6 +38,10 @@ NO_TIMEOUT = timedelta(days=30)
 _LOST = re.compile(
     r"connection (closed|reset|refused|was)|broken pipe|gloo|nccl|socket|remote process|peer", re.I
 )
+
+_LETTING_GO = 0.1
+"""Seconds before the end, in which PyTorch's threads let go of what was exchanged last. They need
+the interpreter for that, which PyTorch 2.6 keeps while it waits for them to end: for ever."""
 
 _store: dist.Store | None = None
 
@@ -101,6 +106,7 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
     barrier()  # where one leaves with an exit code other than 0, torchrun ends the others
+    time.sleep(_LETTING_GO)
     dist.destroy_process_group()
 
 
