@@ -28,6 +28,30 @@ def test_what_lives_at_once_is_counted_once():
         assert (live.now, live.highest) == (0, 8000)
 
 
+def test_operations_are_those_that_compute():
+    with LiveMemory() as live:
+        images = torch.ones(2, 3)
+        assert live.operations == 1
+        images.t().reshape(6)[:2].detach()
+        assert live.operations == 2, "reshape copies what is transposed"
+        images.add_(1).relu()
+        assert live.operations == 4
+
+
+def test_frozen_weights_are_cast_once_for_all_scales_of_the_teacher():
+    def operations(bf16, scales):
+        config = from_dict(tiny_tree(device="cpu", threshold={"dynamic": False},
+                                     teacher={"scales": scales}))
+        return footprint.footprint(config, 4, bf16)["operations"]
+
+    def more(bf16):
+        return operations(bf16, [1.0, 0.5]) - operations(bf16, [1.0])
+
+    # Of a block: the weights of qkv, proj, fc1 and fc2 with their biases.
+    blocks = tiny_tree()["model"]["encoder_options"]["depth"]
+    assert more(True) - more(False) < 8 * blocks, "activations alone are cast for each scale"
+
+
 def test_what_is_kept_are_two_networks_two_moments_and_the_batch():
     config = tiny()
     found = footprint.footprint(config, 4, bf16=False)

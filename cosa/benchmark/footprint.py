@@ -1,4 +1,4 @@
-"""Memory of a training step, counted without a GPU: every tensor is there in shape alone."""
+"""Memory and operations of a training step, counted without a GPU: tensors are shapes alone."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ PRESENT = 3
 """Classes in the fullest image of the batch, of which the teacher's maps are."""
 
 
+_FREE = (torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default)
+"""Operations that compute nothing and are no views to PyTorch."""
+
+
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that live while it is active, and their highest sum."""
+    """Counts the bytes of all tensors that live while it is active, and their highest sum.
+
+    And the operations that compute something: on a GPU, about what the host has to launch.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.highest = 0
+        self.now = self.highest = self.operations = 0
         self._known: set[int] = set()
 
     def add(self, tensor: Tensor) -> None:
@@ -51,6 +58,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operations += func.namespace == "aten" and not func.is_view and func not in _FREE
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
@@ -70,7 +78,7 @@ def imagine(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def footprint(config: Config, classes: int, bf16: bool) -> dict[str, int]:
-    """Bytes of networks, optimizer and batch, and the highest sum during a step.
+    """Bytes of networks, optimizer and batch, the highest sum during a step, and its operations.
 
     Args:
         config: its network, losses, batch and crop.
@@ -78,8 +86,9 @@ def footprint(config: Config, classes: int, bf16: bool) -> dict[str, int]:
         bf16: under autocast, as on a GPU; else float32.
 
     Returns:
-        ``kept``, what lives between two steps, and ``peak``. What PyTorch and CUDA need for
-        themselves, kernels with a workspace and gaps between blocks come on top, on a GPU.
+        ``kept``, the bytes that live between two steps, ``peak``, and ``operations``. What PyTorch
+        and CUDA need for themselves, kernels with a workspace and gaps between blocks come on top,
+        on a GPU.
 
     Raises:
         UserError: a regularizer is on, or the crop is no whole number of patches.
@@ -108,9 +117,10 @@ def _steps(
     optimizer = build_optimizer(cotraining.online, config.optimizer)
     batch, step = imagined_batch(config, classes), build_step(cotraining)
     for _ in range(2):  # the optimizer's state comes with the first step
+        live.operations = 0
         training_step(cotraining, step, optimizer, batch)
     optimizer.zero_grad()
-    return {"kept": live.now, "peak": live.highest}
+    return {"kept": live.now, "peak": live.highest, "operations": live.operations}
 
 
 def imagined_batch(config: Config, classes: int) -> dict[str, Tensor]:
@@ -128,13 +138,15 @@ def imagined_batch(config: Config, classes: int) -> dict[str, Tensor]:
 def report(found: Mapping[str, int]) -> str:
     """The figures as a sentence."""
     return (f"a step needs {found['peak'] / GIB:.2f} GiB at its peak, "
-            f"{found['kept'] / GIB:.2f} of them for networks, optimizer and batch")
+            f"{found['kept'] / GIB:.2f} of them for networks, optimizer and batch, and makes "
+            f"{found['operations']} operations")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Count the memory of a training step, as it would be on a GPU; nothing is computed.
+    """Count the memory and the operations of a training step; nothing is computed.
 
-    On a GPU, PyTorch and CUDA need half a GiB to one for themselves beside it.
+    On a GPU, PyTorch and CUDA need half a GiB to one for themselves beside it, and the host some
+    5 microseconds to launch an operation: it may be the slower of the two.
     """
     parser = argparse.ArgumentParser(
         prog="python -m cosa.benchmark footprint", description=main.__doc__
