@@ -383,6 +383,7 @@ def test_crf_on_a_gpu_stays_in_the_thread_of_the_network(tmp_path, network, monk
 
     monkeypatch.setattr(segmenter, "dense_crf", fake)
     monkeypatch.setattr(Segmenter, "crf_in_threads", False)
+    monkeypatch.setattr(Segmenter, "finishes_in_threads", False)
     path = save_smooth(tmp_path / "a.png")
     outcomes, results = run(network, path, tmp_path / "out", Settings(SIZE, crf=CRF))
     assert threads == [threading.main_thread()] and outcomes[0].error is None

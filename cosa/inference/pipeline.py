@@ -107,8 +107,9 @@ def segment_files(
         keep_masks: fill in ``Outcome.mask``.
         batch_size: images, or windows, per forward pass of the network (twice as many with
             flips).
-        workers: threads that read, as many that write, and as many for a CRF on the CPU, where it
-            is the torch backend; fewer run where their memory would exceed ``CRF_MEMORY``.
+        workers: threads that read, as many that write, and on the CPU as many that make masks out
+            of maps; fewer run where the memory of their CRFs would exceed ``CRF_MEMORY``, a single
+            one where pydensecrf is used.
         autocast: makes the context of the forward pass, such as bfloat16 autocast.
 
     Yields:
@@ -161,7 +162,7 @@ def segment_files(
         for work, maps in zip(batch, predicted, strict=True):
             work.maps = maps
             collect(work)
-            if not segmenter.crf_in_threads:
+            if not segmenter.finishes_in_threads:
                 finish(work)
 
     @stage
@@ -188,9 +189,9 @@ def segment_files(
 
     with ExitStack() as stack:
         done = stack.enter_context(closing(predict()))
-        if segmenter.crf_in_threads:
+        if segmenter.finishes_in_threads:
             # pydensecrf holds the interpreter's lock: more of its threads would only take memory.
-            threads = workers if settings.crf.backend == "torch" else 1
+            threads = 1 if settings.crf and settings.crf.backend == "pydensecrf" else workers
             refined = parallel_map(finish_in_thread, done, threads, threads + 1)
             done = stack.enter_context(closing(refined))
         written = parallel_map(write, done, workers, 2 * workers)

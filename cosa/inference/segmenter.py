@@ -149,9 +149,17 @@ class Segmenter:
         crf = self.settings.crf
         return crf is not None and (self.device.type == "cpu" or crf.backend == "pydensecrf")
 
+    @property
+    def finishes_in_threads(self) -> bool:
+        """Whether threads make the masks out of the maps, while the network is at work.
+
+        On a GPU that is done in no time, where the network is.
+        """
+        return self.crf_in_threads or self.device.type == "cpu"
+
     def room_for_crf(self, prepared: Prepared | None) -> AbstractContextManager:
         """A context that a thread enters, for an image's CRF on the CPU, when memory is free."""
-        if prepared is None:
+        if prepared is None or prepared.photo is None:
             return nullcontext()
         height, width = prepared.photo.shape[:2]
         present = prepared.present
