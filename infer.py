@@ -103,10 +103,7 @@ def look(args: argparse.Namespace, stack: ExitStack) -> Task:
     jobs = distributed.from_main(
         lambda: plan(args.input, args.output, args.save, args.evaluate)
     )
-    try:
-        device = choose_device(args.device)
-    except UserError as error:  # train.py has other options
-        raise UserError(str(error).replace("device=", "--device ")) from error
+    device = choose_device(args.device, "--device ")
     crf = choose_crf(args)
     network = load_network(args.weights, device)
     labels = read_image_labels(args.labels, network.classes) if args.labels else None

@@ -31,18 +31,21 @@ def core_count() -> int:
     return cores
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, option: str = "device=") -> torch.device:
     """The device for "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
     A CUDA device that is named becomes the current one. Of several processes, each gets one of
     its own.
+
+    Args:
+        option: how the program is told its device, for advice.
 
     Raises:
         UserError: unknown name, or no such device on this machine.
     """
     gpu = name == "auto" or name.startswith("cuda")
     if gpu and distributed.world() > 1 and torch.cuda.is_available():
-        return _own_device(name)
+        return _own_device(name, option)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -53,26 +56,26 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device '{name}' is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
-                        "devices found): use device=auto or device=cpu")
+                        f"devices found): use {option}auto or {option}cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         # The driver counts devices also for a PyTorch that is too new for it.
         raise UserError(f"device '{name}' is there, but PyTorch {torch.__version__} cannot use it: "
                         "update the GPU's driver, install a PyTorch for an older CUDA, or use "
-                        "device=cpu")
+                        f"{option}cpu")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # events and pinned memory are the current device's
     return device
 
 
-def _own_device(name: str) -> torch.device:
+def _own_device(name: str, option: str) -> torch.device:
     """The CUDA device of this process among those of this machine."""
     number, count = distributed.local_rank(), torch.cuda.device_count()
     if name not in ("auto", "cuda"):
         raise UserError(f"device '{name}' is one for all processes, which take one each: use "
-                        "device=auto or device=cpu")
+                        f"{option}auto or {option}cpu")
     if number >= count:
         raise UserError(f"this machine has {distributed.local_world()} processes but only {count} "
-                        f"CUDA devices: use --nproc-per-node {count}, or device=cpu")
+                        f"CUDA devices: use --nproc-per-node {count}, or {option}cpu")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 

@@ -139,12 +139,17 @@ def check_target(path: str | Path) -> None:
     """
     path = Path(path)
     _check_replaceable(path)
-    folder = next(above for above in path.absolute().parents if os.path.lexists(above))
+    folder = existing(path.absolute().parent)
     if not folder.is_dir():
         raise UserError(f"cannot write {path}: {folder} is no folder; choose another name")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {path}: {folder} must not be written by you; change its "
                         "rights, or choose another name")
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or else the lowest one above it that is there; ``path`` is absolute."""
+    return next(above for above in (path, *path.parents) if os.path.lexists(above))
 
 
 def _check_replaceable(path: Path) -> None:

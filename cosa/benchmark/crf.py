@@ -144,7 +144,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the dense CRF alone: PyTorch against pydensecrf, same images and probabilities."""
     given = parse(arguments)
-    device = choose_device(given.device)
+    device = choose_device(given.device, "--device ")
     torch.set_num_threads(given.threads)
     read_report(Path(given.report), TOPIC)
     photos, about = read_photos(given.folder, given.size, given.limit)

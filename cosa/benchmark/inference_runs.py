@@ -176,7 +176,7 @@ def load(
     Raises:
         UserError: the weights or the device are not usable.
     """
-    device = choose_device(setup.device)
+    device = choose_device(setup.device, "--device ")
     torch.set_num_threads(setup.threads)
     network = cosa.load(setup.weights, device)
     if network.num_classes > 255:

@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.repeats < 1:
         parser.error("--repeats must be at least 1")
-    device = choose_device(given.device)
+    device = choose_device(given.device, "--device ")
     read_report(Path(given.report), TOPIC)
     found = {}
     for form in FORMS:

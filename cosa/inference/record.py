@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from cosa import distributed
 from cosa.errors import UserError
-from cosa.files import FolderLock, replacing
+from cosa.files import FolderLock, existing, replacing
 from cosa.inference.jobs import SUFFIXES, Plan
 from cosa.inference.settings import Settings
 from cosa.network import CoSANetwork
@@ -138,8 +137,7 @@ class Record:
         self._write({**self.old, **self.new, **dict.fromkeys(mixed, SEVERAL)})
 
     def _hold(self, alone: bool) -> None:
-        above = self.folder.absolute()
-        above = next(path for path in (above, *above.parents) if os.path.lexists(path))
+        above = existing(self.folder.absolute())
         if not above.is_dir():
             raise UserError(f"--output {self.folder}: cannot write there, since {above} is no "
                             "folder; choose another")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cosa import distributed
 from cosa.errors import UserError
-from cosa.files import Replacement, irreplaceable, remove_leftovers
+from cosa.files import Replacement, existing, irreplaceable, remove_leftovers
 from cosa.inference.pipeline import Outcome
 
 _HEAD = '{"images": [\n'
@@ -38,7 +37,7 @@ class Summary:
     def __enter__(self) -> Summary:
         try:
             self._check_old()
-            above = next(path for path in self.path.absolute().parents if os.path.lexists(path))
+            above = existing(self.path.absolute().parent)
             if not above.is_dir():
                 raise UserError(f"--json {self.path} cannot be written: {above} is no folder; "
                                 "choose another name")
