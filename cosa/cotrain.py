@@ -280,7 +280,7 @@ class CoTraining:
             targets=targets,
             online=self.online,
             assignment=self.assignment,
-            pseudo_labels=partial(self._pseudo_labels, batch, xi),
+            pseudo_labels=partial(self._pseudo_labels, xi),
             cells=self._cells,
             iteration=iteration,
             progress=iteration / self.config.train.iterations,
@@ -289,12 +289,10 @@ class CoTraining:
 
     @torch.no_grad()
     def _pseudo_labels(
-        self, batch: dict, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor,
+        self, xi: float, cam: Tensor, image_labels: Tensor, valid: Tensor,
         index: Tensor | None = None,
     ) -> CamTargets:
         """Targets of another view of the batch or of other images, at the batch's threshold."""
-        if image_labels is batch["image_labels"]:
-            index = batch.get("present")
         present = PresentClasses.of(image_labels, index)
         cam = resize(present.select(cam), valid.shape[-2:])
         cam = normalize(F.relu(cam), valid[:, None])

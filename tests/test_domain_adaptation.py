@@ -506,7 +506,7 @@ class Spy(torch.nn.Module):
         return NetworkOutput(unused, unused, self.cam, unused, unused, unused)
 
 
-def pseudo_labels(cam, image_labels, valid):
+def pseudo_labels(cam, image_labels, valid, present):
     cam = filter_by_labels(normalize(cam.relu(), valid[:, None]), image_labels)
     return CamTargets(cam, (cam.amax(dim=1) > 0.5).long(), torch.zeros(()), 0.5)
 

@@ -61,9 +61,9 @@ class Context:
     assignment: AssignmentNetwork
     pseudo_labels: Callable[..., CamTargets]
     """(cam (n, C, H, W) raw, image_labels (n, C), valid (n, H, W)) -> its normalised, filtered
-    CAM and pseudo-labels at the threshold in force, which stays as it is. For labels other than
-    the batch's the host waits for their device, unless the fourth argument is what
-    ``cosa.present.present_index`` makes of them."""
+    CAM and pseudo-labels at the threshold in force, which stays as it is. The host waits for the
+    labels' device, unless a fourth argument is what ``cosa.present.present_index`` makes of them:
+    the batch's "present" for its own labels."""
     cells: Callable[[CamTargets, tuple[int, int]], CamTargets]
     """The same targets averaged to a coarser grid and labelled there."""
     iteration: int = 0

@@ -194,7 +194,8 @@ def see_without_source(context: Context, threshold: float) -> Tensor:
         cam = context.assignment(batch["weak"].masked_fill(strongest > threshold, 0)).cam
     seen = F.interpolate(strongest, context.grid, mode="area")[:, 0] <= threshold
     seen &= free_of_padding(batch["valid"], context.grid)
-    return context.pseudo_labels(cam, batch["image_labels"], seen).cells(context.grid)
+    labels, present = batch["image_labels"], batch.get("present")
+    return context.pseudo_labels(cam, labels, seen, present).cells(context.grid)
 
 
 # Supervision
