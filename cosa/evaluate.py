@@ -108,11 +108,12 @@ def evaluate(
     shown = set(_spread(indices, panels)) if panels_folder is not None else set()
     pixels = PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
-    logits, stopped, counting = [], False, None
+    logits, stopped = [], False
     own = indices[distributed.rank() :: distributed.world()]
     whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
     bar = progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress)
     with bar, _eval_mode(network), torch.no_grad(), ThreadPoolExecutor(1) as counter:
+        counting = counter.submit(_count, pixels, ())
         for batch in _batches(dataset, own, image_size, batch_size):
             stopped = should_stop is not None and should_stop()
             if stopped:
@@ -146,12 +147,10 @@ def evaluate(
                         palette=dataset.palette,
                     )
             # The CPU counts one batch while the device works on the next.
-            if counting is not None:
-                counting.result()
+            counting.result()
             counting = counter.submit(_count, pixels, seen)
             bar.update(len(batch))
-        if counting is not None:
-            counting.result()
+        counting.result()
 
     if distributed.highest(stopped):
         raise EvaluationStopped

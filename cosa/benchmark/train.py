@@ -169,11 +169,11 @@ def matmul_rate(device: torch.device, bf16: bool) -> float:
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(50):
-        clock = PhaseClock(device)
-        clock.mark("start")
+        phases = PhaseClock(device)
+        phases.mark("start")
         matrix @ matrix
-        clock.mark("product")
-        best = min(best, clock.seconds()["product"])
+        phases.mark("product")
+        best = min(best, phases.seconds()["product"])
     return 2 * side**3 / best
 
 

@@ -153,7 +153,7 @@ class Segmenter:
     def finishes_in_threads(self) -> bool:
         """Whether threads make the masks out of the maps, while the network is at work.
 
-        On a GPU that is done in no time, where the network is.
+        On a GPU they are made where the network is, in its turn.
         """
         return self.crf_in_threads or self.device.type == "cpu"
 
