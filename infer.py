@@ -27,28 +27,23 @@ import torch
 from tqdm import tqdm
 
 import cosa
-from cosa import distributed
 from cosa.checkpoint import check_finite
-from cosa.device import allow_tf32, choose_autocast, choose_device, out_of_memory
-from cosa.errors import UserError, run_program
-from cosa.files import remove_leftovers
+from cosa.core import distributed
+from cosa.core.device import allow_tf32, choose_autocast, choose_device, out_of_memory
+from cosa.core.errors import UserError, run_program
+from cosa.core.files import remove_leftovers
+from cosa.core.terminal import Interrupts
+from cosa.core.threads import parallel_map
+from cosa.inference.command_line import choose_crf, choose_settings, parse
 from cosa.inference.counts import Counts
 from cosa.inference.jobs import Plan, plan, share
 from cosa.inference.labels import ImageLabels, read_image_labels
-from cosa.inference.options import choose_crf, choose_settings, parse
-from cosa.inference.pipeline import (
-    Outcome,
-    find_finished,
-    parallel_map,
-    read_back,
-    segment_files,
-)
+from cosa.inference.pipeline import Outcome, find_finished, read_back, segment_files
 from cosa.inference.record import Record
 from cosa.inference.scoring import Scorer
 from cosa.inference.settings import Settings
 from cosa.inference.summary import Summary
 from cosa.network import CoSANetwork
-from cosa.terminal import Interrupts
 
 Scored = tuple[Outcome, UserError | None]
 

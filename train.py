@@ -18,30 +18,29 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cosa import distributed
 from cosa.config import Config, load_config, to_dict
+from cosa.core import distributed
+from cosa.core.device import describe, memory_errors_explained
+from cosa.core.errors import NotFiniteError, UserError, run_program
+from cosa.core.terminal import StopRequest, progress_bar
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.loader import to_device, training_loader
-from cosa.device import describe, memory_errors_explained
-from cosa.errors import NotFiniteError, UserError, run_program
 from cosa.evaluate import EvaluationStopped, class_indices
 from cosa.network import CoSANetwork
-from cosa.run_folder import RunFolder
 from cosa.scores import format_table
-from cosa.session import Session
-from cosa.step_log import DivergedError
-from cosa.terminal import StopRequest, progress_bar
-from cosa.training import (
+from cosa.training.build import (
     build_cotraining,
-    build_optimizer,
     build_step,
     check_crop,
     check_processes,
     choose_stream,
-    optimizer_step,
     prepare,
-    scored_split,
 )
+from cosa.training.optimizer import build_optimizer, optimizer_step
+from cosa.training.run_folder import RunFolder
+from cosa.training.score import scored_split
+from cosa.training.session import Session
+from cosa.training.step_log import DivergedError
 
 DEFAULT_CONFIG = "configs/demo.yaml"
 

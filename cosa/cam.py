@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or as it is where it is float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+from cosa.core.tensors import at_least_float32
 
 
 def normalize(cam: Tensor, valid: Tensor | None = None) -> Tensor:

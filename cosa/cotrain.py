@@ -18,24 +18,18 @@ from torch import Tensor
 
 from cosa import losses
 from cosa.cam import filter_by_labels, free_of_padding, normalize, resize
-from cosa.compiling import Compiled
 from cosa.config import Config
-from cosa.device import weights_cast_once
+from cosa.core.device import weights_cast_once
+from cosa.core.errors import UserError
 from cosa.ema import AssignmentNetwork
-from cosa.errors import UserError
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.predict import multi_scale
 from cosa.present import PresentClasses
 from cosa.regularizers.base import Context, Regularizer
 from cosa.regularizers.registry import build_regularizers
-from cosa.targets import (
-    CamTargets,
-    SegTargets,
-    cam_pseudo_labels,
-    perplexity,
-    seg_pseudo_labels,
-)
+from cosa.targets import CamTargets, SegTargets, cam_pseudo_labels, perplexity, seg_pseudo_labels
 from cosa.threshold import DynamicThreshold
+from cosa.training.compile import Compiled
 
 CLASSIFICATION = ("cls", "cls_aux")
 """The terms of the warm-up; all others need pseudo-labels."""

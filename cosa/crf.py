@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.errors import UserError
-from cosa.lattice import Lattice, bilateral_features, spatial_features
+from cosa.core.errors import UserError
+from cosa.lattice import Lattice, bilateral_features
+from cosa.lattice.filter import spatial_features
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 

@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosa import distributed
 from cosa.cam import resize
-from cosa.data.datasets import SegmentationDataset, nearest
+from cosa.core import distributed
+from cosa.core.device import weights_cast_once
+from cosa.core.errors import UserError, nearest
+from cosa.core.terminal import progress_bar
+from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import network_input
-from cosa.device import weights_cast_once
-from cosa.errors import UserError
 from cosa.metrics import average_precision, f1_scores, mean_over_present
-from cosa.panels import save_prediction_panel
+from cosa.pictures.panels import save_prediction_panel
 from cosa.predict import Prediction, multi_scale, scaled_size
 from cosa.scores import PixelScores, Seen
-from cosa.terminal import progress_bar
 
 _READERS = 3
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32, free_of_padding, resize
-from cosa.data.datasets import IGNORE
-from cosa.tensors import batch_mean, directions, require_shape
+from cosa.cam import free_of_padding, resize
+from cosa.core import IGNORE
+from cosa.core.tensors import at_least_float32, batch_mean, directions, require_shape
 
 # Stands for log(0); finite, so that no step of the gradient meets inf - inf.
 _LOG_ZERO = -1e9

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cosa import distributed
-from cosa.data.datasets import IGNORE
+from cosa.core import IGNORE, distributed
 
 BOUNDARY_TOLERANCE = 0.008
 """Distance within which two contours match, as a share of the image diagonal (DAVIS)."""

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cosa.errors import UserError
-
-# What the network itself decides about the encoder; the rest of timm's options is the user's.
-RESERVED_OPTIONS = (
-    "num_classes",
-    "in_chans",
-    "dynamic_img_size",
-    "dynamic_img_pad",
-    "patch_drop_rate",
-    "pretrained",
-)
-
-# What timm raises for options that make no sense, such as a width that the heads do not divide.
-BUILD_ERRORS = (
-    TypeError, AssertionError, ValueError, RuntimeError, ArithmeticError, LookupError,
-    AttributeError,
-)
-
-# timm's prefix tokens in the order in which it concatenates them.
-PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+from cosa.core.errors import UserError
+from cosa.core.tensors import in_full_precision
+from cosa.encoders.build import build_encoder
+from cosa.encoders.vit import embed, rotary_embedding, to_map
 
 
 @dataclass
@@ -209,111 +189,6 @@ class CoSANetwork(nn.Module):
         return [{"name": name, **group} for name, group in groups.items()]
 
 
-def build_encoder(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A timm ViT without a head, random weights, any input size; see ``CoSANetwork``."""
-    reserved = sorted(set(options) & set(RESERVED_OPTIONS))
-    if reserved:
-        raise UserError(f"model.encoder_options.{reserved[0]} is set by the network: remove it")
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.encoder={name} is not a model of timm {timm.__version__}{hint}")
-    try:
-        encoder = timm.create_model(
-            name, pretrained=False, num_classes=0, dynamic_img_size=True, **options
-        )
-    except BUILD_ERRORS as error:
-        raise UserError(
-            f"timm cannot build model.encoder={name} with encoder_options={dict(options)}: "
-            f"{error}; choose a plain ViT such as vit_base_patch16_224 and options that it has"
-        ) from error
-    if not isinstance(encoder, (VisionTransformer, Eva)):
-        raise UserError(
-            f"model.encoder={name} is a {type(encoder).__name__}, not a plain ViT: choose one "
-            "such as vit_base_patch16_224, deit_small_patch16_224 or vit_small_patch14_dinov2"
-        )
-    encoder.attn_pool = None  # some models pool with attention; the CAMs never do
-    return encoder
-
-
-def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Patches of ``images`` with position embedding and prefix tokens, ready for the blocks.
-
-    Returns:
-        tokens (B, P + h*w, D) and the grid (h, w); P is the number of prefix tokens.
-    """
-    patches = encoder.patch_embed(images)  # (B, h, w, D) with timm's dynamic_img_size
-    batch, grid = patches.shape[0], (patches.shape[1], patches.shape[2])
-    patches = patches.flatten(1, 2)
-    prefix = [getattr(encoder, name, None) for name in PREFIX_TOKENS]
-    prefix = [token.expand(batch, -1, -1) for token in prefix if token is not None]
-    position = encoder.pos_embed
-    if position is not None:
-        position = resize_position_embedding(position, encoder.patch_embed.grid_size, grid)
-        # It has entries for the prefix tokens unless timm's no_embed_class is set.
-        count = position.shape[1] - patches.shape[1]
-        patches = patches + position[:, count:]
-        if count:
-            prefix = [torch.cat(prefix, dim=1) + position[:, :count]]
-    tokens = encoder.pos_drop(torch.cat([*prefix, patches], dim=1))
-    if hasattr(encoder, "norm_pre"):
-        tokens = encoder.norm_pre(tokens)
-    return tokens, grid
-
-
-def resize_position_embedding(
-    position: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Tensor:
-    """Bicubic resize of a learnt position embedding; prefix entries are kept as they are.
-
-    Without antialiasing, also when the grid shrinks: timm's own resize filters, in PyTorch with
-    another cubic kernel even when it enlarges, and outputs then differ from the released
-    programs' by some 3e-3.
-
-    Args:
-        position: (1, P + h*w, D).
-        old_grid: its (h, w).
-        new_grid: the wanted (h, w).
-
-    Returns:
-        (1, P + new_h*new_w, D), the same dtype; ``position`` itself if the grids are equal.
-    """
-    if tuple(old_grid) == tuple(new_grid):
-        return position
-    count = position.shape[1] - old_grid[0] * old_grid[1]
-    prefix, patches = position[:, :count], position[:, count:]
-    patches = patches.unflatten(1, old_grid).permute(0, 3, 1, 2).float()
-    patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False)
-    patches = patches.flatten(2).transpose(1, 2).to(position.dtype)
-    return torch.cat([prefix, patches], dim=1)
-
-
-def rotary_embedding(encoder: nn.Module, grid: tuple[int, int]) -> list[Tensor] | None:
-    """The rotary position embedding of each block for a token grid; None without one."""
-    rope = getattr(encoder, "rope", None)
-    if rope is None:
-        return None
-    embedding = rope.get_embed(shape=grid)
-    if getattr(encoder, "rope_mixed", False):  # learnt for each block
-        return list(embedding)
-    return [embedding] * len(encoder.blocks)
-
-
-def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, P + h*w, D) tokens without their prefix as a (B, D, h, w) map."""
-    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
-    return patches.transpose(1, 2).unflatten(2, grid)
-
-
 def pooled_scores(features: Tensor, classifier: nn.Conv2d) -> Tensor:
     """(B, C) scores of the globally max-pooled features (B, D, h, w): pool, then classify."""
     return in_full_precision(classifier, features.amax(dim=(2, 3), keepdim=True)).flatten(1)
-
-
-def in_full_precision(conv: nn.Conv2d, features: Tensor) -> Tensor:
-    """``conv(features)`` in the precision of its weights, float32, under autocast too.
-
-    Scores of 8 significant bits would tie, and thresholds on the CAMs would move in steps.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        return conv(features.to(conv.weight.dtype))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosa import distributed
 from cosa.cam import filter_by_labels, resize
+from cosa.core import distributed
 from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
 from cosa.predict import Prediction
 

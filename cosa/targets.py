@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32
+from cosa.core.tensors import at_least_float32
 from cosa.present import PresentClasses
 
 # The smallest distance to the threshold that enters the logarithm of Eq. (4). With the default

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosa import distributed
-from cosa.errors import NotFiniteError
+from cosa.core import distributed
+from cosa.core.errors import NotFiniteError
 
 # Confidences are rounded to multiples of 1/500, a variance of 3e-7. 0 and 1, where normalised
 # maps pile up, are exact.

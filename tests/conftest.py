@@ -1,71 +1,16 @@
-"""A network, a configuration and a batch so small that a training takes seconds."""
+"""Fixtures: one thread, the programs as they are started, a tiny network's weights."""
 
 from __future__ import annotations
 
-import copy
 import runpy
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
-import yaml
-from infer_helpers import run_main, write_weights
 
-from cosa.cotrain import CoTraining
-
-ROOT = Path(__file__).parent.parent
-SIZE = 48
-
-TINY = {
-    "name": "tiny",
-    "seed": 3,
-    "device": "cpu",
-    "data": {
-        "name": "scenes",
-        "workers": 0,
-        "scenes_train": 14,
-        "scenes_val": 4,
-        "scenes_test": 5,
-        "scenes_size": SIZE,
-    },
-    "augment": {"crop_size": SIZE, "scale_min": 0.8, "scale_max": 1.25, "blur_max": 0.6},
-    "model": {
-        "encoder": "vit_tiny_patch16_224",
-        "encoder_options": {
-            "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2,
-        },
-        "pretrained": False,
-        "decoder_width": 16,
-        "decoder_dilation": 1,
-        "freeze_position_embedding": False,
-    },
-    "teacher": {"momentum": 0.9, "scales": [1.0]},
-    "threshold": {"cell": 8, "smoothing": 0.5},
-    "method": {"cls_iterations": 3, "s2c_start": 4},
-    "optimizer": {"lr": 1e-3, "warmup_iterations": 2, "clip_norm": 1.0},
-    "train": {
-        "iterations": 12, "batch_size": 4, "log_every": 1, "evaluate_every": 0,
-        "checkpoint_every": 1000,
-    },
-    "evaluate": {"image_size": SIZE, "scales": [1.0], "batch_size": 4, "panels": 2},
-}
-
-
-def tiny_tree(output: Path | str = "runs", **sections) -> dict:
-    """The tiny configuration as nested dictionaries; keyword arguments change its sections."""
-    tree = copy.deepcopy(TINY) | {"output": str(output)}
-    for name, section in sections.items():
-        if isinstance(section, dict):
-            tree[name] = tree.get(name, {}) | section
-        else:
-            tree[name] = section
-    return tree
-
-
-def write_yaml(path: Path, tree: dict) -> Path:
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
+from tests.helpers.inference import run_main, write_weights
+from tests.helpers.tiny import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -77,16 +22,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-BENCHMARK_TINY = [
-    "device=cpu", "model.pretrained=false", "model.weights=''", "data.scenes_train=8",
-    "data.scenes_val=2", "data.scenes_test=3", "data.scenes_size=48", "augment.crop_size=48",
-    "model.encoder_options={img_size: 32, patch_size: 8, embed_dim: 24, depth: 4, num_heads: 3}",
-    "model.decoder_width=16", "train.iterations=4", "train.batch_size=2", "train.log_every=1",
-    "method.cls_iterations=1", "method.s2c_start=2", "optimizer.warmup_iterations=1",
-    "evaluate.image_size=48", "evaluate.scales=[1.0]", "evaluate.panels=0", "data.workers=0",
-]
-
-
 @pytest.fixture
 def tiny(tmp_path):
     """A config file of its own: the tests do not depend on the demo's numbers."""
@@ -94,18 +29,6 @@ def tiny(tmp_path):
     path.write_text("name: tiny\ndata: {name: scenes}\n"
                     "evaluate: {coexistence_classes: [boat, train, bird]}\n", encoding="utf-8")
     return str(path)
-
-
-def update_that_acts(iterations, act):
-    """In the place of ``CoTraining.update_assignment``: acts once so many iterations are done."""
-    original = CoTraining.update_assignment
-
-    def update(self, iteration):
-        original(self, iteration)
-        if iteration + 1 == iterations:
-            act()
-
-    return update
 
 
 @pytest.fixture
@@ -135,3 +58,9 @@ def program(weights, capfd):
         return run_main(weights, source, output, *options), *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture
+def train_program(command_line):
+    """Run train.py as the command line does: exit code, stdout, stderr."""
+    return partial(command_line, "train.py")

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cosa.cam import at_least_float32, filter_by_labels, free_of_padding, normalize
+from cosa.cam import filter_by_labels, free_of_padding, normalize
+from cosa.core.tensors import at_least_float32
 
 
 def test_normalize_scales_each_map_on_its_own():

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cosa.core.errors import UserError
 from cosa.crf import PRESETS, dense_crf, working_memory
-from cosa.errors import UserError
-from cosa.lattice import Lattice, bilateral_features, spatial_features
+from cosa.lattice import Lattice, bilateral_features
+from cosa.lattice.filter import spatial_features
 
 
 def photograph(h, w, seed=0):

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from cosa import panels
 from cosa.cam import resize
+from cosa.core.errors import UserError
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input
-from cosa.errors import UserError
 from cosa.evaluate import EvaluationStopped, evaluate
 from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork, NetworkOutput
-from cosa.palette import voc_palette
+from cosa.pictures import panels
+from cosa.pictures.palette import voc_palette
 from cosa.predict import multi_scale
 from cosa.scores import CAM_THRESHOLDS, format_table
 

@@ -3,16 +3,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from draws import randn
 
-from cosa.losses import (
-    IGNORE,
-    cam_to_seg,
-    classification,
-    contrastive_separation,
-    seg_to_cam,
-)
+from cosa.core import IGNORE
+from cosa.losses import cam_to_seg, classification, contrastive_separation, seg_to_cam
 from cosa.targets import perplexity as perplexity_of
+from tests.helpers.draws import randn
 
 
 def labels_of(*shape, classes=3, seed=0):

@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cosa.errors import UserError
-from cosa.network import CoSANetwork, embed, resize_position_embedding
+from cosa.core.errors import UserError
+from cosa.encoders.vit import embed, resize_position_embedding
+from cosa.network import CoSANetwork
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from test_cotrain import TERMS, build, make_batch
 
-from cosa import distributed
-from cosa.errors import UserError
+from cosa.core import distributed
+from cosa.core.errors import UserError
 from cosa.parts import step_in_parts
-from cosa.training import build_step
+from cosa.training.build import build_step
+from tests.helpers.cotraining import TERMS, build, make_batch
 
 METHOD = {"cls_iterations": 0, "s2c_start": 0}
 

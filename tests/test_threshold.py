@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosa.errors import NotFiniteError
+from cosa.core.errors import NotFiniteError
 from cosa.threshold import DynamicThreshold, fit_threshold
 
 SAMPLES = 20000

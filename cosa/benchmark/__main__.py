@@ -22,13 +22,18 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from cosa.errors import run_program
+from cosa.core.errors import run_program
 
-COMMANDS = (
-    "ablation", "regularizers", "similarity", "train", "footprint", "loader", "steps",
-    "threshold", "supervised", "peak", "inference", "crf", "metrics",
+CAMPAIGNS = ("ablation", "regularizers", "supervised", "peak")
+TIMINGS = (
+    "similarity", "train", "footprint", "loader", "steps", "threshold", "inference", "crf",
+    "metrics",
 )
-"""Modules of this package, each with a ``main(arguments)``."""
+COMMANDS = {
+    name: f"cosa.benchmark.{wing}.{name}"
+    for wing, names in (("campaigns", CAMPAIGNS), ("timings", TIMINGS)) for name in names
+}
+"""Command -> its module, which has a ``main(arguments)``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS)
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = parser.parse_args(given[:1]).command
-    return importlib.import_module(f"cosa.benchmark.{command}").main(given[1:])
+    return importlib.import_module(COMMANDS[command]).main(given[1:])
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosa.config import DataConfig
+from cosa.core.errors import UserError, nearest
+from cosa.core.terminal import note
 from cosa.data.coco import CocoDataset
-from cosa.data.datasets import SegmentationDataset, expanded, nearest, note
+from cosa.data.datasets import SegmentationDataset, expanded
 from cosa.data.folder import FolderDataset, class_names
+from cosa.data.scenes.dataset import ScenesDataset
 from cosa.data.voc import VocDataset
-from cosa.errors import UserError
 
 DATASETS = ("scenes", "voc", "coco", "folder")
 SPLITS = ("train", "val", "test")
@@ -32,9 +34,6 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     training = split == "train"
     if data.name == "scenes":
-        # Imported here: `python -m cosa.data.scenes` must not find itself imported already.
-        from cosa.data.scenes import ScenesDataset
-
         counts = {"train": data.scenes_train, "val": data.scenes_val, "test": data.scenes_test}
         return ScenesDataset(
             split, seed=data.scenes_seed, count=counts[split], size=data.scenes_size

@@ -12,18 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cosa.data.datasets import (
-    IGNORE,
-    FileDataset,
-    existing_folder,
-    expanded,
-    in_threads,
-    label_rows,
-    nearest,
-    note,
-    read_mask,
-)
-from cosa.errors import UserError
+from cosa.core import IGNORE
+from cosa.core.errors import UserError, nearest
+from cosa.core.terminal import note
+from cosa.core.threads import in_threads
+from cosa.data.datasets import FileDataset, existing_folder, expanded, label_rows, read_mask
 
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",

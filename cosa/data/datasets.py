@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cosa import distributed
+from cosa.core import IGNORE
+from cosa.core.errors import UserError
+from cosa.core.terminal import note
+from cosa.core.threads import in_threads
 from cosa.data.images import LazyJpeg, open_image, read_image
-from cosa.errors import UserError
-from cosa.palette import voc_palette
+from cosa.pictures.palette import voc_palette
 
-IGNORE = 255
-READ_THREADS = 16
 # The masks of evaluation sets above this size take so long to check that the user is told.
 MANY_MASKS = 2000
 # How files of JPEG and PNG start, and how whole ones end; padding may follow.
@@ -214,12 +211,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: the image cannot be read ({error})") from error
 
 
-def in_threads(function: Callable, items: Iterable) -> list:
-    """``[function(item) for item in items]`` by threads, for work that waits for the disk."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(function, items, chunksize=64))
-
-
 def label_rows(labels: Iterable[Iterable[int]], num_classes: int) -> np.ndarray:
     """(N, num_classes) uint8 from N collections of class indices counted from 0."""
     rows = [list(indices) for indices in labels]
@@ -227,12 +218,6 @@ def label_rows(labels: Iterable[Iterable[int]], num_classes: int) -> np.ndarray:
     for row, indices in zip(table, rows, strict=True):
         row[indices] = 1
     return table
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: "; did you mean 'x'?", or nothing if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def expanded(path: str | Path) -> Path:
@@ -245,9 +230,3 @@ def existing_folder(path: Path, key: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; set {key} to where it is")
     return path
-
-
-def note(message: str) -> None:
-    """One line on stderr about a choice the program made for the user, from one process."""
-    if distributed.is_main():
-        print(f"note: {message}", file=sys.stderr)

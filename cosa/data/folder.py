@@ -9,18 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosa.data.datasets import (
-    IGNORE,
-    FileDataset,
-    existing_folder,
-    in_threads,
-    label_rows,
-    nearest,
-    note,
-    read_mask,
-)
+from cosa.core import IGNORE
+from cosa.core.errors import UserError, nearest
+from cosa.core.terminal import note
+from cosa.core.threads import in_threads
+from cosa.data.datasets import FileDataset, existing_folder, label_rows, read_mask
 from cosa.data.images import IMAGE_SUFFIXES
-from cosa.errors import UserError
 
 SEPARATORS = "separate columns with ',', labels with ';'"
 

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from cosa import distributed
+from cosa.core import distributed
+from cosa.core.errors import UserError
+from cosa.core.threads import core_count
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import normalize
 from cosa.data.transforms import training_views
-from cosa.device import core_count
-from cosa.errors import UserError
 from cosa.present import present_index
 
 MAX_WORKERS = 8

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cosa.data.datasets import SegmentationDataset, note
+from cosa.core.terminal import note
+from cosa.data.datasets import SegmentationDataset
 from cosa.data.loader import TrainingViews
 from cosa.data.transforms import training_views
 

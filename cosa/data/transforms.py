@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cosa.core import IGNORE
 from cosa.data.colour import apply_strong, blurred, strong_operations
-from cosa.data.datasets import IGNORE
 from cosa.data.images import Decoded, LazyJpeg
 
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from cosa.data.datasets import (
-    FileDataset,
-    existing_folder,
-    expanded,
-    in_threads,
-    label_rows,
-    nearest,
-    note,
-)
-from cosa.errors import UserError
+from cosa.core.errors import UserError, nearest
+from cosa.core.terminal import note
+from cosa.core.threads import in_threads
+from cosa.data.datasets import FileDataset, existing_folder, expanded, label_rows
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

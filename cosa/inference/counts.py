@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cosa import distributed
+from cosa.core import distributed
 
 
 @dataclass

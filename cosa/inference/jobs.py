@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cosa import distributed
+from cosa.core import distributed
+from cosa.core.errors import UserError
 from cosa.data.images import IMAGE_SUFFIXES
-from cosa.errors import UserError
 from cosa.inference.search import is_pattern, is_regular, matching, walk
 
 SUFFIXES = {

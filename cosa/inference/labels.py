@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosa.data.datasets import nearest
+from cosa.core.errors import UserError, nearest
 from cosa.data.folder import Names, composed, read_labels
-from cosa.errors import UserError
 
 
 @dataclass

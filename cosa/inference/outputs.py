@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from cosa.cam import resize
+from cosa.core.errors import UserError
+from cosa.core.files import atomic
 from cosa.data.datasets import header_size
 from cosa.data.images import read_image
-from cosa.errors import UserError
-from cosa.files import atomic
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
-from cosa.palette import Color, overlay, save_image, save_mask
+from cosa.pictures.palette import Color, overlay, save_image, save_mask
 
 NEGLIGIBLE = 1e-3
 """Classes that are nowhere in an image as probable as this are not saved."""

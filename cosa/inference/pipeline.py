@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 
-from cosa.data.datasets import IGNORE, read_mask
+from cosa.core import IGNORE
+from cosa.core.device import out_of_memory
+from cosa.core.errors import UserError
+from cosa.core.threads import parallel_map
+from cosa.data.datasets import read_mask
 from cosa.data.images import read_image
-from cosa.device import out_of_memory
-from cosa.errors import UserError
 from cosa.inference import outputs
 from cosa.inference.jobs import CannotGoOn, Job, Plan
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
@@ -30,9 +29,6 @@ from cosa.inference.pixels import (
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
 from cosa.network import CoSANetwork
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -246,27 +242,6 @@ def find_finished(jobs: Plan, workers: int = 4) -> list[bool]:
     there = [job.finished for job in jobs]
     fitting = parallel_map(outputs.fits, jobs.only(there), workers, 2 * workers)
     return [complete and next(fitting) for complete in there]
-
-
-def parallel_map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int
-) -> Iterator[Result]:
-    """Map in threads, in order, with at most ``ahead`` items begun and not yet handed out.
-
-    ``items`` is advanced by the caller's thread. When the generator is closed, what has begun is
-    finished and the rest dropped. An exception of ``function`` is raised at its item's turn.
-    """
-    pool = ThreadPoolExecutor(workers)
-    pending = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= ahead or pending[0].done():
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _stage(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from cosa import distributed
-from cosa.errors import UserError
-from cosa.files import FolderLock, existing, replacing
+from cosa.core import distributed
+from cosa.core.errors import UserError
+from cosa.core.files import FolderLock, existing, replacing
 from cosa.inference.jobs import SUFFIXES, Plan
 from cosa.inference.settings import Settings
 from cosa.network import CoSANetwork

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cosa import distributed
-from cosa.data.datasets import IGNORE, read_mask
-from cosa.errors import UserError
+from cosa.core import IGNORE, distributed
+from cosa.core.errors import UserError
+from cosa.data.datasets import read_mask
 from cosa.evaluate import class_indices
 from cosa.inference.jobs import Plan
 from cosa.inference.pipeline import Outcome

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cosa.errors import UserError
+from cosa.core.errors import UserError
 
 
 def is_pattern(part: str) -> bool:

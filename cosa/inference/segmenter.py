@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.cam import resize
+from cosa.core.device import weights_cast_once
+from cosa.core.errors import UserError
 from cosa.crf import dense_crf, working_memory
 from cosa.data.images import network_input, to_tensor
-from cosa.device import weights_cast_once
-from cosa.errors import UserError
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.room import Room, memory_size

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cosa import distributed
-from cosa.errors import UserError
-from cosa.files import Replacement, existing, irreplaceable, remove_leftovers
+from cosa.core import distributed
+from cosa.core.errors import UserError
+from cosa.core.files import Replacement, existing, irreplaceable, remove_leftovers
 from cosa.inference.pipeline import Outcome
 
 _HEAD = '{"images": [\n'

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cosa.data.datasets import note
+from cosa.core.tensors import move
+from cosa.core.terminal import note
 from cosa.data.images import to_rgb
 from cosa.ema import AssignmentNetwork
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.targets import CamTargets
-from cosa.tensors import move
 
 
 @dataclass

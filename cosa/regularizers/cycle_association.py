@@ -15,13 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cosa.cam import at_least_float32, free_of_padding
-from cosa.data.datasets import IGNORE
+from cosa.cam import free_of_padding
+from cosa.config.regularizers import CycleAssociationOptions
+from cosa.core import IGNORE
+from cosa.core.tensors import at_least_float32, batch_mean, directions, move, require_shape
 from cosa.network import NetworkOutput
-from cosa.regularizer_options import CycleAssociationOptions
 from cosa.regularizers.base import Context, Regularizer
 from cosa.targets import CamTargets
-from cosa.tensors import batch_mean, directions, move, require_shape
 
 # Probabilities below this one count as this one, in logarithms.
 _MIN_PROBABILITY = 1e-10

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32, free_of_padding, resize
+from cosa.cam import free_of_padding, resize
+from cosa.core.tensors import at_least_float32, require_shape
 from cosa.lattice import Lattice, bilateral_features
 from cosa.regularizers.base import Context, Regularizer
-from cosa.tensors import require_shape
 
 UNIT = 1e-7
 """Brings the sum over all pairs of pixels to the size of a loss; the releases' constant."""

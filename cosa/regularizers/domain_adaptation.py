@@ -21,13 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa import distributed
-from cosa.cam import at_least_float32, filter_by_labels, free_of_padding
-from cosa.data.datasets import IGNORE
-from cosa.network import in_full_precision
-from cosa.regularizer_options import DomainAdaptationOptions
+from cosa.cam import filter_by_labels, free_of_padding
+from cosa.config.regularizers import DomainAdaptationOptions
+from cosa.core import IGNORE, distributed
+from cosa.core.tensors import at_least_float32, batch_mean, in_full_precision, require_shape
 from cosa.regularizers.base import Context, Regularizer
-from cosa.tensors import batch_mean, require_shape
 
 # The domains; a pixel of neither is marked ``IGNORE``.
 SOURCE, TARGET = 0, 1

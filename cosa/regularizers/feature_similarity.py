@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32, filter_by_labels, free_of_padding, resize
+from cosa.cam import filter_by_labels, free_of_padding, resize
+from cosa.core.tensors import at_least_float32, require_shape
 from cosa.regularizers.base import Context, Regularizer
-from cosa.tensors import require_shape
 
 REACH = 4
 """Rows further apart than this many sigma are not compared; w has 0.01% of its mass there. Near

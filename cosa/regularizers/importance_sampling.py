@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32, free_of_padding
+from cosa.cam import free_of_padding
+from cosa.core.tensors import at_least_float32, batch_mean, require_shape
 from cosa.regularizers.base import Context, Regularizer
-from cosa.tensors import batch_mean, require_shape
 
 # Added to the sigmoid, so that a map without any activation can be drawn from as well.
 _FLOOR = 1e-5

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from cosa.regularizer_options import RegularizersConfig
+from cosa.config.regularizers import RegularizersConfig
 from cosa.regularizers.base import Regularizer
 from cosa.regularizers.cycle_association import CycleAssociation
 from cosa.regularizers.dense_energy import DenseEnergy

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.cam import at_least_float32, free_of_padding
+from cosa.cam import free_of_padding
+from cosa.core.tensors import at_least_float32, batch_mean, move
 from cosa.regularizers.base import Context, Partner, Regularizer
-from cosa.tensors import batch_mean, move
 
 # A random box of background has this share of the sides of the partner's valid area: pasted, it
 # is about as large as a typical object is.

@@ -1,0 +1,86 @@
+"""The ablation: CoSA, each of its parts switched off, and its bounds, on the same budget."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cosa.benchmark import tables as report
+from cosa.benchmark.campaigns import campaign
+from cosa.benchmark.campaigns.peak import PEAK_FILE
+from cosa.benchmark.campaigns.runner import Run
+from cosa.benchmark.campaigns.verdicts import Results, Verdict, verdicts
+from cosa.config import load_config
+
+PEAK_EVALUATIONS = 12
+"""How often classification alone is evaluated: its peak must not be missed."""
+
+SUPERVISED, CLASSIFICATION = "supervised", "classification-only"
+ROWS: campaign.Rows = {
+    SUPERVISED: lambda base: [],
+    CLASSIFICATION: lambda base: [
+        "loss.c2s=0", "loss.c2s_aux=0", "loss.s2c=0", "loss.csc=0",
+        f"train.evaluate_every={max(1, base.train.iterations // PEAK_EVALUATIONS)}",
+    ],
+    "cosa": lambda base: [],
+    "without-swapping": lambda base: ["loss.s2c=0"],
+    "without-raw": lambda base: ["method.raw=false"],
+    "without-csc": lambda base: ["loss.csc=0"],
+    "fixed-0.3": lambda base: ["threshold.dynamic=false", "threshold.fixed=0.3"],
+    "fixed-0.5": lambda base: ["threshold.dynamic=false", "threshold.fixed=0.5"],
+    "fixed-0.7": lambda base: ["threshold.dynamic=false", "threshold.fixed=0.7"],
+}
+
+
+def commands(row: str, config: str, changes: list[str]) -> tuple[tuple[str, ...], ...]:
+    """What makes a run of a row: train.py, but for the supervised bound."""
+    benchmark = (sys.executable, "-m", "cosa.benchmark")
+    if row == SUPERVISED:
+        return ((*benchmark, "supervised", config, *changes),)
+    train = campaign.train_commands(row, config, changes)
+    if row == CLASSIFICATION:
+        done = load_config(config, changes)
+        return *train, (*benchmark, "peak", f"{done.output}/{done.name}")
+    return train
+
+
+def collect(runs: Sequence[Run]) -> Results:
+    """Scores of finished runs; classification alone gives two rows, its end and its peak."""
+    results = campaign.collect(runs)
+    if CLASSIFICATION in results:
+        results[f"{CLASSIFICATION}-end"] = results.pop(CLASSIFICATION)
+        results[f"{CLASSIFICATION}-peak"] = {
+            run.config.seed: campaign.read_json(run.folder / PEAK_FILE)
+            for run in runs if run.row == CLASSIFICATION
+        }
+    return results
+
+
+def make_section(facts: dict[str, Any], results: Results, judged: Sequence[Verdict]) -> str:
+    """The Markdown of the report."""
+    return "\n".join([
+        *campaign.head("Ablation", facts, results),
+        "",
+        report.markdown(report.table(results)),
+        "",
+        report.LEGEND,
+        "",
+        *campaign.verdict_lines(judged),
+    ])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train all rows of the ablation, print its table, and write it into the report.
+
+    Finished runs are kept: started again, an interrupted ablation goes on.
+    """
+    given = campaign.parse("ablation", main.__doc__, ROWS, arguments)
+    runs, facts = campaign.execute("ablation", ROWS, given, arguments, commands)
+    results = collect(runs)
+    judged = verdicts(results)
+    section = make_section(facts, results, judged)
+    campaign.publish(
+        "ablation", given, {**facts, "runs": results}, judged, report.table(results), section
+    )
+    return 0

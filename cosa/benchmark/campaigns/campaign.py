@@ -1,0 +1,252 @@
+"""What benchmarks that train many runs share: command line, plan, execution and collection."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cosa.benchmark import tables as report
+from cosa.benchmark.campaigns.runner import Run, Runner
+from cosa.benchmark.campaigns.verdicts import Results, Verdict
+from cosa.config import Config, load_config, to_dict
+from cosa.core.device import choose_device
+from cosa.core.errors import UserError
+from cosa.core.files import PROJECT_FOLDER, write_atomically
+from cosa.training.run_folder import RunFolder
+
+DEFAULT_CONFIG = "configs/demo.yaml"
+DEFAULT_JOBS = 2
+
+Rows = Mapping[str, Callable[[Config], list[str]]]
+"""Name of a row -> what it changes in the configuration."""
+
+Commands = Callable[[str, str, list[str]], tuple[tuple[str, ...], ...]]
+"""(row, configuration file, overrides) -> programs and arguments that make a run."""
+
+
+def train_commands(row: str, config: str, changes: list[str]) -> tuple[tuple[str, ...], ...]:
+    """One run of train.py."""
+    return ((sys.executable, str(PROJECT_FOLDER / "train.py"), config, *changes),)
+
+
+def plan(
+    rows: Rows,
+    commands: Commands,
+    config: str,
+    overrides: Sequence[str],
+    chosen: Sequence[str],
+    seeds: Sequence[int],
+    output: str,
+    workers: int,
+) -> list[Run]:
+    """All runs, seed by seed, so that an interrupted campaign has whole tables.
+
+    Args:
+        rows: all rows that there are; those ``chosen`` are run.
+        workers: loader processes of each run, unless the configuration says how many.
+
+    Raises:
+        UserError: the configuration or an override is not usable.
+    """
+    base = load_config(config, overrides)
+    runs = []
+    for seed in seeds:
+        for row in chosen:
+            changes = [*overrides, *rows[row](base), f"name={row}-seed{seed}", f"seed={seed}",
+                       f"output={json.dumps(output)}"]
+            if base.data.workers < 0:
+                changes.append(f"data.workers={workers}")
+            runs.append(Run(row, load_config(config, changes), commands(row, config, changes)))
+    return runs
+
+
+def execute(
+    topic: str,
+    rows: Rows,
+    given: argparse.Namespace,
+    arguments: Sequence[str] | None,
+    commands: Commands = train_commands,
+) -> tuple[list[Run], dict[str, Any]]:
+    """Complete all runs that the command line asks for.
+
+    Args:
+        topic: name of the benchmark, and of its section of the report.
+        given: what :func:`parse` returned for ``arguments``.
+
+    Returns:
+        The finished runs and the facts about them that a report must state.
+
+    Raises:
+        UserError: something is not usable, or a run failed.
+    """
+    if given.jobs < 1:
+        raise UserError(f"--jobs is {given.jobs}: run at least one at a time")
+    share = max(1, report.core_count() // given.jobs)
+    runs = plan(rows, commands, given.config, given.overrides, given.rows, given.seeds,
+                given.output, share - 1)
+    device = choose_device(runs[0].config.device)
+    report.read_report(Path(given.report), topic)
+    with terminate_as_interrupt():
+        Runner(given.jobs, share).complete(runs)
+    command = list(sys.argv[1:] if arguments is None else arguments)
+    return runs, {
+        "command": shlex.join(["python", "-m", "cosa.benchmark", topic, *command]),
+        "date": datetime.date.today().isoformat(),
+        "machine": report.machine(device),
+        "jobs": given.jobs,
+        "threads": share,
+        "config_file": given.config,
+        "config": to_dict(load_config(given.config, given.overrides)),
+        "seeds": given.seeds,
+    }
+
+
+def collect(runs: Sequence[Run]) -> Results:
+    """The summaries of finished runs, with ``training_seconds`` added."""
+    results: Results = {}
+    for run in runs:
+        folder = RunFolder(run.folder)
+        summary = read_json(folder.summary)
+        summary["training_seconds"] = summary["seconds"] - _evaluation_seconds(folder, summary)
+        results.setdefault(run.row, {})[run.config.seed] = summary
+    return results
+
+
+def _evaluation_seconds(folder: RunFolder, summary: dict[str, Any]) -> float:
+    """Seconds of the evaluations between iterations, which count as training time otherwise."""
+    return sum(scores["seconds"] for scores in folder.read_evaluations()
+               if scores["iteration"] < summary["iterations"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that a run wrote.
+
+    Raises:
+        UserError: it is not there or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: delete the folder {path.parent} and start the "
+                        "benchmark again") from error
+
+
+def head(title: str, facts: dict[str, Any], results: Results) -> list[str]:
+    """The first lines of a section: what was run, when, where and on which images."""
+    split = next(iter(next(iter(results.values())).values()))["split"]
+    seeds = ", ".join(map(str, facts["seeds"]))
+    return [
+        f"## {title}",
+        "",
+        f"`{facts['command']}`",
+        "",
+        f"{facts['date']}; {facts['machine']}; {facts['jobs']} runs at a time with "
+        f"{facts['threads']} thread(s) each; configuration `{facts['config_file']}`; "
+        f"training seeds {seeds}; every row on the same images and the same "
+        f"{facts['config']['train']['iterations']} iterations.",
+        report.SPLIT_NOTES[split],
+    ]
+
+
+def publish(
+    topic: str,
+    given: argparse.Namespace,
+    numbers: dict[str, Any],
+    judged: Sequence[Verdict],
+    cells: list[list[str]],
+    section: str,
+) -> None:
+    """Write the numbers as JSON and the section into the report; print table and verdicts.
+
+    Args:
+        topic: see :func:`execute`.
+        given: what :func:`parse` returned.
+        numbers: everything measured, in plain types; the verdicts are added.
+        cells: of the table, header first.
+        section: Markdown.
+
+    Raises:
+        UserError: a file cannot be written, or the report's markers are damaged.
+    """
+    raw = Path(given.output) / f"{topic}.json"
+    numbers = {**numbers, "verdicts": [vars(verdict) for verdict in judged]}
+    write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
+    report.write_report(Path(given.report), section, topic)
+    print(report.plain(cells), *judged, sep="\n")
+    print(f"numbers of every run are in {raw}, the report is {given.report}")
+
+
+def verdict_lines(judged: Sequence[Verdict]) -> list[str]:
+    """The verdicts as a Markdown list, with the words that explain them."""
+    return [
+        "Verdicts, from differences paired by seed; *within noise* is a mean difference of at "
+        "most two standard errors (SE):",
+        "",
+        *(f"- {v.claim}: **{v.status}** ({v.details})" for v in judged),
+    ]
+
+
+def parse(
+    topic: str,
+    description: str | None,
+    rows: Rows,
+    arguments: Sequence[str] | None,
+    default_rows: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """The command line of a campaign: config, seeds, jobs, output, rows, report, overrides.
+
+    Raises:
+        UserError: a row or a seed is none, or an override sets what the campaign sets itself.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m cosa.benchmark {topic}", description=description
+    )
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="training seeds")
+    parser.add_argument("--jobs", type=int, default=DEFAULT_JOBS,
+                        help=f"runs at a time, sharing the cores; {DEFAULT_JOBS}")
+    parser.add_argument("--output", default=f"runs/{topic}", help="folder of the runs")
+    parser.add_argument("--rows", nargs="+", default=list(default_rows or rows), metavar="ROW",
+                        help=f"only these of: {', '.join(rows)}")
+    parser.add_argument("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    given = parser.parse_intermixed_args(arguments)
+    # An option with several values also swallows the overrides that follow it.
+    for name in ("seeds", "rows"):
+        values = getattr(given, name)
+        given.overrides += [value for value in values if "=" in value]
+        setattr(given, name, list(dict.fromkeys(v for v in values if "=" not in v)))
+    for key, option in {"name": "--rows", "seed": "--seeds", "output": "--output"}.items():
+        if any(item.partition("=")[0] == key for item in given.overrides):
+            raise UserError(f"the benchmark sets {key} itself: leave out {key}=..., use {option}")
+    for row in given.rows:
+        if row not in rows:
+            raise UserError(f"--rows: there is no row '{row}': choose from {', '.join(rows)}")
+    if not all(seed.isdecimal() for seed in given.seeds):
+        raise UserError(f"--seeds must be whole numbers from 0 on, not {' '.join(given.seeds)}")
+    given.seeds = [int(seed) for seed in given.seeds]
+    if not given.rows or not given.seeds:
+        raise UserError("--rows and --seeds must each name at least one")
+    return given
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM unwind as Ctrl-C does, so that the runs are stopped, too."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,46 @@
+"""The peak of a run: its best network on the validation images, scored on the test images.
+
+CAMs of a network that learns classification alone get worse when it trains on. Against its last
+CAMs CoSA would look too good; the fair rival is the run's peak. train.py keeps it as best.pth,
+chosen by ``cam_best_miou`` on the validation images where no segmentation is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cosa import checkpoint
+from cosa.config import load_config
+from cosa.core.device import allow_tf32, choose_device
+from cosa.core.files import write_atomically
+from cosa.data import build_dataset
+from cosa.training.run_folder import RunFolder
+from cosa.training.score import score, scored_split
+
+PEAK_FILE = "peak.json"
+
+
+def peak_iteration(evaluations: Sequence[dict[str, Any]]) -> int:
+    """Iteration of the first highest ``cam_best_miou`` of a run's evaluations; 0 without any."""
+    known = [scores for scores in evaluations if scores.get("cam_best_miou") is not None]
+    return max(known, key=lambda scores: scores["cam_best_miou"])["iteration"] if known else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score best.pth of a classification-only run on the test images; write peak.json."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cosa.benchmark peak", description=main.__doc__
+    )
+    parser.add_argument("folder", help="run folder of train.py")
+    run = RunFolder(parser.parse_args(arguments).folder)
+    network = checkpoint.load(run.best)
+    config = load_config(run.config)
+    allow_tf32(config.train.tf32)
+    network = network.to(choose_device(config.device))
+    scores = score(network, config, build_dataset(config.data, "test"), network.thresholds)
+    scores |= {"split": scored_split(config), "iteration": peak_iteration(run.read_evaluations())}
+    write_atomically(run.path / PEAK_FILE, json.dumps(scores, indent=2) + "\n")
+    return 0

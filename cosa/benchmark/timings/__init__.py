@@ -1,0 +1,1 @@
+"""Times and memory: of training, inference, the CRF, loading and metrics."""

@@ -1,0 +1,86 @@
+"""A training as the benchmarks step through it: that of train.py, without logs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cosa.config import Config, to_dict
+from cosa.cotrain import CoTraining
+from cosa.data import SegmentationDataset
+from cosa.data.loader import TrainingLoader, to_device, training_loader
+from cosa.training.build import build_cotraining, build_step, check_crop, choose_stream, prepare
+from cosa.training.optimizer import build_optimizer, optimizer_step
+
+CACHED = 3
+"""Different batches that are stepped through in turn where loading is not to be timed."""
+
+
+class Trainer:
+    """The training of a configuration, whose steps are made at the last iteration's terms.
+
+    Args:
+        config: its device, network, losses and batch size are used.
+        dataset: the training images.
+
+    Raises:
+        UserError: weights, device or crop are not usable.
+    """
+
+    def __init__(self, config: Config, dataset: SegmentationDataset) -> None:
+        self.config, self.dataset = config, dataset
+        self.device, autocast = prepare(config)
+        self.cotraining = build_cotraining(config, len(dataset.classes), self.device, autocast)
+        check_crop(config, self.cotraining.online)
+        self.optimizer = build_optimizer(
+            self.cotraining.online, config.optimizer, self.cotraining.regularizers
+        )
+        self._step = build_step(self.cotraining)
+
+    def batches(self, iterations: int, workers: int) -> TrainingLoader:
+        """Batches from the configured loader, not yet on the device."""
+        return training_loader(
+            self.dataset, batch_size=self.config.train.batch_size, seed=self.config.seed,
+            iterations=iterations, workers=workers, pin_memory=self.device.type == "cuda",
+            stream=choose_stream(self.config), **to_dict(self.config.augment),
+        )
+
+    def cached_batches(self) -> list[dict[str, Tensor]]:
+        """The first ``CACHED`` batches, on the device."""
+        return [to_device(batch, self.device) for batch in self.batches(CACHED, 0)]
+
+    def train_on(
+        self, batch: dict[str, Tensor], mark: Callable[[str], None] = lambda phase: None
+    ) -> None:
+        """One iteration of train.py without logging.
+
+        Args:
+            batch: on the device.
+            mark: called with the name of each phase at its end; the moving average is in none.
+        """
+        self.cotraining.mark = mark
+        training_step(self.cotraining, self._step, self.optimizer, batch, mark)
+
+
+def training_step(
+    cotraining: CoTraining,
+    step: Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    mark: Callable[[str], None] = lambda phase: None,
+) -> None:
+    """Targets, losses, backward, optimizer and average, at the last iteration's terms.
+
+    Args:
+        step: of :func:`cosa.training.build_step`.
+        mark: see :func:`cosa.training.optimizer_step`.
+    """
+    config = cotraining.config
+    total = config.train.iterations
+    optimizer.zero_grad()
+    # The terms live on until the average has moved, as they do in train.py.
+    loss, _terms = step(batch, total - 1)
+    optimizer_step(optimizer, loss, config.optimizer, total - 1, total, mark)
+    cotraining.update_assignment(total - 1)

@@ -1,0 +1,13 @@
+"""Trained networks in files, read without running any code from them.
+
+``files``: written whole or not at all, read as data; ``networks``: a network with what inference
+needs beside its weights; ``released``: the checkpoints of the authors' program.
+"""
+
+from cosa.checkpoint.files import DAMAGE, DamagedError, holds, read, save, verify
+from cosa.checkpoint.networks import build_network, check_finite, describe, load, save_weights
+
+__all__ = [
+    "DAMAGE", "DamagedError", "build_network", "check_finite", "describe", "holds", "load", "read",
+    "save", "save_weights", "verify",
+]

@@ -1,0 +1,140 @@
+"""Files of tensors and plain values: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from cosa.checkpoint import released
+from cosa.core.errors import UserError, one_line
+from cosa.core.files import replacing
+
+# What PyTorch's reader raises on files with flipped bits or a missing end, found by trying.
+DAMAGE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, struct.error,
+)
+
+
+class DamagedError(UserError):
+    """A file that exists, and whose content is not what a program wrote there."""
+
+
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain types so that the file is whole or not there.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; an older file stays.
+    """
+    with replacing_with_torch(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a PyTorch file of tensors and plain types.
+
+    Raises:
+        UserError: no such file, no right to read it, damaged, or it holds objects that only code
+            could restore.
+    """
+    check_readable(path)
+    try:
+        with torch.serialization.safe_globals(released.SAFE_TYPES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        kind = UserError if named else DamagedError
+        raise kind(
+            f"{path} holds more than tensors and plain values"
+            f"{f' ({named[1]})' if named else ', or is no PyTorch file'}: it is refused, since "
+            "loading it could run code; use a file written by train.py or the released program"
+        ) from error
+    except DAMAGE as error:
+        # Whatever memory is short of is not the file's fault.
+        kind = UserError if "allocate memory" in str(error) else DamagedError
+        # Of those, the message is a key or place that nobody knows.
+        reason = "" if isinstance(error, LookupError) else f" ({one_line(error)})"
+        raise kind(f"{path} cannot be read as a checkpoint, it may be damaged or of another kind"
+                   f"{reason}: give the best.pth or last.pth of a run folder") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
+    return content
+
+
+def verify(path: str | Path) -> None:
+    """Compare the content of a file of :func:`save` with its check sums: PyTorch does not.
+
+    Raises:
+        DamagedError: they differ, or it is no such file at all.
+        UserError: no such file, or it must not be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    bad = archive.testzip()
+            except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+                raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if bad:
+        raise DamagedError(f"{path} is damaged: the check sum of {bad} is wrong")
+
+
+def holds(path: str | Path, weights: dict[str, Any]) -> bool:
+    """Whether a file has this content: ``about`` and ``assignment``, as best.pth does.
+
+    False if it is missing or damaged.
+
+    Raises:
+        UserError: it must not be read.
+    """
+    if not Path(path).is_file():
+        return False
+    try:
+        verify(path)
+        content = read(path)
+    except DamagedError:
+        return False
+    tensors, expected = content.get("assignment", {}), weights["assignment"]
+    return content.get("about") == weights["about"] and tensors.keys() == expected.keys() and all(
+        torch.equal(tensors[key], value) for key, value in expected.items())
+
+
+def check_readable(path: str | Path) -> None:
+    """Say why a file cannot be opened at all: the libraries' readers say it each in its own way."""
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: check the path") from error
+    except PermissionError as error:
+        raise UserError(f"{path} must not be read by you: change the rights of the file or of its "
+                        "folders") from error
+    except IsADirectoryError as error:
+        raise DamagedError(f"{path} is a folder: give a file, such as best.pth in it") from error
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise DamagedError(f"{path} is empty: copy it again, or give another checkpoint")
+
+
+@contextmanager
+def replacing_with_torch(path: str | Path) -> Iterator[str]:
+    """``cosa.core.files.replacing`` for writers that raise errors of their own on a full disk."""
+    with replacing(path) as temporary:
+        try:
+            yield temporary
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise OSError(one_line(error)) from error

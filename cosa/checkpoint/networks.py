@@ -1,0 +1,213 @@
+"""Checkpoints: written atomically, read without running any code from the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from cosa.checkpoint import released
+from cosa.checkpoint.files import DAMAGE, check_readable, read, replacing_with_torch, save
+from cosa.config import from_dict, to_dict
+from cosa.core.device import out_of_memory
+from cosa.core.errors import UserError, one_line
+from cosa.network import CoSANetwork
+
+FORMAT = "cosa-1"
+
+
+def describe(
+    config: dict[str, Any],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    thresholds: tuple[float | None, float | None],
+) -> dict[str, Any]:
+    """What inference needs beside the weights, in plain types.
+
+    Args:
+        config: the whole configuration, as :func:`cosa.config.to_dict` gives it.
+        classes: the C foreground names.
+        palette: C + 1 RGB triples, background first.
+        thresholds: (xi, xi_aux), the thresholds of M' and of the auxiliary M'; None where the
+            training fits none.
+    """
+    return {
+        "format": FORMAT,
+        "config": config,
+        "classes": list(classes),
+        "palette": [[int(value) for value in rgb] for rgb in palette],
+        "thresholds": [None if value is None else float(value) for value in thresholds],
+        "image_size": int(config["evaluate"]["image_size"]),
+    }
+
+
+def build_network(config: dict[str, Any], num_classes: int) -> CoSANetwork:
+    """The network that the ``model`` section of a configuration describes, random weights."""
+    model = config["model"]
+    return CoSANetwork(
+        num_classes,
+        encoder=model["encoder"],
+        encoder_options=model["encoder_options"],
+        aux_layer=model["aux_layer"],
+        aux_norm=model["aux_norm"],
+        decoder_width=model["decoder_width"],
+        decoder_dilation=model["decoder_dilation"],
+    )
+
+
+def save_weights(
+    path: str | Path,
+    network: nn.Module,
+    *,
+    config: dict[str, Any],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    thresholds: tuple[float | None, float | None] = (0.5, 0.5),
+) -> None:
+    """Write a network for inference: .safetensors, or anything else as a PyTorch file."""
+    about = describe(config, classes, palette, thresholds)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if Path(path).suffix == ".safetensors":
+        metadata = {"cosa": json.dumps(about)}
+        with replacing_with_torch(path) as temporary:
+            rights = os.stat(temporary).st_mode & 0o777
+            safetensors.torch.save_file(tensors, temporary, metadata)
+            # It makes a file of its own, which some versions let nobody else read.
+            os.chmod(temporary, rights)
+    else:
+        save(path, {"about": about, "assignment": tensors})
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
+    """Load trained weights (the assignment network of a checkpoint) for inference.
+
+    Args:
+        path: best.pth, last.pth or a .safetensors file written by this program, or a .pth file
+            of the authors' released program (see :mod:`cosa.checkpoint.released`).
+
+    Returns:
+        The network in eval mode without gradients, with attributes ``classes`` (tuple of C
+        names), ``palette`` (C + 1 RGB tuples), ``config`` (nested dict), ``thresholds``
+        (xi, xi_aux, None where none was fitted) and ``image_size`` (side in pixels that it was
+        evaluated at).
+
+    Raises:
+        UserError: no such file, damaged, altered, or not written by this program.
+    """
+    about, tensors = _read_weights(Path(path))
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"{path} is not of the format {FORMAT} that this version reads: "
+                        "give a file written by it")
+    try:
+        _check_description(about)
+        config = _complete(about["config"])
+        network = build_network(about["config"], len(about["classes"]))
+        network.load_state_dict(tensors)
+    except (*DAMAGE, ArithmeticError, UserError) as error:
+        if out_of_memory(error):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path} does not fit its own configuration: {reason}; "
+                        "the file was altered or is of another version") from error
+    network.classes = tuple(about["classes"])
+    network.palette = [tuple(rgb) for rgb in about["palette"]]
+    network.config = config
+    network.thresholds = tuple(about["thresholds"])
+    network.image_size = about["image_size"]
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _check_description(about: dict[str, Any]) -> None:
+    """Raise KeyError or ValueError unless all but the configuration is as ``describe`` makes it."""
+    classes, palette, thresholds = about["classes"], about["palette"], about["thresholds"]
+
+    def numbers(values: Any, kinds: tuple[type, ...], count: int, most: int) -> bool:
+        """Whether these are ``count`` numbers from 0 to ``most``."""
+        return isinstance(values, list | tuple) and len(values) == count and all(
+            type(value) in kinds and 0 <= value <= most for value in values
+        )
+
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes is no list of names")
+    if not isinstance(palette, list | tuple) or len(palette) != len(classes) + 1:
+        raise ValueError(f"palette has not the {len(classes) + 1} colours of the classes and of "
+                         "the background")
+    if not all(numbers(color, (int,), 3, 255) for color in palette):
+        raise ValueError("a colour of the palette is not three integers from 0 to 255")
+    if not isinstance(thresholds, list | tuple) or not numbers(
+        [0.0 if value is None else value for value in thresholds], (float, int), 2, 1
+    ):
+        raise ValueError(f"thresholds is {thresholds!r}, not two numbers from 0 to 1 (or None)")
+    if type(about["image_size"]) is not int or about["image_size"] < 1:
+        raise ValueError(f"image_size is {about['image_size']!r}, not a number of pixels")
+
+
+def _complete(config: Any) -> dict[str, Any]:
+    """A configuration whose sections that inference reads are checked, and have all keys.
+
+    Keys that an older version did not have get their defaults. Other sections are left alone:
+    they may be those of another version.
+
+    Raises:
+        UserError, TypeError: naming the key of an unknown name or a wrong type.
+    """
+    if not isinstance(config, dict):
+        raise TypeError(f"config is {type(config).__name__}, not a dictionary")
+    read = {name: config[name] for name in ("model", "evaluate", "train") if name in config}
+    checked = to_dict(from_dict(read, "the file"))
+    return {**config, **{name: checked[name] for name in ("model", "evaluate", "train")}}
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if path.suffix == ".safetensors":
+        check_readable(path)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path} is no readable safetensors file: {one_line(error)}; "
+                            "copy it again") from error
+        if "cosa" not in metadata:
+            raise UserError(f"{path} holds tensors but no description of a CoSA network: "
+                            "give a file written by train.py")
+        try:
+            return json.loads(metadata["cosa"]), tensors
+        except json.JSONDecodeError as error:
+            raise UserError(f"the description in {path} is damaged: {error}") from error
+    content = read(path)
+    if "about" in content and "assignment" in content:
+        return content["about"], content["assignment"]
+    tensors = released.find_state_dict(content)
+    if tensors is None:
+        raise UserError(f"{path} is no checkpoint of this program: give the best.pth or last.pth "
+                        "of a run folder, or a file of the released CoSA program")
+    return _import_released(tensors, content.get("args"), path)
+
+
+def check_finite(network: nn.Module, what: str) -> None:
+    """Raise ``UserError``, beginning with ``what``, unless all weights are finite."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{what} holds values in {name} that are not finite, its training "
+                            "has diverged: give another checkpoint")
+
+
+def _import_released(
+    tensors: dict[str, torch.Tensor], arguments: Any, path: Path
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config, classes, palette = released.describe_released(tensors, arguments, str(path))
+    # What the file lacks gets the same values at each loading, so that the digest of the weights,
+    # by which infer.py knows its own results, stays the same.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        expected = build_network(config, len(classes)).state_dict()
+    about = describe(config, classes, palette, (None, None))
+    return about, released.fill_missing(tensors, expected, str(path))

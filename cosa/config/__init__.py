@@ -1,0 +1,21 @@
+"""Typed configuration: the defaults of the paper, YAML over them, ``key=value`` over both."""
+
+from cosa.config.loading import Config, from_dict, load_config, to_dict, to_yaml
+from cosa.config.sections import (
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    LossConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    ThresholdConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AugmentConfig", "Config", "DataConfig", "EvaluateConfig", "LossConfig", "MethodConfig",
+    "ModelConfig", "OptimizerConfig", "TeacherConfig", "ThresholdConfig", "TrainConfig",
+    "from_dict", "load_config", "to_dict", "to_yaml",
+]

@@ -1,0 +1,226 @@
+"""Typed configuration: defaults here, YAML over them, ``key=value`` over both.
+
+The defaults are those of the CoSA paper on VOC. Unknown keys and wrong types fail at start-up,
+naming the key and the nearest known one. The sections are in ``cosa/config/sections.py`` and
+``cosa/config/regularizers.py``; none of the three imports anything else of the project.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cosa.config.limits import at_least, below
+from cosa.config.regularizers import RegularizersConfig
+from cosa.config.sections import (
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    LossConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    ThresholdConfig,
+    TrainConfig,
+)
+from cosa.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a training run depends on."""
+
+    name: str = "cosa"
+    """The run folder is <output>/<name>."""
+    output: str = "runs"
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    regularizers: RegularizersConfig = field(default_factory=RegularizersConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed")
+        below(self, 2**63, "seed")
+        if not self.name:
+            raise ValueError("name is empty: it names the run folder")
+        cell, crop = self.threshold.cell, self.augment.crop_size
+        if cell > crop:
+            raise ValueError(
+                f"threshold.cell is {cell}: it must fit into augment.crop_size, which is {crop}"
+            )
+
+
+def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file over the defaults, and ``section.key=value`` overrides over both.
+
+    Args:
+        path: YAML file; None gives the defaults. Its key ``base`` may name another file, relative
+            to it, that it changes.
+        overrides: such as ``"optimizer.lr=1e-4"``; values are read as YAML.
+
+    Raises:
+        UserError: no such file, not YAML, unknown key, wrong type, impossible value.
+    """
+    tree: dict[str, Any] = {}
+    source = str(path) if path else "the configuration"
+    if path is not None:
+        tree = _read_with_base(Path(path))
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise UserError(f"'{item}' is not an override: write it as section.key=value")
+        _set(tree, key, _parse(text, item), source)
+    return from_dict(tree, source)
+
+
+def from_dict(tree: dict[str, Any], source: str = "the configuration") -> Config:
+    """Build a Config from nested dictionaries; the inverse of :func:`to_dict`.
+
+    Raises:
+        UserError: unknown key, wrong type, impossible value.
+    """
+    return _build(Config, tree, "", source)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dictionaries of plain YAML types; the inverse of :func:`from_dict`."""
+    out: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        out[item.name] = value
+    return out
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a file over that of its base, and so on."""
+    if path.resolve() in seen:
+        raise UserError(f"{path} is its own base: remove its key 'base'")
+    tree = _read_yaml(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"'base' in {path} must name a YAML file, not {base!r}")
+    return _merged(_read_with_base(path.parent / base, (*seen, path.resolve())), tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    tree = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = _merged(tree[key], value) if both else value
+    return tree
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from error
+    except yaml.YAMLError as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {message}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold `key: value` lines, not a {type(tree).__name__}")
+    return tree
+
+
+def _parse(text: str, item: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value in '{item}' is not valid YAML: quote it") from error
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"'{section}' in {source} is no section: cannot set '{key}'")
+    tree[last] = value
+
+
+def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
+    if not isinstance(tree, dict):
+        where = prefix.rstrip(".") or source
+        raise UserError(f"'{where}' in {source} must be a section of `key: value` lines")
+    kinds = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in kinds:
+            raise UserError(_unknown(f"{prefix}{key}", source))
+        kind = kinds[key]
+        if dataclasses.is_dataclass(kind):
+            values[key] = _build(kind, value, f"{prefix}{key}.", source)
+        else:
+            values[key] = _convert(kind, value, f"{prefix}{key}", source)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{prefix}{error} (in {source})") from error
+
+
+def _unknown(key: str, source: str) -> str:
+    known = list(_all_keys(Config))
+    # The right word in the wrong section is meant more often than the nearest spelling.
+    moved = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, moved or known, n=1, cutoff=0.0)
+    return f"unknown key '{key}' in {source}: did you mean '{near[0]}'?"
+
+
+def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:
+    for name, kind in typing.get_type_hints(cls).items():
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind):
+            yield from _all_keys(kind, f"{prefix}{name}.")
+
+
+def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
+    if typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            raise UserError(f"'{key}' in {source} must be a list, not {value!r}")
+        return tuple(_convert(element, v, key, source) for v in value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as a string: it wants 1.0e-4.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"'{key}' in {source} must be of type {kind.__name__}, not {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"'{key}' in {source} must be a finite number, not {value}")
+    return value

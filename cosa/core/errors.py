@@ -1,0 +1,70 @@
+"""What can go wrong without being a defect, told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from collections.abc import Callable, Iterable
+
+from cosa.core.streams import forgiving_streams
+
+
+class UserError(Exception):
+    """Something the user can mend; the message names the file or key and the remedy."""
+
+
+class NotFiniteError(ValueError):
+    """A loss, gradient or activation is NaN or infinite; the message is a clause saying which."""
+
+
+def not_finite(loss: float) -> str:
+    """The clause about a step that is not finite: its loss, or else the norm of the gradient."""
+    return f"the {'norm of the gradient' if math.isfinite(loss) else 'loss'} is not finite"
+
+
+def run_program(main: Callable[[], int | None]) -> None:
+    """Run a program's ``main`` and leave with its exit code.
+
+    A ``UserError``, or an ``OSError`` (a full disk, missing rights), becomes one line on stderr
+    and exit code 2, Ctrl-C exit code 130; every other exception is a defect of ours and keeps
+    its traceback. What nobody reads is dropped. What cannot be printed for another reason is
+    lost, which one line on stderr tells, and an exit code of 0 becomes 1.
+    """
+    with forgiving_streams() as out:
+        code = _exit_code(main)
+        out.flush()
+        if out.lost:
+            reason = out.lost.strerror or out.lost
+            print(f"error: what was to be printed is lost: {reason}", file=sys.stderr)
+            code = code or 1
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: "; did you mean 'x'?", or nothing if none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def one_line(error: Exception) -> str:
+    """The first two lines of an error's message as one: PyTorch's first line alone says little."""
+    lines = str(error).strip().splitlines()
+    return " ".join(line.strip() for line in lines[:2]) if lines else type(error).__name__

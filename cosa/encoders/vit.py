@@ -1,0 +1,79 @@
+"""A plain ViT of timm, run token by token: position embeddings, rotary ones, maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# timm's prefix tokens in the order in which it concatenates them.
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+
+
+def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Patches of ``images`` with position embedding and prefix tokens, ready for the blocks.
+
+    Returns:
+        tokens (B, P + h*w, D) and the grid (h, w); P is the number of prefix tokens.
+    """
+    patches = encoder.patch_embed(images)  # (B, h, w, D) with timm's dynamic_img_size
+    batch, grid = patches.shape[0], (patches.shape[1], patches.shape[2])
+    patches = patches.flatten(1, 2)
+    prefix = [getattr(encoder, name, None) for name in PREFIX_TOKENS]
+    prefix = [token.expand(batch, -1, -1) for token in prefix if token is not None]
+    position = encoder.pos_embed
+    if position is not None:
+        position = resize_position_embedding(position, encoder.patch_embed.grid_size, grid)
+        # It has entries for the prefix tokens unless timm's no_embed_class is set.
+        count = position.shape[1] - patches.shape[1]
+        patches = patches + position[:, count:]
+        if count:
+            prefix = [torch.cat(prefix, dim=1) + position[:, :count]]
+    tokens = encoder.pos_drop(torch.cat([*prefix, patches], dim=1))
+    if hasattr(encoder, "norm_pre"):
+        tokens = encoder.norm_pre(tokens)
+    return tokens, grid
+
+
+def resize_position_embedding(
+    position: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Tensor:
+    """Bicubic resize of a learnt position embedding; prefix entries are kept as they are.
+
+    Without antialiasing, also when the grid shrinks: timm's own resize filters, in PyTorch with
+    another cubic kernel even when it enlarges, and outputs then differ from the released
+    programs' by some 3e-3.
+
+    Args:
+        position: (1, P + h*w, D).
+        old_grid: its (h, w).
+        new_grid: the wanted (h, w).
+
+    Returns:
+        (1, P + new_h*new_w, D), the same dtype; ``position`` itself if the grids are equal.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return position
+    count = position.shape[1] - old_grid[0] * old_grid[1]
+    prefix, patches = position[:, :count], position[:, count:]
+    patches = patches.unflatten(1, old_grid).permute(0, 3, 1, 2).float()
+    patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False)
+    patches = patches.flatten(2).transpose(1, 2).to(position.dtype)
+    return torch.cat([prefix, patches], dim=1)
+
+
+def rotary_embedding(encoder: nn.Module, grid: tuple[int, int]) -> list[Tensor] | None:
+    """The rotary position embedding of each block for a token grid; None without one."""
+    rope = getattr(encoder, "rope", None)
+    if rope is None:
+        return None
+    embedding = rope.get_embed(shape=grid)
+    if getattr(encoder, "rope_mixed", False):  # learnt for each block
+        return list(embedding)
+    return [embedding] * len(encoder.blocks)
+
+
+def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, P + h*w, D) tokens without their prefix as a (B, D, h, w) map."""
+    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
+    return patches.transpose(1, 2).unflatten(2, grid)

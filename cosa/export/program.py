@@ -1,0 +1,115 @@
+"""A trained network as a program that exporters master, of any batch size and image size."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from cosa.encoders.vit import PREFIX_TOKENS
+from cosa.network import CoSANetwork
+
+INPUT = "images"
+OUTPUTS = {
+    "seg": "segmentation logits (batch, classes + 1, rows, columns), channel 0: background",
+    "cam": "class activation map (batch, classes, rows, columns), unbounded",
+    "aux_cam": "auxiliary class activation map, like cam",
+    "logits": "class scores (batch, classes), before the sigmoid",
+    "aux_logits": "auxiliary class scores, like logits",
+}
+"""Fields of ``NetworkOutput`` that are exported, in this order; rows and columns: patches."""
+
+MIN_PATCHES, MAX_PATCHES = 2, 2048
+"""Per side. Exporters treat sides of length 1 as a case of its own."""
+
+MAX_BATCH = 65535
+"""Some versions of PyTorch want a bound, whichever."""
+
+
+class PositionedPatches(nn.Module):
+    """A patch embedding that adds the position embedding, resized whatever the grid.
+
+    ``cosa.network.embed`` resizes unless the grid is the embedding's own, which an exporter would
+    turn into a condition on the image size. Resizing to the same grid changes no value.
+
+    Args:
+        patch_embed: gives (B, h, w, D).
+        position: (1, h0*w0, D), without entries for prefix tokens.
+    """
+
+    def __init__(self, patch_embed: nn.Module, position: Tensor):
+        super().__init__()
+        self.patch_embed = patch_embed
+        grid = position.unflatten(1, patch_embed.grid_size).permute(0, 3, 1, 2)
+        self.register_buffer("position", grid.float().contiguous())
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch_embed(images)
+        grid = (patches.shape[1], patches.shape[2])
+        position = F.interpolate(self.position, grid, mode="bicubic", align_corners=False)
+        return patches + position.permute(0, 2, 3, 1).to(patches.dtype)
+
+
+class ExportedForward(nn.Module):
+    """The forward pass of a copy of ``network`` with the maps ``OUTPUTS`` as a dictionary."""
+
+    def __init__(self, network: CoSANetwork):
+        super().__init__()
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        encoder = self.network.encoder
+        if encoder.pos_embed is None:
+            return
+        position = encoder.pos_embed
+        height, width = encoder.patch_embed.grid_size
+        prefix, patches = position.split([position.shape[1] - height * width, height * width], 1)
+        start = 0
+        for name in PREFIX_TOKENS if prefix.shape[1] else ():
+            token = getattr(encoder, name, None)
+            if token is not None:
+                part = prefix[:, start : start + token.shape[1]]
+                setattr(encoder, name, nn.Parameter(token + part, requires_grad=False))
+                start += token.shape[1]
+        encoder.patch_embed = PositionedPatches(encoder.patch_embed, patches)
+        encoder.pos_embed = None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        output = self.network(images)
+        return {name: getattr(output, name) for name in OUTPUTS}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and notes of the exporters, which are meant for their developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def trace(network: CoSANetwork, size: int | None) -> ExportedProgram:
+    """The network as a program of any batch size, of one image size or of all (``size`` None)."""
+    patch = network.patch_size
+    shape: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    height = width = size
+    if size is None:
+        # All different, and no number that occurs elsewhere, so that no two are taken for one.
+        height, width = 5 * patch, 7 * patch
+        shape[2] = patch * Dim("rows", min=MIN_PATCHES, max=MAX_PATCHES)
+        shape[3] = patch * Dim("columns", min=MIN_PATCHES, max=MAX_PATCHES)
+    images = torch.zeros(2, 3, height, width)
+    with quiet():
+        return torch.export.export(
+            ExportedForward(network), (images,), dynamic_shapes={INPUT: shape}, strict=False
+        )

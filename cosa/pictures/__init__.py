@@ -1,0 +1,1 @@
+"""What people look at: masks in colours, and panels of an evaluation."""

@@ -1,0 +1,231 @@
+"""The folder of a training run: configuration, metrics, checkpoints, panels, summary."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows; there nothing keeps two programs out of one folder.
+    fcntl = None
+
+from cosa.config import Config, load_config, to_yaml
+from cosa.core.distributed import is_main, main_only
+from cosa.core.errors import UserError
+from cosa.core.files import remove_leftovers, write_atomically
+
+_OLDER = re.compile(r"checkpoint-(\d+)\.pth")
+
+
+class RunFolder:
+    """Files of one run. Of several processes, the first one writes them.
+
+    config.yaml         the whole configuration
+    metrics.jsonl       one JSON object per line: "iteration", "loss", its terms, thresholds
+    evaluations.jsonl   one JSON object per line: "iteration" and the scores
+    last.pth            everything that resuming needs
+    checkpoint-*.pth    the same of earlier iterations
+    best.pth            the assignment network at its best validation score, for inference
+    panels/             pictures of the last evaluation
+    summary.json        final scores
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.evaluations = self.path / "evaluations.jsonl"
+        self.last = self.path / "last.pth"
+        self.best = self.path / "best.pth"
+        self.panels = self.path / "panels"
+        self.summary = self.path / "summary.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other programs from training into this folder; it is made if it is missing.
+
+        The lock goes with the process, however that ends. Loader processes do not inherit it,
+        as they would one of ``flock``: it would outlive a killed run for seconds.
+
+        Raises:
+            UserError: another program holds it, or the folder cannot be written.
+        """
+        if not is_main():
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise self.unwritable(error) from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        raise UserError(
+                            f"another program trains into {self.path} at this moment: "
+                            "stop it, or choose another name=..."
+                        ) from error
+                    # Some network file systems have no locks: go on without.
+            yield
+
+    def older(self, iteration: int) -> Path:
+        """The name that the checkpoint of an iteration has once it is not the newest."""
+        return self.path / f"checkpoint-{iteration:08d}.pth"
+
+    def older_checkpoints(self) -> list[Path]:
+        """The checkpoints before last.pth, the newest first."""
+        found = [path for path in self.path.glob("checkpoint-*.pth") if _OLDER.fullmatch(path.name)]
+        return sorted(found, key=self.iteration_of, reverse=True)
+
+    def iteration_of(self, older: Path) -> int:
+        """The iteration in a name that :meth:`older` gave."""
+        return int(_OLDER.fullmatch(older.name)[1])
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, readable or not, the newest first."""
+        return [path for path in (self.last, *self.older_checkpoints()) if path.is_file()]
+
+    def check_free(self) -> None:
+        """Raise ``UserError`` if the folder holds a run already."""
+        if self.checkpoints():
+            raise UserError(
+                f"{self.path} already holds a run: continue it with --resume {self.path}, "
+                "or choose another name=..."
+            )
+
+    @main_only
+    def create(self, config: Config) -> None:
+        """Make the folder for a new run; what a run without a checkpoint left is removed.
+
+        Raises:
+            UserError: it holds a run already, or cannot be written.
+        """
+        self.check_free()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in (self.metrics, self.evaluations):
+                path.write_text("", encoding="utf-8")
+            for path in (self.best, self.summary):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self.unwritable(error) from error
+        self._remove_leftovers()
+        self.write_config(config)
+
+    @main_only
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, at the beginning or when a run resumes with overrides.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        write_atomically(self.config, to_yaml(config))
+
+    def reopen(self, overrides: list[str]) -> Config:
+        """Configuration of an interrupted run, with overrides over it.
+
+        The run may be one that was killed before its first checkpoint, but none whose
+        checkpoints are gone.
+
+        Raises:
+            UserError: there is no run to resume.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} holds no run to resume: config.yaml is missing; "
+                            "begin with python train.py CONFIG.yaml")
+        results = [path.name for path in (self.best, self.summary) if path.exists()]
+        if results and not self.checkpoints():
+            raise UserError(f"{self.path} holds no run to resume: last.pth is missing, though "
+                            f"{results[0]} is there; put last.pth back, or begin anew with "
+                            f"python train.py {self.config} name=...")
+        return load_config(self.config, overrides)
+
+    @main_only
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        _append(self.metrics, record)
+
+    @main_only
+    def log_evaluation(self, iteration: int, scores: dict[str, Any]) -> None:
+        """Append the scores to evaluations.jsonl, in place of others at or after the iteration."""
+        _keep_lines(self.evaluations, iteration - 1)
+        _append(self.evaluations, {"iteration": iteration, **scores})
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl; none if there is no such file.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        try:
+            return [json.loads(line) for line in _lines(self.evaluations)]
+        except ValueError as error:
+            raise UserError(f"{self.evaluations} is damaged ({error}): delete it") from error
+
+    @main_only
+    def forget_after(self, iteration: int) -> None:
+        """Drop metrics, evaluations and final scores of later iterations: they are repeated.
+
+        A last line that was cut off in the middle is dropped, too, and so are the temporary
+        files of a killed program.
+
+        Raises:
+            UserError: summary.json is damaged, or the folder cannot be written.
+        """
+        self._remove_leftovers()
+        for path in (self.metrics, self.evaluations):
+            _keep_lines(path, iteration)
+        if self.summary.exists() and self._summarised() > iteration:
+            self.summary.unlink()
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.path, self.panels):
+            remove_leftovers(folder, alone=True)
+
+    def _summarised(self) -> int:
+        """The iterations that summary.json speaks of."""
+        try:
+            return int(json.loads(self.summary.read_text(encoding="utf-8"))["iterations"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self.summary} is damaged ({error}): delete it") from error
+
+    @main_only
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def unwritable(self, error: OSError) -> UserError:
+        """One sentence about an error in writing, to be raised."""
+        return UserError(f"cannot write the run folder {self.path}: {error.strerror}; "
+                         "choose another with output=...")
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _keep_lines(path: Path, last: int) -> None:
+    """Keep the whole lines of iterations up to ``last``."""
+    kept = []
+    for line in _lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["iteration"] <= last:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))

@@ -1,0 +1,216 @@
+"""What a training run keeps: its state, checkpoints, evaluations and best network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosa import checkpoint
+from cosa.config import Config, to_dict
+from cosa.core.distributed import is_main, main_only
+from cosa.core.errors import UserError, one_line
+from cosa.cotrain import CoTraining
+from cosa.data import SegmentationDataset
+from cosa.training.rotation import Rotation
+from cosa.training.run_folder import RunFolder
+from cosa.training.score import score
+from cosa.training.step_log import StepLog
+
+
+@dataclass
+class State:
+    """Where a run is; all of it is in the checkpoint."""
+
+    iteration: int = 0
+    """How many are done."""
+    evaluated: int = 0
+    """The iteration of the last evaluation that came to its end."""
+    best: float = -1.0
+    """The highest validation score so far."""
+    seconds: float = 0.0
+    """Of training and of the evaluations in between."""
+
+
+@dataclass
+class Session:
+    """A run between two interruptions: the objects of the training and where they are kept."""
+
+    config: Config
+    run: RunFolder
+    cotraining: CoTraining
+    optimizer: torch.optim.Optimizer
+    val_set: SegmentationDataset
+    state: State = field(default_factory=State)
+    log: StepLog = field(default_factory=StepLog)
+    best_weights: dict[str, Any] | None = None
+    """The content of best.pth. Checkpoints hold it: going back to one brings back its best."""
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Rotation(self.run, self.config.train.keep_checkpoints)
+        self._restored: Path | None = None
+        self._saved_at = time.monotonic()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.cotraining.online.parameters()).device
+
+    def evaluation_due(self) -> bool:
+        """Whether a periodic evaluation belongs to this iteration and has not been made."""
+        every, done = self.config.train.evaluate_every, self.state.iteration
+        last = done >= self.config.train.iterations  # the final evaluation is not a periodic one
+        return every > 0 and done > self.state.evaluated and done % every == 0 and not last
+
+    def settling_due(self) -> bool:
+        """Whether the steps so far must be read, to be logged or evaluated.
+
+        On a GPU the host does not wait for each step. On the CPU it has waited already.
+        """
+        done, train = self.state.iteration, self.config.train
+        return (
+            self.device.type == "cpu" or self.log.full or done == train.iterations
+            or done % train.log_every == 0 or self.evaluation_due()
+        )
+
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint belongs to this iteration; evaluations come after it."""
+        return self.state.iteration % self.config.train.checkpoint_every == 0
+
+    def clock_due(self) -> bool:
+        """Whether the last checkpoint is old; the first of several processes decides that."""
+        age = time.monotonic() - self._saved_at
+        return is_main() and 0 < self.config.train.checkpoint_minutes * 60 <= age
+
+    def evaluate(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Score the assignment network on the validation images, log it, keep it if it is best.
+
+        Raises:
+            EvaluationStopped: ``should_stop`` returned True; nothing was logged.
+        """
+        scores = self.score(self.val_set, should_stop)
+        self.run.log_evaluation(self.state.iteration, scores)
+        self.keep_best(scores)
+        self.state.evaluated = self.state.iteration
+        last = self.state.iteration == self.config.train.iterations
+        if last or not self.checkpoint_due():
+            self.save()  # or a resumed run would repeat the evaluation
+        # Else the checkpoint from before it is good enough: large ones take seconds to write.
+        return scores
+
+    def score(
+        self, dataset: SegmentationDataset, should_stop: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Scores of the assignment network, with panels in the run folder."""
+        return score(
+            self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
+            panels_folder=self.run.panels, should_stop=should_stop,
+        )
+
+    def keep_best(self, scores: dict[str, Any]) -> None:
+        """Write best.pth if the validation score is the highest so far.
+
+        The score is the label-free mIoU; where no segmentation is trained the CAM's best mIoU,
+        and without masks the classification's mean average precision.
+        """
+        loss = self.config.loss
+        name = "miou" if loss.c2s > 0 or loss.c2s_aux > 0 else "cam_best_miou"
+        value = scores.get(name, scores["classification_map"])
+        if value is not None and value > self.state.best:
+            self.state.best = value
+            self.save_best()
+
+    @main_only
+    def save_best(self) -> None:
+        """Write best.pth."""
+        tensors = self.cotraining.assignment.network.state_dict()
+        self.best_weights = {
+            "about": self._describe(),
+            "assignment": {key: value.detach().cpu().clone() for key, value in tensors.items()},
+        }
+        checkpoint.save(self.run.best, self.best_weights)
+
+    @main_only
+    def save(self) -> None:
+        """Write last.pth: all that resuming needs, and all that inference needs.
+
+        Any number of processes can go on from it: they differ in their random numbers alone,
+        which follow from the seed then.
+        """
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        content = {
+            "about": self._describe(),
+            **self.cotraining.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng,
+            "state": vars(self.state).copy(),
+            "log": self.log.state_dict(),
+            "best": self.best_weights,
+        }
+        self.checkpoints.save(content, self.state.iteration)
+        self._saved_at = time.monotonic()
+
+    def _describe(self) -> dict[str, Any]:
+        return checkpoint.describe(
+            to_dict(self.config), self.val_set.classes, self.val_set.palette, self.cotraining.xi()
+        )
+
+    def restore(self) -> None:
+        """Load the newest readable checkpoint: networks, thresholds, optimizer, random generators.
+
+        No file is changed; :meth:`take_up` does that.
+
+        Raises:
+            UserError: none is readable, or it is of another network or other classes.
+        """
+        path, content = self.checkpoints.read()
+        # The file's options would undo an override given on resuming.
+        configured = [{k: v for k, v in group.items() if k != "params"}
+                      for group in self.optimizer.param_groups]
+        try:
+            classes = content["about"]["classes"]
+            if list(classes) != list(self.val_set.classes):
+                raise UserError(
+                    f"{path} was trained on the classes {', '.join(classes)}, the data "
+                    f"now has {', '.join(self.val_set.classes)}: resume with the run's own data"
+                )
+            self.cotraining.load_state_dict(content)
+            groups = content["optimizer"]["param_groups"]
+            for saved, options in zip(groups, configured, strict=True):
+                saved.update(options)
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.state, rng = State(**content["state"]), content["rng"]
+            # Checkpoints of earlier versions have no such entry.
+            self.log.load_state_dict(content.get("log", {}))
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            reason = one_line(error)
+            raise UserError(f"{path} does not fit this configuration ({reason}): "
+                            "resume with the model, regularizers and classes that the run began "
+                            "with") from error
+        torch.set_rng_state(rng["cpu"])
+        if self.device.type == "cuda" and "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        if "best" in content:
+            self.best_weights = content["best"]
+        elif self.run.best.is_file():  # checkpoints did not hold it always
+            self.best_weights = checkpoint.read(self.run.best)
+        self._restored = path
+
+    @main_only
+    def take_up(self) -> None:
+        """Bring the run folder, whose lock is held, to the point that :meth:`restore` found.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.checkpoints.settle(self._restored, self.state.iteration)
+        self.run.forget_after(self.state.iteration)
+        if self.best_weights is None:
+            self.run.best.unlink(missing_ok=True)
+        elif not checkpoint.holds(self.run.best, self.best_weights):
+            checkpoint.save(self.run.best, self.best_weights)

@@ -1,0 +1,181 @@
+"""infer.py as a shell starts it: stopped by many signals, with nobody to read, twice at once."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import infer
+from cosa.core.files import FolderLock
+from cosa.inference import outputs
+from tests.helpers.inference import files, read, refusal, run_main, save
+from tests.helpers.tiny import ROOT
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork") or not os.path.exists("/dev/full"), reason="needs Linux"
+)
+
+
+SIGNALS = {  # the first signal, and the longest time between further ones
+    "keys": (signal.SIGINT, 0.2),
+    "storm": (signal.SIGINT, 0.002),
+    "batch": (signal.SIGTERM, 0.02),
+}
+EARLY = {"early": signal.SIGTERM}
+UNREAD = {  # where standard streams lead, the exit code, and what is told
+    "gone stdout": ({"stdout": "gone"}, 0, ""),
+    "full disk": ({"stdout": "full"}, 1,
+                  "error: what was to be printed is lost: No space left on device\n"),
+    "gone stderr": ({"stderr": "gone"}, 0, ""),
+    "both closed": ({"stdout": "closed", "stderr": "closed"}, 0, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory, weights):
+    """The folder of all runs, and by name what tests/outside.py says of each."""
+    folder, rng = tmp_path_factory.mktemp("outside"), random.Random(0)
+    content = save(folder / "many/0.png", (120, 80)).read_bytes()
+    for k in range(1, 600):
+        (folder / f"many/{k}.png").write_bytes(content)
+    (folder / "truth").mkdir()
+    for k in range(3):
+        save(folder / f"few/{k}.png")
+        Image.fromarray(np.zeros((12, 20), np.uint8)).save(folder / f"truth/{k}.png")
+
+    def job(name, source, **rest):
+        places = ["--output", folder / name / "out", "--json", folder / name / "s.json"]
+        options = ["--weights", weights, "--device", "cpu", "--workers", 2]
+        if source == "few":
+            options += ["--evaluate", folder / "truth"]
+        return {"arguments": list(map(str, [folder / source, *places, *options])), **rest}
+
+    jobs = {}
+    for name, (number, gap) in SIGNALS.items():
+        others = [number, signal.SIGINT, signal.SIGTERM]
+        further = [[gap * rng.random(), rng.choice(others)] for _ in range(30)]
+        jobs[name] = job(name, "many", signals=[[0.3 * rng.random(), number], *further])
+        jobs[name]["await"] = str(folder / name / "out/0.png")
+    for name, number in EARLY.items():
+        jobs[name] = job(name, "few", signals=[[0.03, number]] + [[0.0005, number]] * 40)
+        jobs[name]["await"] = str(folder)
+    for name, (streams, _, _) in UNREAD.items():
+        jobs[name] = job(name, "few", **streams)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/helpers/outside.py")],
+        input=json.dumps(list(jobs.values())),
+        text=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, dict(zip(jobs, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_however_many_signals_come_the_first_one_counts(ends, name):
+    folder, end = ends[0] / name, ends[1][name]
+    assert end["code"] == 128 + SIGNALS[name][0], end
+    lines = [line for line in end["err"].splitlines() if line]
+    assert lines.pop() == "stopped; the same command goes on where it left off"
+    assert set(lines) <= {"stopping: what has begun is finished first"}
+    assert end["out"].count("masks are in") == 1
+    assert not list(folder.rglob("*.tmp"))
+    content = json.loads((folder / "s.json").read_text())
+    assert content["run"]["interrupted"] and len(content["images"]) < 600
+    assert len(content["images"]) == content["run"]["done"]
+    for path in folder.rglob("*.png"):
+        assert read(path).shape == (80, 120)
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_signal_before_the_first_image_leaves_nothing(ends, name):
+    folder, end, number = ends[0] / name, ends[1][name], EARLY[name]
+    if end["code"] == -number:  # a fork that was not yet where infer.py begins
+        assert not folder.exists()
+        return
+    assert end["code"] == 128 + number
+    if folder.exists():  # a fast machine has begun to write
+        assert end["err"] == "stopped; the same command goes on where it left off\n"
+        assert not list(folder.rglob("*.tmp"))
+    else:
+        assert end["err"] == "stopped before the first image\n"
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_the_work_is_complete_though_nobody_reads(ends, name):
+    folder, end = ends[0] / name, ends[1][name]
+    _, code, told = UNREAD[name]
+    assert end["code"] == code and told in end["err"] and "Traceback" not in end["err"]
+    if name == "gone stderr":
+        assert "3 images scored" in end["out"] and "mIoU" in end["out"]
+    content = json.loads((folder / "s.json").read_text())
+    assert content["run"]["done"] == 3 and content["run"]["scores"]["images"] == 3
+    assert files(folder / "out") == ["0.png", "1.png", "2.png", "classes.csv"]
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path, weights, program, monkeypatch):
+    source, out = save(tmp_path / "in/a.png"), tmp_path / "out"
+    busy = (f"another run of infer.py is at work in {out}: wait until it ends, or choose another "
+            "--output")
+    real, told = outputs.write, []
+
+    def write(job, *arguments):
+        # Another run begins while the first one writes.
+        told.append(refusal(weights, source, out, "--scales", "1", "--overwrite"))
+        told.append(refusal(weights, source, out))
+        real(job, *arguments)
+
+    for done in ("1 done", "1 skipped"):
+        with monkeypatch.context() as patch:
+            patch.setattr(outputs, "write", write)
+            code, text, err = program(source, out)
+        assert (code, err) == (0, "") and done in text
+    assert told == [busy, busy] and files(out) == ["a.png", "classes.csv"]
+    reading, writing = FolderLock(out), FolderLock(out)
+    assert reading.take(alone=False)
+    assert program(source, out)[0] == 0  # reads only
+    assert refusal(weights, source, out, "--overwrite") == busy
+    assert not writing.take(alone=True)
+    reading.release()
+    assert writing.take(alone=True)
+    assert refusal(weights, source, out) == busy
+    writing.release()
+    assert program(source, out, "--overwrite")[0] == 0
+
+
+def test_what_another_run_wrote_since_the_first_look_is_not_mixed(
+    tmp_path, weights, program, monkeypatch
+):
+    """Both find no folder, so there is nothing yet that the first could lock."""
+    source, out = save(tmp_path / "in/a.png"), tmp_path / "out"
+    real = infer.start
+
+    def start(task):
+        with monkeypatch.context() as patch:
+            patch.setattr(infer, "start", real)
+            assert run_main(weights, source, out, "--scales", "1") == 0
+        real(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "start", start)
+        message = refusal(weights, source, out)
+    assert message == f"another run of infer.py has written into {out} meanwhile: start again"
+    assert "1 skipped" in program(source, out, "--scales", "1")[1]
+
+
+def test_a_lock_is_none_where_there_is_nothing_to_lock(tmp_path, monkeypatch):
+    assert FolderLock(tmp_path / "absent").take(alone=True)
+
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    lock = FolderLock(tmp_path)
+    assert lock.take(alone=True) and FolderLock(tmp_path).take(alone=True)
+    lock.release()

@@ -1,0 +1,215 @@
+"""Resuming from an older checkpoint, and when checkpoints are written."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train
+from cosa.checkpoint import read, save, verify
+from cosa.training import session
+from cosa.training.run_folder import RunFolder
+from cosa.training.session import Session
+from tests.helpers.training import (
+    RANDOM,
+    assert_equal_runs,
+    configure,
+    evaluated,
+    fake_scores,
+    stop_after,
+    training_lines,
+)
+
+TRAIN = {"iterations": 10, "evaluate_every": 4, "checkpoint_every": 2, "keep_checkpoints": 3}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder(tmp_path / "runs" / "tiny")
+
+
+def spoil(path):
+    """Truncate the file: the end of a write that never reached the disk."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def train_until(monkeypatch, iteration, config, *scores):
+    """Stop by a signal; with fake scores of the evaluations if some are given."""
+    with monkeypatch.context() as patch:
+        seen = fake_scores(patch, *scores) if scores else []
+        stop_after(patch, iteration, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.main([config]) == 128 + signal.SIGTERM
+    return seen
+
+
+def test_a_finished_run_whose_end_is_damaged_ends_the_same_again(
+    train_program, tmp_path, run  # noqa: F811
+):
+    assert train_program(configure(tmp_path / "other", model=RANDOM, train=TRAIN))[0] == 0
+    assert train_program(configure(tmp_path, model=RANDOM, train=TRAIN))[0] == 0
+    assert [path.name for path in run.checkpoints()] == [
+        "last.pth", "checkpoint-00000008.pth", "checkpoint-00000006.pth"]
+    spoil(run.last)
+    spoil(run.older(8))
+    code, _, errors = train_program("--resume", run.path)
+    assert code == 0
+    (warning,) = [line for line in errors.splitlines() if line.startswith("warning: ")]
+    assert all(str(path) in warning for path in (run.last, run.older(8), run.older(6)))
+    assert_equal_runs(run, RunFolder(tmp_path / "other" / "runs" / "tiny"))
+    assert evaluated(run) == [4, 8, 10]
+    for path in run.checkpoints():
+        verify(path)
+
+
+def test_final_scores_are_gone_while_the_end_is_trained_again(tmp_path, run, monkeypatch):
+    assert train.main([configure(tmp_path, train=TRAIN)]) == 0
+    spoil(run.last)
+    stop_after(monkeypatch, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main(["--resume", str(run.path)]) == 128 + signal.SIGTERM
+    assert not run.summary.exists() and evaluated(run) == [4, 8]
+
+
+def test_without_a_readable_checkpoint_one_sentence_and_nothing_is_changed(
+    train_program, tmp_path, run, monkeypatch, capfd  # noqa: F811
+):
+    train_until(monkeypatch, 5, configure(tmp_path, train=TRAIN))
+    for path in run.checkpoints():
+        spoil(path)
+    capfd.readouterr()
+    before = {path: path.read_bytes() for path in run.path.glob("*.*")}
+    code, _, errors = train_program("--resume", run.path)
+    assert code == 2 and errors.count("\n") == errors.count("error: ") == 1
+    assert "no checkpoint can be read" in errors and str(run.last) in errors
+    assert {path: path.read_bytes() for path in run.path.glob("*.*")} == before
+
+
+def same(weights, network):
+    return all(torch.equal(weights["assignment"][key], value) for key, value in network.items())
+
+
+@pytest.mark.parametrize("later, best", [(0.3, 0), (0.6, 1)])
+def test_best_is_that_of_the_history_that_is_gone_on_with(
+    tmp_path, run, monkeypatch, later, best
+):
+    """The evaluation at 8 is repeated with another score, as it may be on a GPU."""
+    config = configure(tmp_path, train=TRAIN)
+    first = train_until(monkeypatch, 9, config, 0.5, 0.7)
+    assert same(read(run.best), first[1])
+    for path in run.checkpoints():
+        if read(path)["state"]["iteration"] >= 8:
+            spoil(path)
+    again = fake_scores(monkeypatch, later, 0.2, 0.1)
+    assert train.main(["--resume", str(run.path), "optimizer.lr=2e-3"]) == 0
+    assert evaluated(run) == [4, 8, 10]
+    assert json.loads(run.summary.read_text())["best_validation_score"] == (0.5, 0.6)[best]
+    assert same(read(run.best), (first[0], again[0])[best])
+    assert not same(read(run.best), first[1])
+
+
+def test_a_checkpoint_beside_an_evaluation_is_written_once(tmp_path, run, monkeypatch):
+    written = []
+    monkeypatch.setattr(session.Rotation, "save", lambda self, content, iteration: (
+        written.append((iteration, content["state"]["evaluated"]))))
+    config = configure(tmp_path, train={**TRAIN, "iterations": 6, "evaluate_every": 3})
+    fake_scores(monkeypatch, *[0.5] * 6)
+    assert train.main([config]) == 0
+    assert written == [(2, 0), (3, 3), (4, 3), (6, 3), (6, 6)]
+    written.clear()
+    config = configure(tmp_path, name="other", train={**TRAIN, "iterations": 6})
+    assert train.main([config]) == 0
+    assert written == [(2, 0), (4, 0), (6, 4), (6, 6)]
+
+
+def test_a_best_of_later_training_alone_is_taken_away(tmp_path, run, monkeypatch):
+    train_until(monkeypatch, 5, configure(tmp_path, train=TRAIN), 0.5)
+    for path in run.checkpoints():
+        if read(path)["state"]["iteration"] > 2:
+            spoil(path)
+    stop_after(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main(["--resume", str(run.path)]) == 128 + signal.SIGTERM
+    assert not run.best.exists() and read(run.last)["state"]["best"] == -1
+    assert evaluated(run) == [] and len(training_lines(run)) == 3
+
+
+def test_a_damaged_best_is_written_again(tmp_path, run, monkeypatch):
+    train_until(monkeypatch, 5, configure(tmp_path, train=TRAIN))
+    before = read(run.best)["assignment"]
+    spoil(run.best)
+    fake_scores(monkeypatch, 0.0, 0.0, 0.0)
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert same(read(run.best), before)
+
+
+def test_checkpoints_from_before_they_held_the_best_leave_it(tmp_path, run, monkeypatch):
+    train_until(monkeypatch, 5, configure(tmp_path, train=TRAIN))
+    content, before = read(run.last), run.best.read_bytes()
+    del content["best"]
+    save(run.last, content)
+    fake_scores(monkeypatch, 0.0, 0.0, 0.0)
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert run.best.read_bytes() == before
+    assert same(read(run.last)["best"], read(run.best)["assignment"])
+
+
+def test_a_run_without_a_checkpoint_resumes_from_the_beginning(
+    train_program, tmp_path, run, monkeypatch  # noqa: F811
+):
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    stop_after(monkeypatch, 1, kill)
+    with pytest.raises(Killed):
+        train.main([configure(tmp_path, train={"iterations": 2})])
+    monkeypatch.undo()
+    assert not run.checkpoints() and run.config.exists()
+    code, _, errors = train_program("--resume", run.path, "train.iterations=3")
+    assert code == 0 and f"{run.path} holds no checkpoint yet" in errors
+    assert [line["iteration"] for line in training_lines(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("minutes, expected", [(0, []), (1, [3, 6, 9]), (0.1, range(1, 10))])
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch, minutes, expected):
+    """An iteration takes 20 seconds."""
+    clock, saved = [1000.0], []
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    original = Session.save
+
+    def keep(self):
+        saved.append(self.state.iteration)
+        original(self)
+
+    monkeypatch.setattr(Session, "save", keep)
+    step = train.optimizer_step
+    monkeypatch.setattr(train, "optimizer_step", lambda *args: (
+        clock.__setitem__(0, clock[0] + 20), step(*args))[1])
+    fake_scores(monkeypatch, 0.1, 0.1)
+    options = {"iterations": 10, "checkpoint_every": 1000, "checkpoint_minutes": minutes}
+    assert train.main([configure(tmp_path, train=options)]) == 0
+    assert saved == [*expected, 10, 10], "the last iteration, and once more with its score"
+
+
+def test_a_checkpoint_of_another_kind_of_adamw_takes_on_the_present_one(tmp_path, run):
+    """Before steps could be skipped on the device, the optimizer was not the fused one."""
+    assert train.main([configure(tmp_path, model=RANDOM, train=TRAIN)]) == 0
+    content = read(run.last)
+    for group in content["optimizer"]["param_groups"]:
+        group["fused"] = None
+    loaded = []
+    original = torch.optim.AdamW.load_state_dict
+
+    def spy(self, state):
+        loaded.extend(group["fused"] for group in state["param_groups"])
+        return original(self, state)
+
+    save(run.last, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "load_state_dict", spy)
+        assert train.main(["--resume", str(run.path)]) == 0
+    # PyTorch moves the count of steps to the device for groups that say so while they are loaded.
+    assert loaded and all(loaded)
