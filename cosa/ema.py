@@ -72,3 +72,15 @@ class AssignmentNetwork(nn.Module):
 
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+
+def ema_momentum(iteration: int, momentum: float, ramp: bool = False) -> float:
+    """The momentum of the average after a step.
+
+    Args:
+        iteration: of the step, counted from 0.
+        momentum: in [0, 1], of a long training.
+        ramp: min(momentum, (1 + t) / (10 + t)) at iteration t: in short trainings the average
+            must not be of the random heads that it began with.
+    """
+    return min(momentum, (1 + iteration) / (10 + iteration)) if ramp else momentum

@@ -2,13 +2,17 @@
 
 Every loss is computed in float32 (float64 for float64 predictions), under autocast too, and
 sends gradients to its first argument only. Positions that do not count (padding) are in neither
-the sum nor its normaliser; a batch without any counted position gives 0, with zero gradients.
-With several processes, the mean of their losses is the loss of the whole batch.
+the sum nor its count; a batch without any counted position gives 0, with zero gradients.
+
+Each loss is there twice: as a scalar, and under a name in ``_sum`` as what the scalar is made of,
+a :class:`Sum`. A training step divides by itself, since a batch may be spread over parts and
+processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +20,31 @@ from torch import Tensor
 
 from cosa.cam import free_of_padding, resize
 from cosa.core import IGNORE
-from cosa.core.tensors import at_least_float32, batch_mean, directions, require_shape
+from cosa.core.tensors import at_least_float32, directions, require_shape
 
 # Stands for log(0); finite, so that no step of the gradient meets inf - inf.
 _LOG_ZERO = -1e9
+
+
+class Sum(NamedTuple):
+    """A loss before it is divided.
+
+    Both fields are scalars; or both are (K,), one entry for each of K classes, and the loss is the
+    mean over the classes that count at all. Sums over parts of a batch add up, entry by entry, to
+    that of the batch.
+    """
+
+    total: Tensor
+    """Summed over what counts, with gradient; 0 where ``count`` is."""
+    count: Tensor
+    """How much counts: images, positions or their weights; at least 0, any dtype."""
+
+    def mean(self) -> Tensor:
+        """The loss, a scalar: total / count, or 0 if nothing counts."""
+        count = self.count.detach().to(self.total)
+        counted = count > 0
+        mean = self.total / torch.where(counted, count, 1)
+        return (mean * counted).sum() / counted.sum().clamp_min(1) if count.ndim else mean
 
 
 def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
@@ -35,9 +60,20 @@ def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
+    return classification_sum(logits, image_labels).mean()
+
+
+def classification_sum(logits: Tensor, image_labels: Tensor) -> Sum:
+    """:func:`classification` over images: the total of their means over the classes."""
     require_shape("image_labels", image_labels, logits.shape)
     logits = at_least_float32(logits)
-    return F.binary_cross_entropy_with_logits(logits, image_labels.detach().to(logits))
+    loss = F.binary_cross_entropy_with_logits(logits, image_labels.detach().to(logits))
+    return over_images(loss * len(logits), len(logits))
+
+
+def over_images(total: Tensor, images: int) -> Sum:
+    """A total over so many images, each of which counts 1."""
+    return Sum(total, total.detach().new_full((), images))
 
 
 def cam_to_seg(
@@ -61,43 +97,43 @@ def cam_to_seg(
     Raises:
         ValueError: the shapes of labels, perplexity and valid differ.
     """
-    return cams_to_seg(seg, [labels], [perplexity], valid)[0]
+    (log_probability,) = label_log_probabilities(seg, [labels])
+    return cam_to_seg_sum(log_probability, labels, perplexity, valid).mean()
 
 
-def cams_to_seg(
-    seg: Tensor,
-    labels: Sequence[Tensor],
-    perplexities: Sequence[Tensor | None],
-    valid: Tensor | None = None,
-) -> list[Tensor]:
-    """:func:`cam_to_seg` for several maps of pseudo-labels of one size.
+def label_log_probabilities(seg: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+    """Log-probability of the label of each pixel, for one or more maps of labels of one size.
 
     The probabilities at pixel size, the largest tensor of a training step, are made once.
 
     Args:
-        seg: see :func:`cam_to_seg`, as for ``valid``.
-        labels: one or more maps.
-        perplexities: one for each.
+        seg: (B, C+1, h, w), see :func:`cam_to_seg`.
+        labels: (B, H, W) each; where they are ``IGNORE``, the result means nothing.
 
     Returns:
-        A scalar for each.
+        (B, H, W) for each map.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: the shapes differ.
     """
     size = labels[0].shape[-2:]
+    for target in labels:
+        require_shape("labels", target, (seg.shape[0], *size))
     # Nothing holds on to the resized logits.
     log_probability = F.log_softmax(resize(at_least_float32(seg), size), dim=1)
-    weights, places = [], []
-    for target, perplexity in zip(labels, perplexities, strict=True):
-        require_shape("labels", target, (seg.shape[0], *size))
-        weights.append(pixel_weights(target, perplexity, valid).to(log_probability))
-        places.append(target.masked_fill(target == IGNORE, 0))
-    picked = log_probability.gather(1, torch.stack(places, dim=1))
-    return [
-        batch_mean(-(weight * picked[:, i]).sum(), weight.sum())
-        for i, weight in enumerate(weights)
-    ]
+    places = torch.stack([target.masked_fill(target == IGNORE, 0) for target in labels], dim=1)
+    return list(log_probability.gather(1, places).unbind(dim=1))
+
+
+def cam_to_seg_sum(
+    log_probability: Tensor,
+    labels: Tensor,
+    perplexity: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Sum:
+    """:func:`cam_to_seg` over weighted pixels, from :func:`label_log_probabilities`."""
+    weight = pixel_weights(labels, perplexity, valid).to(log_probability)
+    return Sum(-(weight * log_probability).sum(), weight.sum())
 
 
 def pixel_weights(
@@ -141,16 +177,21 @@ def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) ->
     Raises:
         ValueError: the batch or channel sizes do not fit.
     """
+    return seg_to_cam_sum(cam, seg_targets, valid).mean()
+
+
+def seg_to_cam_sum(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) -> Sum:
+    """:func:`seg_to_cam` over counted positions: the total of their means over the classes."""
     batch, classes, *grid = cam.shape
     require_shape("seg_targets", seg_targets, (batch, classes + 1, *seg_targets.shape[2:]))
     cam = at_least_float32(cam)
     target = F.interpolate(seg_targets.detach().to(cam), size=grid, mode="area")[:, 1:]
-    loss = F.binary_cross_entropy_with_logits(cam, target, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(cam, target, reduction="none").mean(dim=1)
     if valid is None:
-        return loss.mean()
+        return Sum(loss.sum(), loss.detach().new_full((), loss.numel()))
     require_shape("valid", valid, (batch, *valid.shape[1:]))
-    counted = free_of_padding(valid, grid)[:, None].to(cam)
-    return batch_mean((loss * counted).sum(), classes * counted.sum())
+    counted = free_of_padding(valid, grid)
+    return Sum((loss * counted).sum(), counted.sum())
 
 
 def contrastive_separation(
@@ -184,6 +225,20 @@ def contrastive_separation(
     Raises:
         ValueError: the shapes do not fit, or the temperature is not positive.
     """
+    return contrastive_separation_sum(
+        cam, labels, perplexity, epsilon, temperature, valid
+    ).mean()
+
+
+def contrastive_separation_sum(
+    cam: Tensor,
+    labels: Tensor,
+    perplexity: Tensor,
+    epsilon: float = 1.0,
+    temperature: float = 0.5,
+    valid: Tensor | None = None,
+) -> Sum:
+    """:func:`contrastive_separation` over images."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     grid = (cam.shape[0], *cam.shape[2:])
@@ -207,7 +262,7 @@ def contrastive_separation(
         pair = F.softplus(negatives - similarity) * positive
         per_anchor = pair.sum(dim=2) / positive.sum(dim=2).clamp_min(1)
         per_image = per_anchor.sum(dim=1) / anchor.sum(dim=1).clamp_min(1)
-        return per_image.mean()
+        return over_images(per_image.sum(), len(per_image))
 
 
 def _reliability(perplexity: Tensor) -> Tensor:

@@ -1,18 +1,23 @@
 """Pseudo-labels of the assignment network and their perplexity (Eq. 3, 4 and 7 of CoSA).
 
-Everything here is a target: no result carries a gradient.
+Everything here is a target: no result carries a gradient. A training step makes its targets by
+way of the :class:`Labeller`, which knows the thresholds and the constants.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosa.cam import filter_by_labels, free_of_padding, normalize, resize
 from cosa.core.tensors import at_least_float32
 from cosa.present import PresentClasses
+from cosa.threshold import DynamicThreshold
 
 # The smallest distance to the threshold that enters the logarithm of Eq. (4). With the default
 # constants it bounds the perplexity at 14.
@@ -34,8 +39,8 @@ class CamTargets:
     present: PresentClasses | None = None
     """Which classes the maps of ``cam`` are of; None: of all C."""
 
-    def cells(self, grid: tuple[int, int]) -> Tensor:
-        """(B, C, h, w), the CAM averaged over the cells of a coarser grid, 0 for absent classes."""
+    def all_classes(self, grid: tuple[int, int]) -> Tensor:
+        """(B, C, h, w), the CAM averaged to a coarser grid, 0 for absent classes."""
         cam = F.interpolate(self.cam, tuple(grid), mode="area")
         return cam if self.present is None else self.present.spread(cam)
 
@@ -48,8 +53,8 @@ class SegTargets:
     """(B, K + 1, H, W) of the background and the K present classes."""
     present: PresentClasses
 
-    def cells(self, grid: tuple[int, int]) -> Tensor:
-        """(B, C + 1, h, w) averaged over the cells of a coarser grid, 0 for absent classes."""
+    def all_classes(self, grid: tuple[int, int]) -> Tensor:
+        """(B, C + 1, h, w) averaged to a coarser grid, 0 for absent classes."""
         probabilities = F.interpolate(self.probabilities, tuple(grid), mode="area")
         return self.present.spread(probabilities, background=True)
 
@@ -145,3 +150,133 @@ def seg_pseudo_labels(seg: Tensor, image_labels: Tensor, temperature: float = 0.
     with torch.autocast(seg.device.type, enabled=False):
         logits = at_least_float32(seg) / temperature
         return logits.masked_fill(absent, float("-inf")).softmax(dim=1)
+
+
+class Labeller:
+    """What turns the assignment network's maps into pseudo-labels, at the thresholds in force.
+
+    Args:
+        thresholds: "cam" -> ξ and "aux_cam" -> ξ† of Eq. (6), each fitted to its own map.
+        fixed: a threshold in [0, 1] for both maps instead, which never moves.
+        cell: side in pixels of the squares over which confidences are averaged before the fit.
+        alpha, beta: λα and λβ of Eq. (4).
+        temperature: τ of Eq. (7).
+    """
+
+    def __init__(
+        self,
+        thresholds: Mapping[str, DynamicThreshold],
+        fixed: float | None = None,
+        cell: int = 16,
+        alpha: float = 0.8,
+        beta: float = 1.0,
+        temperature: float = 0.01,
+    ) -> None:
+        self.thresholds = dict(thresholds)
+        self.fixed = fixed
+        self.cell = cell
+        self.alpha, self.beta = alpha, beta
+        self.temperature = temperature
+
+    def threshold(self, key: str) -> float:
+        """The threshold of the map ``key`` with all that it was adapted to.
+
+        Raises:
+            NotFiniteError: the assignment network's activations are NaN.
+        """
+        return self.thresholds[key].value if self.fixed is None else self.fixed
+
+    def known_thresholds(self) -> tuple[float | None, float | None]:
+        """(ξ, ξ†); None for one that no batch has adapted: no term uses it, or none has begun."""
+        if self.fixed is not None:
+            return self.fixed, self.fixed
+        xi, xi_aux = (self.thresholds[key] for key in ("cam", "aux_cam"))
+        return xi.value if xi.started else None, xi_aux.value if xi_aux.started else None
+
+    @torch.no_grad()
+    def adapt(self, parts: Sequence[Mapping[str, Tensor]], valid: Sequence[Tensor]) -> None:
+        """Take in the confidences of a batch, which may come in parts, without waiting for them.
+
+        Args:
+            parts: for each part, name -> CAM (B, K, H, W) in [0, 1], filtered by the labels; other
+                maps are passed over.
+            valid: (B, H, W) bool for each part, False on padding.
+        """
+        if self.fixed is not None:
+            return
+        for key, threshold in self.thresholds.items():  # in one order in all processes
+            if key in parts[0]:
+                pooled = [
+                    self._pooled_confidence(part[key], inside)
+                    for part, inside in zip(parts, valid, strict=True)
+                ]
+                confidence, counted = (torch.cat(found) for found in zip(*pooled, strict=True))
+                threshold.push(confidence, counted)
+
+    def _pooled_confidence(self, cam: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """ν averaged over squares, (B, h, w), and which of these are free of padding."""
+        grid = [side // self.cell for side in cam.shape[-2:]]
+        confidence = F.interpolate(cam.amax(dim=1, keepdim=True), grid, mode="area")[:, 0]
+        return confidence, free_of_padding(valid, grid)
+
+    def targets(
+        self, maps: Mapping[str, Tensor], present: PresentClasses | None
+    ) -> dict[str, CamTargets | SegTargets]:
+        """The pseudo-labels of the maps of present classes that the assignment network yields.
+
+        Args:
+            maps: "cam" and "aux_cam" as for :meth:`adapt`; "seg" (B, K + 1, H, W) logits. Those
+                that are missing have no targets.
+
+        Raises:
+            NotFiniteError: the assignment network's activations are NaN.
+        """
+        found: dict[str, CamTargets | SegTargets] = {
+            key: self.label(maps[key], self.threshold(key), present)
+            for key in self.thresholds if key in maps
+        }
+        if "seg" in maps:
+            sharpened = seg_pseudo_labels(maps["seg"], present.held, self.temperature)
+            found["seg"] = SegTargets(sharpened, present)
+        return found
+
+    def label(self, cam: Tensor, xi: float, present: PresentClasses | None) -> CamTargets:
+        """Labels, Eq. (3), and perplexity, Eq. (4), of a CAM (B, K, H, W) of present classes."""
+        places, confidence = cam_pseudo_labels(cam, xi)
+        doubt = perplexity(confidence, xi, self.alpha, self.beta)
+        labels = places if present is None else present.name(places)
+        return CamTargets(cam, labels, doubt, xi, present)
+
+    @torch.no_grad()
+    def relabel(self, targets: CamTargets, grid: tuple[int, int]) -> CamTargets:
+        """The same CAM averaged to a coarser grid, and labelled there."""
+        cam = F.interpolate(targets.cam, grid, mode="area")
+        return self.label(cam, targets.threshold, targets.present)
+
+    @torch.no_grad()
+    def label_view(
+        self, cam: Tensor, image_labels: Tensor, valid: Tensor, index: Tensor | None = None
+    ) -> CamTargets:
+        """Pseudo-labels of other images, or of another view, at the threshold of M'.
+
+        The threshold stays as it is.
+
+        Args:
+            cam: (n, C, h, w) raw activations of the assignment network.
+            image_labels: (n, C), positive means present.
+            valid: (n, H, W) bool, False on what is to set no scale and have no activation.
+            index: see :meth:`PresentClasses.of`; without it the host waits for the labels' device.
+        """
+        present = PresentClasses.of(image_labels, index)
+        cam = resize(present.select(cam), valid.shape[-2:])
+        cam = filter_by_labels(normalize(F.relu(cam), valid[:, None]), present.held)
+        return self.label(cam, self.threshold("cam"), present)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both thresholds."""
+        return {key: threshold.state_dict() for key, threshold in self.thresholds.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        for key, threshold in self.thresholds.items():
+            threshold.load_state_dict(state[key])

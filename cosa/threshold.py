@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cosa.core import distributed
 from cosa.core.errors import NotFiniteError
 
 # Confidences are rounded to multiples of 1/500, a variance of 3e-7. 0 and 1, where normalised
@@ -42,6 +42,8 @@ class DynamicThreshold:
         min_confidence: confidences up to and including this value are left out of the fit; at 0
             or below every confidence, 0 included, takes part.
         variance_floor: the least variance of either Gaussian.
+        all_sum: where several processes have a share of each batch, the sum of a tensor over
+            them: all agree on ξ then.
 
     Raises:
         ValueError: an argument is out of range.
@@ -54,6 +56,7 @@ class DynamicThreshold:
         smoothing: float = 0.99,
         min_confidence: float = 0.05,
         variance_floor: float = 1e-4,
+        all_sum: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> None:
         if queue_length < 1:
             raise ValueError(f"queue_length must be at least 1, got {queue_length}")
@@ -68,6 +71,7 @@ class DynamicThreshold:
         self.smoothing = smoothing
         self.min_confidence = min_confidence
         self.variance_floor = variance_floor
+        self._all_sum = all_sum
         self._value = float(initial)
         self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._queue: deque[np.ndarray] = deque(maxlen=queue_length)
@@ -106,7 +110,7 @@ class DynamicThreshold:
             counted: bool of the same shape, False for what is left out; None takes all.
         """
         counts, ready = _histogram(confidence, counted, self.min_confidence), None
-        counts = distributed.all_sum(counts)  # all processes agree on ξ, and on whether to stop
+        counts = self._all_sum(counts)  # all processes agree on ξ, and on whether to stop
         if counts.is_cuda:
             stream = torch.cuda.current_stream(counts.device)
             counts = counts.to("cpu", non_blocking=True)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cosa import cotrain, losses
+from cosa import cotrain, losses, targets
+from cosa.cam import filter_by_labels
 from cosa.core.device import choose_autocast
 from cosa.core.errors import NotFiniteError, UserError
 from cosa.present import PresentClasses
@@ -9,8 +10,8 @@ from tests.helpers.cotraining import TERMS, build, make_batch, only
 from tests.helpers.tiny import SIZE
 
 LOSS_FUNCTION = {
-    "cls": "classification", "c2s": "cams_to_seg", "s2c": "seg_to_cam",
-    "csc": "contrastive_separation",
+    "cls": "classification_sum", "c2s": "label_log_probabilities", "s2c": "seg_to_cam_sum",
+    "csc": "contrastive_separation_sum",
 }
 
 
@@ -71,10 +72,10 @@ def test_targets_of_absent_terms_are_not_made(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("made for nothing")
 
-    monkeypatch.setattr(cotrain, "seg_pseudo_labels", refuse)
+    monkeypatch.setattr(targets, "seg_pseudo_labels", refuse)
     build(loss={"s2c": 0.0}).step(make_batch(), 0)
     monkeypatch.undo()
-    monkeypatch.setattr(cotrain, "cam_pseudo_labels", refuse)
+    monkeypatch.setattr(targets, "cam_pseudo_labels", refuse)
     build(loss=only("cls", "s2c")).step(make_batch(), 0)
 
 
@@ -116,11 +117,11 @@ def test_the_terms_are_the_losses_of_the_method(monkeypatch):
     maps = cotrain.multi_scale(cotraining.assignment, batch["weak"], scales=(1.0,), flip=True)
     xi, xi_aux = cotraining.xi()
     for name, cam, threshold in (("c2s", maps.cam, xi), ("c2s_aux", maps.aux_cam, xi_aux)):
-        cam = cotrain.filter_by_labels(cam, batch["image_labels"])
-        labels, confidence = cotrain.cam_pseudo_labels(cam, threshold)
-        doubt = cotrain.perplexity(confidence, threshold, 0.8, 1.0)
+        cam = filter_by_labels(cam, batch["image_labels"])
+        labels, confidence = targets.cam_pseudo_labels(cam, threshold)
+        doubt = targets.perplexity(confidence, threshold, 0.8, 1.0)
         assert torch.allclose(terms[name], losses.cam_to_seg(output.seg, labels, doubt)), name
-    target = cotrain.seg_pseudo_labels(maps.seg, batch["image_labels"], 0.01)
+    target = targets.seg_pseudo_labels(maps.seg, batch["image_labels"], 0.01)
     assert torch.allclose(terms["s2c"], losses.seg_to_cam(output.cam, target))
     assert torch.allclose(
         terms["cls"], losses.classification(output.logits, batch["image_labels"])
@@ -129,13 +130,13 @@ def test_the_terms_are_the_losses_of_the_method(monkeypatch):
 
 def test_without_raw_every_pixel_weighs_the_same(monkeypatch):
     seen = []
-    original = losses.cams_to_seg
+    original = losses.cam_to_seg_sum
 
-    def spy(seg, labels, perplexities, valid=None):
-        seen.extend(perplexities)
-        return original(seg, labels, perplexities, valid)
+    def spy(log_probability, labels, perplexity, valid=None):
+        seen.append(perplexity)
+        return original(log_probability, labels, perplexity, valid)
 
-    monkeypatch.setattr(losses, "cams_to_seg", spy)
+    monkeypatch.setattr(losses, "cam_to_seg_sum", spy)
     method = {"cls_iterations": 0, "s2c_start": 0}
     build(method=method | {"raw": False}).step(make_batch(), 0)
     assert seen == [None, None]
@@ -226,7 +227,7 @@ def test_an_image_of_padding_alone_is_not_segmented():
     loss.backward()
     assert loss == 0 and all(term == 0 for term in terms.values())
     assert touched(cotraining) == set()
-    values = [threshold.value for threshold in cotraining.thresholds.values()]
+    values = [threshold.value for threshold in cotraining.labeller.thresholds.values()]
     assert values == [0.5, 0.5], "padding does not move the thresholds"
 
 
@@ -281,8 +282,8 @@ def test_the_two_thresholds_move_and_are_separate():
     cotraining.step(make_batch(), 0)
     xi, xi_aux = cotraining.xi()
     assert 0.5 != xi != xi_aux != 0.5
-    assert xi == cotraining.thresholds["cam"].value
-    assert xi_aux == cotraining.thresholds["aux_cam"].value
+    assert xi == cotraining.labeller.thresholds["cam"].value
+    assert xi_aux == cotraining.labeller.thresholds["aux_cam"].value
 
 
 @pytest.mark.parametrize(
@@ -308,9 +309,9 @@ def test_only_the_maps_that_terms_need_are_fused(monkeypatch):
 
 def test_cams_span_the_valid_area_whatever_fires_on_the_padding(monkeypatch):
     seen = []
-    original = cotrain.cam_pseudo_labels
+    original = targets.cam_pseudo_labels
     monkeypatch.setattr(
-        cotrain, "cam_pseudo_labels", lambda cam, xi: seen.append(cam) or original(cam, xi)
+        targets, "cam_pseudo_labels", lambda cam, xi: seen.append(cam) or original(cam, xi)
     )
     batch = padded(make_batch(), 0.0)
     present = PresentClasses.of(batch["image_labels"])
@@ -343,9 +344,9 @@ def test_diverged_weights_never_pass_for_a_loss(dynamic):
 
 def test_a_fixed_threshold_is_used_and_stays(monkeypatch):
     used = []
-    original = cotrain.cam_pseudo_labels
+    original = targets.cam_pseudo_labels
     monkeypatch.setattr(
-        cotrain, "cam_pseudo_labels", lambda cam, xi: used.append(xi) or original(cam, xi)
+        targets, "cam_pseudo_labels", lambda cam, xi: used.append(xi) or original(cam, xi)
     )
     cotraining = build(threshold={"dynamic": False, "fixed": 0.3})
     cotraining.step(make_batch(), 0)
@@ -356,7 +357,7 @@ def test_a_fixed_threshold_is_used_and_stays(monkeypatch):
 def test_confidences_are_averaged_over_cells_without_padding(monkeypatch):
     cotraining = build()
     seen = []
-    monkeypatch.setattr(cotraining.thresholds["cam"], "push",
+    monkeypatch.setattr(cotraining.labeller.thresholds["cam"], "push",
                         lambda confidence, counted: seen.append(confidence[counted]))
     batch = make_batch(2)
     batch["valid"][0, :, :9] = False  # one column of cells wholly, one in part

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cosa.core import distributed
-
 # Below this norm a vector has no direction to speak of; its cosine with anything is taken as 0.
 _MIN_NORM = 1e-6
 
@@ -16,20 +14,6 @@ def directions(vectors: Tensor, dim: int) -> Tensor:
     norm = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     usable = norm > _MIN_NORM
     return torch.where(usable, vectors / torch.where(usable, norm, 1), 0)
-
-
-def batch_mean(total: Tensor, count: Tensor) -> Tensor:
-    """A sum over the batch divided by what it was summed over; 0 where nothing counted.
-
-    With several processes, the mean of their results is the quotient for the whole batch; all of
-    them must come here.
-
-    Args:
-        total: a floating point scalar, 0 if ``count`` is.
-        count: a scalar of any dtype, at least 0, such as a number of pixels or a sum of weights.
-    """
-    count = distributed.all_mean(count.detach().to(total))
-    return total / torch.where(count > 0, count, 1)
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

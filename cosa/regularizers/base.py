@@ -1,4 +1,4 @@
-"""What a regularizer is: named loss terms made from the state of one co-training step."""
+"""What a regularizer is: named terms, sums with their counts, of one co-training step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from cosa.core.tensors import move
 from cosa.core.terminal import note
 from cosa.data.images import to_rgb
 from cosa.ema import AssignmentNetwork
+from cosa.losses import Sum
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.targets import CamTargets
+from cosa.terms import Seen
 
 
 @dataclass
@@ -40,43 +42,23 @@ class Partner:
     """CAM pseudo-labels of ``images`` at pixel resolution, at the threshold in force."""
 
 
-@dataclass
-class Context:
-    """What a regularizer sees of a step.
+@dataclass(kw_only=True)
+class Context(Seen):
+    """What a regularizer sees of a step, beside what CoSA's own terms do.
 
-    Padding is marked by ``batch["valid"]`` and must count nowhere.
+    With CSD the batch also has partner, partner_valid and partner_class. The last, and
+    host_labels, the image_labels of a batch on a GPU once more, are on the CPU if
+    ``cosa.data.loader.to_device`` made the batch: what they decide is known without waiting.
     """
 
-    batch: dict[str, Tensor]
-    """weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1}; valid
-    (B, S, S) bool; with CSD also partner, partner_valid and partner_class. The last, and
-    host_labels, the image_labels of a batch on a GPU once more, are on the CPU if
-    ``cosa.data.loader.to_device`` made the batch: what they decide is known without waiting."""
-    output: NetworkOutput
-    """Of the online network on the strong view, with gradient."""
-    targets: dict[str, Any]
-    """The maps in ``Regularizer.needs``: "cam", "aux_cam" -> CamTargets at pixel resolution,
-    "seg" -> SegTargets. No gradient."""
     online: CoSANetwork
     assignment: AssignmentNetwork
-    pseudo_labels: Callable[..., CamTargets]
-    """(cam (n, C, H, W) raw, image_labels (n, C), valid (n, H, W)) -> its normalised, filtered
-    CAM and pseudo-labels at the threshold in force, which stays as it is. The host waits for the
-    labels' device, unless a fourth argument is what ``cosa.present.present_index`` makes of them:
-    the batch's "present" for its own labels."""
-    cells: Callable[[CamTargets, tuple[int, int]], CamTargets]
-    """The same targets averaged to a coarser grid and labelled there."""
     iteration: int = 0
     """Counted from 0."""
     progress: float = 0.0
     """``iteration`` over all iterations of the training, in [0, 1)."""
     autocast: Callable[[], AbstractContextManager] = field(default=nullcontext)
     """In this context the networks run."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w), the token grid."""
-        return tuple(self.output.cam.shape[-2:])
 
     @cached_property
     def rgb(self) -> Tensor:
@@ -100,7 +82,7 @@ class Context:
         labels.scatter_(1, classes, 1)
         with self.autocast():
             output = self.assignment(images)
-        targets = self.pseudo_labels(output.cam, labels, valid, classes)
+        targets = self.labeller.label_view(output.cam, labels, valid, classes)
         return Partner(index, labels, images, valid, output, targets)
 
 
@@ -137,10 +119,11 @@ class Regularizer(nn.Module):
         """Factors on terms of the ``loss`` section that this one replaces in part."""
         return {}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
-        """The unweighted terms named in :meth:`weights`, float32 scalars.
+    def forward(self, context: Context) -> dict[str, Sum]:
+        """The terms named in :meth:`weights`, unweighted and not divided, float32.
 
-        A term for which the batch holds nothing is 0.
+        A term for which the batch holds nothing is 0 over a count of 0; all processes have the
+        same terms, since some may hold something.
         """
         raise NotImplementedError
 

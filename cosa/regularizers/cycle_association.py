@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from cosa.cam import free_of_padding
-from cosa.config.regularizers import CycleAssociationOptions
 from cosa.core import IGNORE
-from cosa.core.tensors import at_least_float32, batch_mean, directions, move, require_shape
+from cosa.core.tensors import at_least_float32, directions, move, require_shape
+from cosa.losses import Sum
 from cosa.network import NetworkOutput
 from cosa.regularizers.base import Context, Regularizer
 from cosa.targets import CamTargets
@@ -50,11 +50,12 @@ def cycle_association_loss(
 ) -> Tensor:
     """Strengthen the associations of pixel cycles that end at the label where they began.
 
-    With S_ij the similarity of source pixel i and target pixel j, each row i is standardised by
+    With S_ij the similarity of source pixel i to target pixel j, each row i is standardised by
     its mean and unbiased standard deviation, both without gradient, and becomes s_ij by a softmax
-    over j; likewise each row j of the transpose becomes s_ji by a softmax over i. From i the cycle
-    goes to its best j and from there to j's best i'. It is kept if i and i' have the same label,
-    not ``IGNORE``; an i' without a label ends it. The term of a kept i is -log(s_ij s_ji').
+    over j; likewise each row j of the way back, the similarities of j to all i, becomes s_ji by a
+    softmax over i. From i the cycle goes to its best j and from there to j's best i'. It is kept
+    if i and i' have the same label, not ``IGNORE``; an i' without a label ends it. The term of a
+    kept i is -log(s_ij s_ji').
 
     A row whose standard deviation is 0 to rounding (or that has one element) is constant: its
     softmax is uniform and it sends no gradient.
@@ -64,7 +65,9 @@ def cycle_association_loss(
             channels is 1, for "kl".
         target: (B, D, h2, w2), likewise; its pixels are first mixed by :func:`aggregate`.
         source_labels: (B, h, w) int64, or ``IGNORE`` where there is none.
-        metric: "cosine", or "kl" for S_ij = -KL(source_i || target_j).
+        metric: "cosine", whose way back is the transpose; or "kl", the negative divergence from
+            the pixel where one stands: S_ij = -KL(source_i || target_j), and
+            -KL(target_j || source_i) on the way back.
         aggregation: alpha in [0, 1] of :func:`aggregate`; 0 leaves the target as it is.
         target_valid, source_valid: (B, h2, w2) and (B, h, w) bool, False on padding, which is
             neither associated nor part of any mean, deviation or softmax; None counts all.
@@ -76,6 +79,21 @@ def cycle_association_loss(
     Raises:
         ValueError: the metric is unknown, or the shapes do not fit.
     """
+    return cycle_association_sum(
+        source, target, source_labels, metric, aggregation, target_valid, source_valid
+    ).mean()
+
+
+def cycle_association_sum(
+    source: Tensor,
+    target: Tensor,
+    source_labels: Tensor,
+    metric: str = "cosine",
+    aggregation: float = 0.5,
+    target_valid: Tensor | None = None,
+    source_valid: Tensor | None = None,
+) -> Sum:
+    """:func:`cycle_association_loss` over pairs that have a kept source pixel."""
     if metric not in _SIMILARITIES:
         raise ValueError(f"metric must be one of {', '.join(_SIMILARITIES)}, got {metric!r}")
     if source.shape[:2] != target.shape[:2]:
@@ -88,12 +106,16 @@ def cycle_association_loss(
     with torch.autocast(source.device.type, enabled=False):
         target_rows = aggregate(target_rows, target_valid, metric, aggregation)
         similarity = _SIMILARITIES[metric](source_rows, target_rows)
+        if metric == "cosine":
+            returning = similarity.transpose(1, 2)
+        else:
+            returning = _SIMILARITIES[metric](target_rows, source_rows)
         to_target, there = _best(similarity, target_valid)
-        to_source, back = _best(similarity.transpose(1, 2), source_valid)
+        to_source, back = _best(returning, source_valid)
         term = -(to_target + to_source.gather(1, there))
     same = labels == labels.gather(1, back.gather(1, there))
     kept = same & (labels != IGNORE) & source_valid & target_valid.any(dim=1, keepdim=True)
-    return _mean_of_means(term, kept)
+    return _sum_of_means(term, kept)
 
 
 def aggregate(target: Tensor, valid: Tensor, metric: str, aggregation: float) -> Tensor:
@@ -139,9 +161,14 @@ def label_smoothing(logits: Tensor, valid: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the shape of valid does not fit.
     """
+    return label_smoothing_sum(logits, valid).mean()
+
+
+def label_smoothing_sum(logits: Tensor, valid: Tensor | None = None) -> Sum:
+    """:func:`label_smoothing` over images that have a pixel."""
     rows, valid = _rows(logits, valid, "valid")
     level = -rows.log_softmax(dim=2).mean(dim=2)
-    return _mean_of_means((level / _LSR_LEVEL - 1).detach() * level, valid)
+    return _sum_of_means((level / _LSR_LEVEL - 1).detach() * level, valid)
 
 
 def _cosine(rows: Tensor, others: Tensor) -> Tensor:
@@ -185,10 +212,10 @@ def _best(similarity: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return best - scores.logsumexp(dim=2), index
 
 
-def _mean_of_means(values: Tensor, counted: Tensor) -> Tensor:
-    """Of (B, N), over the counted ones of each row, then over the rows that have any."""
+def _sum_of_means(values: Tensor, counted: Tensor) -> Sum:
+    """Of (B, N), means over the counted ones of each row, over the rows that have any."""
     per_row = (values * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
-    return batch_mean(per_row.sum(), counted.any(dim=1).sum())
+    return Sum(per_row.sum(), counted.any(dim=1).sum())
 
 
 def _rows(maps: Tensor, valid: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
@@ -245,15 +272,15 @@ def prefer_partners(
     return sources.index_copy(0, index, torch.where(shared, partners, sources[index]))
 
 
-def confident_labels(cells: CamTargets, valid: Tensor, perplexity: float) -> Tensor:
+def confident_labels(targets: CamTargets, valid: Tensor, perplexity: float) -> Tensor:
     """(B, h, w) int64 pseudo-labels; ``IGNORE`` on padding and above that perplexity.
 
     Args:
-        cells: pseudo-labels at the token grid.
+        targets: pseudo-labels at the token grid.
         valid: (B, h, w) bool, False where a cell has padding in it.
         perplexity: the largest of a label that is kept.
     """
-    return cells.labels.masked_fill(~valid | ~(cells.perplexity <= perplexity), IGNORE)
+    return targets.labels.masked_fill(~valid | ~(targets.perplexity <= perplexity), IGNORE)
 
 
 def keep_shared(labels: Tensor, image_labels: Tensor) -> Tensor:
@@ -290,7 +317,7 @@ def pair_terms(
     sources: Tensor,
     names: list[str],
     aggregation: float = 0.5,
-) -> dict[str, Tensor]:
+) -> dict[str, Sum]:
     """The terms of given pairs.
 
     Args:
@@ -309,8 +336,8 @@ def pair_terms(
     labels = keep_shared(candidates.labels[sources], candidates.image_labels[targets])
     valid = candidates.valid
 
-    def association(maps: Tensor, metric: str) -> Tensor:
-        return cycle_association_loss(
+    def association(maps: Tensor, metric: str) -> Sum:
+        return cycle_association_sum(
             maps[sources], maps[targets], labels, metric, aggregation,
             target_valid=valid[targets], source_valid=valid[sources],
         )
@@ -322,7 +349,7 @@ def pair_terms(
         probabilities = at_least_float32(candidates.seg).softmax(dim=1)
         terms["plca_probability"] = association(probabilities, "kl")
     if "plca_lsr" in names:
-        terms["plca_lsr"] = label_smoothing(candidates.seg[targets], valid[targets])
+        terms["plca_lsr"] = label_smoothing_sum(candidates.seg[targets], valid[targets])
     return terms
 
 
@@ -338,7 +365,6 @@ class CycleAssociation(Regularizer):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"cam"})
-    options: CycleAssociationOptions
 
     def weights(self) -> dict[str, float]:
         options = self.options
@@ -349,7 +375,7 @@ class CycleAssociation(Regularizer):
         }
         return {name: options.weight * share for name, share in terms.items() if share > 0}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
+    def forward(self, context: Context) -> dict[str, Sum]:
         names = list(self.weights())
         image_labels, partner = context.batch["image_labels"], context.partner
         if len(image_labels) == 1 and "partner_class" not in context.batch:
@@ -381,6 +407,6 @@ class CycleAssociation(Regularizer):
         """The fields of ``Candidates`` for the images of one forward pass."""
         valid = free_of_padding(valid, context.grid)
         labels = confident_labels(
-            context.cells(targets, context.grid), valid, self.options.perplexity
+            context.labeller.relabel(targets, context.grid), valid, self.options.perplexity
         )
         return output.features, output.seg, labels, valid, image_labels

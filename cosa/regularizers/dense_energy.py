@@ -14,6 +14,7 @@ from torch import Tensor
 from cosa.cam import free_of_padding, resize
 from cosa.core.tensors import at_least_float32, require_shape
 from cosa.lattice import Lattice, bilateral_features
+from cosa.losses import Sum, over_images
 from cosa.regularizers.base import Context, Regularizer
 
 UNIT = 1e-7
@@ -53,6 +54,20 @@ def dense_energy_loss(
     Raises:
         ValueError: the shapes do not fit, or see ``Lattice``.
     """
+    return dense_energy_sum(
+        probabilities, images, labelled, valid, sigma_xy, sigma_rgb
+    ).mean()
+
+
+def dense_energy_sum(
+    probabilities: Tensor,
+    images: Tensor,
+    labelled: Tensor | None = None,
+    valid: Tensor | None = None,
+    sigma_xy: float = 50.0,
+    sigma_rgb: float = 15.0,
+) -> Sum:
+    """:func:`dense_energy_loss` over images."""
     batch, _, *grid = probabilities.shape
     require_shape("images", images, (batch, 3, *grid))
     if valid is None:
@@ -67,7 +82,7 @@ def dense_energy_loss(
         doubt = 1 - values.detach().amax(dim=1)
         gated = values * torch.where(labelled.bool(), doubt, 1)[:, None]
     energy = (_by_pixel(gated) * lattice.filter(_by_pixel(values))).sum()
-    return -UNIT / batch * energy
+    return over_images(-UNIT * energy, batch)
 
 
 class DenseEnergy(Regularizer):
@@ -82,12 +97,12 @@ class DenseEnergy(Regularizer):
     def weights(self) -> dict[str, float]:
         return {"dense_energy": self.options.weight}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
+    def forward(self, context: Context) -> dict[str, Sum]:
         options, valid = self.options, context.batch["valid"]
         size = tuple(max(1, round(options.scale * side)) for side in valid.shape[-2:])
         probabilities = resize(at_least_float32(context.output.seg), size).softmax(dim=1)
-        doubt = context.cells(context.targets["cam"], size).perplexity
-        loss = dense_energy_loss(
+        doubt = context.labeller.relabel(context.targets["cam"], size).perplexity
+        energy = dense_energy_sum(
             probabilities,
             255 * F.interpolate(context.rgb, size, mode="area"),
             labelled=doubt <= MAX_PERPLEXITY,
@@ -95,7 +110,7 @@ class DenseEnergy(Regularizer):
             sigma_xy=options.scale * options.sigma_xy,
             sigma_rgb=options.sigma_rgb,
         )
-        return {"dense_energy": loss}
+        return {"dense_energy": energy}
 
 
 def _lattice(images: Tensor, padding: Tensor, sigma_xy: float, sigma_rgb: float) -> Lattice:

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosa.cam import filter_by_labels, free_of_padding
-from cosa.config.regularizers import DomainAdaptationOptions
-from cosa.core import IGNORE, distributed
-from cosa.core.tensors import at_least_float32, batch_mean, in_full_precision, require_shape
+from cosa.core import IGNORE
+from cosa.core.tensors import at_least_float32, in_full_precision, require_shape
+from cosa.losses import Sum
 from cosa.regularizers.base import Context, Regularizer
 
 # The domains; a pixel of neither is marked ``IGNORE``.
@@ -78,15 +78,20 @@ def domain_adversarial_loss(
     Raises:
         ValueError: the shapes do not fit.
     """
+    return domain_adversarial_sum(domain_logits, domain_labels, valid).mean()
+
+
+def domain_adversarial_sum(
+    domain_logits: Tensor, domain_labels: Tensor, valid: Tensor | None = None
+) -> Sum:
+    """:func:`domain_adversarial_loss` over pixels that are no padding."""
     batch, classes, _, *grid = domain_logits.shape
     require_shape("domain_logits", domain_logits, (batch, classes, 2, *grid))
     require_shape("domain_labels", domain_labels, (batch, classes, *grid))
     source, target = domain_labels == SOURCE, domain_labels == TARGET
-    pixels = torch.tensor(batch * math.prod(grid))
     if valid is not None:
         require_shape("valid", valid, (batch, *grid))
         source, target = (domain & valid.bool()[:, None] for domain in (source, target))
-        pixels = valid.sum()
     counted = source | target
     # Filled rather than multiplied: what does not count may even be NaN.
     logits = at_least_float32(domain_logits).masked_fill(~counted[:, :, None], 0)
@@ -100,7 +105,10 @@ def domain_adversarial_loss(
         balance = torch.where(source, of_target, of_source) / (1 + of_source + of_target)
         weight = (balance * (1 + torch.exp(-entropy))).masked_fill(~counted, 0)
     # Classes without any pixel of either domain add 0 to the sum.
-    return batch_mean((weight * cross_entropy).sum(), pixels)
+    total = (weight * cross_entropy).sum()
+    if valid is None:
+        return Sum(total, total.detach().new_full((), batch * math.prod(grid)))
+    return Sum(total, valid.sum())
 
 
 class DomainClassifier(nn.Module):
@@ -193,7 +201,7 @@ def see_without_source(context: Context, threshold: float) -> Tensor:
     seen = F.interpolate(strongest, context.grid, mode="area")[:, 0] <= threshold
     seen &= free_of_padding(batch["valid"], context.grid)
     labels, present = batch["image_labels"], batch.get("present")
-    return context.pseudo_labels(cam, labels, seen, present).cells(context.grid)
+    return context.labeller.label_view(cam, labels, seen, present).all_classes(context.grid)
 
 
 # Supervision
@@ -266,17 +274,19 @@ def confident_pseudo_supervision(cam: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not fit.
     """
+    return confident_pseudo_supervision_sum(cam, labels).mean()
+
+
+def confident_pseudo_supervision_sum(cam: Tensor, labels: Tensor) -> Sum:
+    """:func:`confident_pseudo_supervision` over the pixels of each class, (C + 1,)."""
     require_shape("labels", labels, (cam.shape[0], *cam.shape[2:]))
     counted = labels != IGNORE
     cam = at_least_float32(cam).masked_fill(~counted[:, None], 0)
     logits = torch.cat([torch.zeros_like(cam[:, :1]), cam], dim=1)
-    pixels = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1])
-    pixels = (pixels * counted[..., None]).sum(dim=(0, 1, 2)).to(logits)
-    pixels = distributed.all_mean(pixels)
-    held = pixels > 0
-    weight = 1 / (torch.where(held, pixels, 1) * held.sum().clamp_min(1))
-    loss = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, reduction="none")
-    return loss.sum()
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    of_class = F.one_hot(labels.masked_fill(~counted, 0), logits.shape[1]) * counted[..., None]
+    total = (loss[..., None] * of_class).sum(dim=(0, 1, 2))
+    return Sum(total, of_class.sum(dim=(0, 1, 2)))
 
 
 # The regularizer
@@ -286,11 +296,10 @@ class DomainAdaptation(Regularizer):
     """Both losses of PLDA; the domain classifier is trained along with the network."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cam"})
-    options: DomainAdaptationOptions
 
     def __init__(
         self,
-        options: DomainAdaptationOptions,
+        options: Any,
         num_features: int,
         num_classes: int,
         loss_weights: Mapping[str, float] | None = None,
@@ -308,10 +317,10 @@ class DomainAdaptation(Regularizer):
         }
         return {name: options.weight * share for name, share in terms.items() if share > 0}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
+    def forward(self, context: Context) -> dict[str, Sum]:
         names, options = self.weights(), self.options
         valid = free_of_padding(context.batch["valid"], context.grid)
-        cam = context.targets["cam"].cells(context.grid)
+        cam = context.targets["cam"].all_classes(context.grid)
         erased_cam = see_without_source(context, options.threshold)
         terms = {}
         if "plda_adversarial" in names:
@@ -320,11 +329,13 @@ class DomainAdaptation(Regularizer):
             with context.autocast():
                 domain_logits = self.classifier(features)
             domain_labels = mask_assign(cam, erased_cam, options.threshold, valid)
-            terms["plda_adversarial"] = domain_adversarial_loss(domain_logits, domain_labels, valid)
+            terms["plda_adversarial"] = domain_adversarial_sum(domain_logits, domain_labels, valid)
         if "plda_supervision" in names:
             labels = confident_labels(
                 cam, erased_cam, context.batch["image_labels"],
                 options.threshold, options.background, options.floor, valid,
             )
-            terms["plda_supervision"] = confident_pseudo_supervision(context.output.cam, labels)
+            terms["plda_supervision"] = confident_pseudo_supervision_sum(
+                context.output.cam, labels
+            )
         return terms

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cosa.cam import filter_by_labels, free_of_padding, resize
 from cosa.core.tensors import at_least_float32, require_shape
+from cosa.losses import Sum, over_images
 from cosa.regularizers.base import Context, Regularizer
 
 REACH = 4
@@ -64,6 +65,17 @@ def feature_similarity_loss(
     Raises:
         ValueError: the shapes do not fit.
     """
+    return feature_similarity_sum(activations, images, mu, sigma, valid).mean()
+
+
+def feature_similarity_sum(
+    activations: Tensor,
+    images: Tensor,
+    mu: float = 2.5,
+    sigma: float = 5.0,
+    valid: Tensor | None = None,
+) -> Sum:
+    """:func:`feature_similarity_loss` over images."""
     batch, _, *grid = activations.shape
     require_shape("images", images, (batch, 3, *grid))
     if valid is None:
@@ -78,7 +90,7 @@ def feature_similarity_loss(
         maps = (maps - mean).masked_fill(outside, 0)
         colours = images.detach().to(maps).masked_fill(outside, 0)
         energy = _PairEnergy.apply(maps, colours, (~outside).to(maps), mu, sigma)
-        return -(energy / count).mean()
+        return over_images(-(energy / count).sum(), batch)
 
 
 def max_normalize(cam: Tensor, image_labels: Tensor, valid: Tensor) -> Tensor:
@@ -122,7 +134,7 @@ class FeatureSimilarity(Regularizer):
     def weights(self) -> dict[str, float]:
         return {"fsl": self.options.weight}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
+    def forward(self, context: Context) -> dict[str, Sum]:
         options, batch = self.options, context.batch
         height, width = context.grid
         grid = (options.grid, options.grid) if options.grid else (2 * height, 2 * width)
@@ -130,8 +142,9 @@ class FeatureSimilarity(Regularizer):
         cam = resize_within(at_least_float32(context.output.cam), batch["valid"], grid)
         activations = max_normalize(cam, batch["image_labels"], valid)
         colours = F.interpolate(context.rgb, grid, mode="area")
-        loss = feature_similarity_loss(activations, colours, options.mu, options.sigma, valid)
-        return {"fsl": loss}
+        return {"fsl": feature_similarity_sum(
+            activations, colours, options.mu, options.sigma, valid
+        )}
 
 
 class _PairEnergy(torch.autograd.Function):

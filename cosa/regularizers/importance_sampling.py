@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.cam import free_of_padding
-from cosa.core.tensors import at_least_float32, batch_mean, require_shape
+from cosa.core.tensors import at_least_float32, require_shape
+from cosa.losses import Sum
 from cosa.regularizers.base import Context, Regularizer
 
 # Added to the sigmoid, so that a map without any activation can be drawn from as well.
@@ -45,6 +46,17 @@ def importance_sampling_loss(
     Raises:
         ValueError: the shapes do not fit.
     """
+    return importance_sampling_sum(scores, image_labels, num_samples, generator, valid).mean()
+
+
+def importance_sampling_sum(
+    scores: Tensor,
+    image_labels: Tensor,
+    num_samples: int = 10,
+    generator: torch.Generator | None = None,
+    valid: Tensor | None = None,
+) -> Sum:
+    """:func:`importance_sampling_loss` over samples."""
     batch, classes, *grid = scores.shape
     require_shape("image_labels", image_labels, (batch, classes))
     scores = at_least_float32(scores).flatten(2)
@@ -59,7 +71,7 @@ def importance_sampling_loss(
     sampled, counted = scores.gather(2, drawn), inside.gather(2, drawn)
     labels = image_labels.detach().to(sampled)[:, :, None].expand_as(sampled)
     loss = F.binary_cross_entropy_with_logits(sampled, labels, reduction="none")
-    return batch_mean((loss * counted).sum(), counted.sum())
+    return Sum((loss * counted).sum(), counted.sum())
 
 
 def draw(weights: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -116,11 +128,11 @@ class ImportanceSampling(Regularizer):
     def loss_factors(self) -> dict[str, float]:
         return {"cls": 1 - self.options.weight, "cls_aux": 1 - self.options.weight}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
+    def forward(self, context: Context) -> dict[str, Sum]:
         labels = context.batch["image_labels"]
         valid = cells_to_draw_from(context.batch["valid"], context.grid)
         maps = {"isl": context.output.cam, "isl_aux": context.output.aux_cam}
         return {
-            name: importance_sampling_loss(maps[name], labels, self.options.samples, valid=valid)
+            name: importance_sampling_sum(maps[name], labels, self.options.samples, valid=valid)
             for name in self.weights()
         }

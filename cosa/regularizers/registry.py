@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from cosa.config.regularizers import RegularizersConfig
 from cosa.regularizers.base import Regularizer
 from cosa.regularizers.cycle_association import CycleAssociation
 from cosa.regularizers.dense_energy import DenseEnergy
@@ -27,7 +27,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 
 
 def build_regularizers(
-    config: RegularizersConfig,
+    options: Any,
     num_features: int,
     num_classes: int,
     loss_weights: Mapping[str, float],
@@ -35,13 +35,13 @@ def build_regularizers(
     """The regularizers whose weight is above 0, in the order of the configuration.
 
     Args:
-        config: the section ``regularizers``.
+        options: the section ``regularizers`` of the configuration, an attribute for each.
         num_features: D, channels of ``NetworkOutput.features``.
         num_classes: C, without the background.
         loss_weights: name -> weight of the terms of the section ``loss``.
     """
     return nn.ModuleDict({
-        name: kind(getattr(config, name), num_features, num_classes, loss_weights)
+        name: kind(getattr(options, name), num_features, num_classes, loss_weights)
         for name, kind in REGULARIZERS.items()
-        if getattr(config, name).weight > 0
+        if getattr(options, name).weight > 0
     })

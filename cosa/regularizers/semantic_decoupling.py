@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.cam import free_of_padding
-from cosa.core.tensors import at_least_float32, batch_mean, move
+from cosa.core.tensors import at_least_float32, move
+from cosa.losses import Sum
 from cosa.regularizers.base import Context, Partner, Regularizer
 
 # A random box of background has this share of the sides of the partner's valid area: pasted, it
@@ -47,6 +48,11 @@ def decoupling_foreground(source: Tensor, pasted: Tensor, mask: Tensor) -> Tenso
         The scalar sum over the positions of KL(softmax(source) || softmax(pasted)), averaged over
         the images whose mask is not empty; 0 if there is none. The softmax is over all C classes.
     """
+    return decoupling_foreground_sum(source, pasted, mask).mean()
+
+
+def decoupling_foreground_sum(source: Tensor, pasted: Tensor, mask: Tensor) -> Sum:
+    """:func:`decoupling_foreground` over images whose mask is not empty."""
     return _divergence(source.detach(), pasted, mask)
 
 
@@ -69,6 +75,13 @@ def decoupling_background(
         The scalar sum over the positions of KL(softmax of the source's pair || softmax of the
         pasted one's), averaged over the images whose mask is not empty; 0 if there is none.
     """
+    return decoupling_background_sum(source, pasted, mask, background_score).mean()
+
+
+def decoupling_background_sum(
+    source: Tensor, pasted: Tensor, mask: Tensor, background_score: float = 1.0
+) -> Sum:
+    """:func:`decoupling_background` over images whose mask is not empty."""
     source, pasted = (
         _background_pair(scores, background_score) for scores in (source.detach(), pasted)
     )
@@ -81,15 +94,15 @@ def _background_pair(scores: Tensor, background_score: float) -> Tensor:
     return torch.stack([torch.full_like(saliency, background_score), saliency], dim=1)
 
 
-def _divergence(source: Tensor, pasted: Tensor, mask: Tensor) -> Tensor:
-    """KL of the softmax over dim 1: summed over the mask, averaged over images that have one."""
+def _divergence(source: Tensor, pasted: Tensor, mask: Tensor) -> Sum:
+    """KL of the softmax over dim 1, summed over the mask, over the images that have one."""
     # Filled rather than multiplied: what is off the mask may even be NaN.
     source, pasted = (
         at_least_float32(scores).masked_fill(~mask[:, None], 0).log_softmax(dim=1)
         for scores in (source, pasted)
     )
     divergence = (source.exp() * (source - pasted)).sum()
-    return batch_mean(divergence, mask.flatten(1).any(dim=1).sum())
+    return Sum(divergence, mask.flatten(1).any(dim=1).sum())
 
 
 # Copy and paste
@@ -275,7 +288,7 @@ class SemanticDecoupling(Regularizer):
         terms = {"csd_foreground": options.foreground, "csd_background": options.background}
         return {name: options.weight * share for name, share in terms.items() if share > 0}
 
-    def forward(self, context: Context) -> dict[str, Tensor]:
+    def forward(self, context: Context) -> dict[str, Sum]:
         names = list(self.weights())
         partner = context.partner
         if partner is not None:
@@ -287,14 +300,13 @@ class SemanticDecoupling(Regularizer):
                                "not pasted")
             if len(seen):
                 return self._terms(names, context, partner, objects, seen)
-        # Part of the graph, for a loss that consists of nothing else; a mean of no images, since
-        # other processes may have some.
+        # Part of the graph, for a loss that consists of nothing else.
         nothing = (at_least_float32(context.output.cam) * 0).sum()
-        return {name: batch_mean(nothing, nothing) for name in names}
+        return {name: Sum(nothing, nothing.detach()) for name in names}
 
     def _terms(
         self, names: list[str], context: Context, partner: Partner, objects: Tensor, seen: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Sum]:
         """The terms of the partners ``seen``, whose object masks in ``objects`` are not empty."""
         options, batch, target = self.options, context.batch, partner.index[seen]
         objects, own_valid = objects[seen], partner.valid[seen]
@@ -324,8 +336,8 @@ class SemanticDecoupling(Regularizer):
             names, *(maps.chunk(len(names)) for maps in (source, scores, mask)), strict=True
         ):
             terms[name] = (
-                decoupling_foreground(*maps) if name == "csd_foreground"
-                else decoupling_background(*maps, options.background_score)
+                decoupling_foreground_sum(*maps) if name == "csd_foreground"
+                else decoupling_background_sum(*maps, options.background_score)
             )
         return terms
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,11 @@ from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.encoders.pretrained import load_encoder_weights
 from cosa.network import CoSANetwork
-from cosa.parts import step_in_parts
+from cosa.regularizers.registry import build_regularizers
+from cosa.targets import Labeller
+from cosa.terms import loss_terms
+from cosa.threshold import DynamicThreshold
+from cosa.training.compile import Compiled
 
 
 def prepare(config: Config) -> tuple[torch.device, Callable[[], AbstractContextManager]]:
@@ -56,16 +59,68 @@ def build_cotraining(
     if config.model.freeze_position_embedding:
         network.freeze_position_embedding()
     network.activation_checkpointing = config.train.activation_checkpointing
-    return CoTraining(network.to(device).train(), config, autocast)
+    return assemble(network.to(device).train(), config, autocast)
+
+
+def assemble(
+    network: CoSANetwork,
+    config: Config,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> CoTraining:
+    """The co-training of a network, on the device where it is, as configured.
+
+    Raises:
+        UserError: no loss term is switched on at the first iteration.
+    """
+    method, threshold, weights = config.method, config.threshold, vars(config.loss)
+    fitted = {
+        key: DynamicThreshold(
+            queue_length=threshold.queue_length,
+            initial=threshold.initial,
+            smoothing=threshold.smoothing,
+            min_confidence=threshold.min_confidence,
+            variance_floor=threshold.variance_floor,
+            all_sum=distributed.all_sum,
+        )
+        for key in ("cam", "aux_cam")
+    }
+    labeller = Labeller(
+        fitted,
+        fixed=None if threshold.dynamic else threshold.fixed,
+        cell=threshold.cell,
+        alpha=method.perplexity_alpha,
+        beta=method.perplexity_beta,
+        temperature=method.temperature,
+    )
+    terms = loss_terms(
+        weights, method.cls_iterations, method.s2c_start, method.raw, method.csc_epsilon,
+        method.csc_temperature,
+    )
+    regularizers = build_regularizers(
+        config.regularizers, network.classifier.in_channels, network.num_classes, weights
+    ).to(next(network.parameters()).device)
+    return CoTraining(
+        network,
+        terms=terms,
+        labeller=labeller,
+        regularizers=regularizers,
+        scales=config.teacher.scales,
+        flip=config.teacher.flip,
+        momentum=config.teacher.momentum,
+        momentum_ramp=config.teacher.momentum_ramp,
+        warm_up=method.cls_iterations,
+        iterations=config.train.iterations,
+        accumulate=config.train.accumulate,
+        autocast=autocast,
+        wrap=Compiled if config.train.compile else lambda network: network,
+        all_mean=distributed.all_mean,
+    )
 
 
 def build_step(
     cotraining: CoTraining,
 ) -> Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]]:
     """``cotraining.step``, with gradients that are averaged over the processes, if there are more.
-
-    With ``train.accumulate`` the step is made in parts of the batch; the gradients of all but the
-    last are there when it returns.
 
     DistributedDataParallel wraps the step as a whole and not the online network: regularizers send
     images of their own through the network, if they have any, and have parameters of their own.
@@ -74,12 +129,11 @@ def build_step(
     once that it looked in vain.
 
     Raises:
-        UserError: see :func:`check_processes`.
+        UserError: several processes are to accumulate.
     """
-    check_processes(cotraining.config)
-    parts = cotraining.config.train.accumulate
+    _check_accumulation(cotraining.accumulate)
     if distributed.world() == 1:
-        return cotraining.step if parts == 1 else partial(step_in_parts, cotraining, parts=parts)
+        return cotraining.step
     return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
 
 
@@ -90,7 +144,11 @@ def check_processes(config: Config) -> None:
         UserError: they cannot have equal parts of the batch, or several are to accumulate.
     """
     distributed.share_of_batch(config.train.batch_size)
-    if distributed.world() > 1 and config.train.accumulate > 1:
+    _check_accumulation(config.train.accumulate)
+
+
+def _check_accumulation(parts: int) -> None:
+    if distributed.world() > 1 and parts > 1:
         raise UserError("train.accumulate is for a single process, several split the batch by "
                         "their number already: set train.accumulate=1")
 

@@ -18,11 +18,11 @@ from cosa.benchmark.campaigns.verdicts import judge, verdicts
 from cosa.benchmark.timings import threshold
 from cosa.config import load_config, to_dict
 from cosa.core.errors import UserError
-from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
 from cosa.data.images import LazyJpeg, open_image
 from cosa.data.loader import TrainingViews
 from cosa.data.scenes.dataset import ScenesDataset
+from cosa.training.build import assemble
 from tests.helpers.tiny import BENCHMARK_TINY
 
 START, END = report.markers("ablation")
@@ -134,7 +134,7 @@ def supervised_losses(tiny, dataset, *more):
     config = load_config(tiny, [*BENCHMARK_TINY, *more])
     torch.manual_seed(0)
     network = checkpoint.build_network(to_dict(config), len(dataset.classes)).train()
-    cotraining = CoTraining(network, config)
+    cotraining = assemble(network, config)
     before = cotraining.assignment.network.decoder.conv8.weight.clone()
     values = list(supervised.train_steps(cotraining, config, dataset, torch.device("cpu")))
     return values, before, cotraining

@@ -10,7 +10,7 @@ from cosa.benchmark.timings.clock import PhaseClock
 from cosa.config import load_config
 from cosa.core.errors import UserError
 from cosa.training.optimizer import build_optimizer, optimizer_step
-from tests.helpers.cotraining import build, make_batch
+from tests.helpers.cotraining import build, configuration, make_batch
 from tests.helpers.tiny import BENCHMARK_TINY, tiny_tree, write_yaml
 
 
@@ -26,7 +26,7 @@ def both(**sections):
     """Our training and the baseline's, with equal weights, and a batch with padding."""
     sections.setdefault("teacher", {"scales": [1.0, 0.5, 1.5], "momentum": 0.5})
     ours = build(**sections)
-    baseline = Baseline(copy.deepcopy(ours), ours.config)
+    baseline = Baseline(copy.deepcopy(ours), configuration(**sections))
     batch = make_batch(4)
     batch["valid"][1, :, :9] = False
     batch["image_labels"][2, 3] = 1
@@ -35,7 +35,7 @@ def both(**sections):
 
 def steps(ours, baseline, batch, count):
     """The losses of ``count`` iterations of each."""
-    options, total = ours.config.optimizer, ours.config.train.iterations
+    options, total = baseline.config.optimizer, baseline.config.train.iterations
     optimizer = build_optimizer(ours.online, options)
     for iteration in range(count):
         optimizer.zero_grad()
@@ -71,7 +71,7 @@ def test_both_fit_the_same_threshold(smoothing):
         low = 0.3 + 0.08 * torch.randn(3000, generator=generator)
         high = 0.7 + 0.1 * torch.randn(1000, generator=generator)
         confidence = torch.cat([low, high]).clamp(0, 1)
-        xi = ours.thresholds["cam"].update(confidence)
+        xi = ours.labeller.thresholds["cam"].update(confidence)
         assert baseline.thresholds["cam"].update(confidence.numpy()) == pytest.approx(xi, abs=3e-3)
     assert 0.48 < xi < 0.6
 

@@ -21,15 +21,18 @@ import train
 from cosa import losses
 from cosa.core import IGNORE, distributed
 from cosa.core.errors import UserError
-from cosa.cotrain import CoTraining
+from cosa.cotrain import CoTraining, divide
 from cosa.data.loader import TrainingViews
-from cosa.regularizers.cycle_association import label_smoothing
+from cosa.regularizers.cycle_association import label_smoothing_sum
 from cosa.regularizers.domain_adaptation import (
-    confident_pseudo_supervision,
-    domain_adversarial_loss,
+    confident_pseudo_supervision_sum,
+    domain_adversarial_sum,
 )
-from cosa.regularizers.importance_sampling import importance_sampling_loss
-from cosa.regularizers.semantic_decoupling import decoupling_background, decoupling_foreground
+from cosa.regularizers.importance_sampling import importance_sampling_sum
+from cosa.regularizers.semantic_decoupling import (
+    decoupling_background_sum,
+    decoupling_foreground_sum,
+)
 from cosa.threshold import DynamicThreshold
 from tests.helpers.tiny import tiny_tree, update_that_acts, write_yaml
 
@@ -74,33 +77,39 @@ def terms() -> dict:
     probabilities = draw(BATCH, CLASSES + 1, 8, 8).softmax(dim=1)
     one = (torch.arange(BATCH) == 2)[:, None, None].expand(-1, 8, 8)
     return {
-        "cls": (losses.classification, [draw(BATCH, CLASSES), image_labels]),
-        "c2s": (losses.cam_to_seg, [seg, labels, draw(BATCH, 8, 8).abs() + 0.1, valid]),
-        "c2s plain": (losses.cam_to_seg, [seg, labels, None, valid]),
-        "c2s none": (losses.cam_to_seg, [seg, labels, None, torch.zeros_like(valid)]),
-        "s2c": (losses.seg_to_cam, [maps, probabilities, valid]),
-        "csc": (lambda cam, names, doubt: losses.contrastive_separation(cam, names, doubt),
+        "cls": (losses.classification_sum, [draw(BATCH, CLASSES), image_labels]),
+        "c2s": (cam_to_seg, [seg, labels, draw(BATCH, 8, 8).abs() + 0.1, valid]),
+        "c2s plain": (cam_to_seg, [seg, labels, None, valid]),
+        "c2s none": (cam_to_seg, [seg, labels, None, torch.zeros_like(valid)]),
+        "s2c": (losses.seg_to_cam_sum, [maps, probabilities, valid]),
+        "csc": (lambda cam, names, doubt: losses.contrastive_separation_sum(cam, names, doubt),
                 [maps, labels, draw(BATCH, 8, 8).abs()]),
-        "isl": (lambda scores, names, inside: importance_sampling_loss(
+        "isl": (lambda scores, names, inside: importance_sampling_sum(
             scores.expand(-1, -1, 8, 8), names, valid=inside),  # any sample of it is alike
             [draw(BATCH, CLASSES, 1, 1), image_labels, valid]),
-        "adversarial": (domain_adversarial_loss,
+        "adversarial": (domain_adversarial_sum,
                         [draw(BATCH, CLASSES, 2, 8, 8), domains, valid]),
-        "adversarial all": (domain_adversarial_loss, [draw(BATCH, CLASSES, 2, 8, 8), domains]),
-        "supervision": (confident_pseudo_supervision, [maps, sparse]),
-        "lsr": (label_smoothing, [seg, valid]),
-        "foreground": (lambda a, b, c: decoupling_foreground(b, a, c),
+        "adversarial all": (domain_adversarial_sum, [draw(BATCH, CLASSES, 2, 8, 8), domains]),
+        "supervision": (confident_pseudo_supervision_sum, [maps, sparse]),
+        "lsr": (label_smoothing_sum, [seg, valid]),
+        "foreground": (lambda a, b, c: decoupling_foreground_sum(b, a, c),
                        [maps, draw(BATCH, CLASSES, 8, 8), one]),
-        "background": (lambda a, b, c: decoupling_background(b, a, c),
+        "background": (lambda a, b, c: decoupling_background_sum(b, a, c),
                        [maps, draw(BATCH, CLASSES, 8, 8), one]),
     }
+
+
+def cam_to_seg(seg, labels, perplexity, valid):
+    (log_probability,) = losses.label_log_probabilities(seg, [labels])
+    return losses.cam_to_seg_sum(log_probability, labels, perplexity, valid)
 
 
 def measure(name: str, share: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """A term of a share of the batch, and its gradient."""
     function, (first, *others) = terms()[name]
     first = first[share].clone().requires_grad_()
-    value = function(first, *(None if o is None else o[share] for o in others))
+    term = function(first, *(None if o is None else o[share] for o in others))
+    value = divide({name: term}, distributed.all_mean)[name]
     return value.detach(), torch.autograd.grad(value, first)[0]
 
 
@@ -120,7 +129,7 @@ def shares(folder: Path) -> dict:
             value, gradient = measure(name, share)
             # As DistributedDataParallel does: the mean over the processes.
             found[name] = distributed.all_mean(value), gradient / distributed.world()
-        threshold = DynamicThreshold(smoothing=0.5)
+        threshold = DynamicThreshold(smoothing=0.5, all_sum=distributed.all_sum)
         found["xi"] = [threshold.update(batch[share]) for batch in confidences()]
         found["histograms"] = threshold.state_dict()["histograms"]
         bad = confidences()[0][share].clone()
@@ -189,17 +198,17 @@ def one_partner(folder: Path) -> int:
 
 
 def divergence(folder: Path) -> str:
-    original = losses.seg_to_cam
+    original = losses.seg_to_cam_sum
 
     def broken(*args, **kwargs):
-        loss = original(*args, **kwargs)
-        return loss * float("nan") if os.environ["RANK"] == "1" else loss
+        total, count = original(*args, **kwargs)
+        return losses.Sum(total * float("nan") if os.environ["RANK"] == "1" else total, count)
 
-    losses.seg_to_cam = broken
+    losses.seg_to_cam_sum = broken
     try:
         return end_of(lambda: train.main([configure(folder, "diverging")]))
     finally:
-        losses.seg_to_cam = original
+        losses.seg_to_cam_sum = original
 
 
 def refusal(folder: Path) -> str:

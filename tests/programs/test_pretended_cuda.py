@@ -247,7 +247,7 @@ def run_steps(device, batch, precision="fp32", **sections):
     cotraining = tiny_cotraining.build(choose_autocast(device, precision), classes=7, **sections)
     for module in (cotraining.online, cotraining.assignment, cotraining.regularizers):
         module.to(device)
-    options = cotraining.config.optimizer
+    options = from_dict(tiny_tree(**sections)).optimizer
     optimizer = build_optimizer(cotraining.online, options, cotraining.regularizers)
     step, log, results = build_step(cotraining), StepLog(), []
     torch.manual_seed(5)

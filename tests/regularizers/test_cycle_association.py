@@ -8,7 +8,7 @@ from cosa.config.regularizers import CycleAssociationOptions
 from cosa.core import IGNORE
 from cosa.network import NetworkOutput
 from cosa.regularizers import cycle_association
-from cosa.regularizers.base import Context, Partner
+from cosa.regularizers.base import Partner
 from cosa.regularizers.cycle_association import (
     Candidates,
     CycleAssociation,
@@ -22,7 +22,7 @@ from cosa.regularizers.cycle_association import (
     prefer_partners,
 )
 from cosa.targets import CamTargets
-from tests.helpers import draws
+from tests.helpers import cotraining, draws
 from tests.helpers.cotraining import build, make_batch, only
 from tests.helpers.draws import randn
 
@@ -81,9 +81,11 @@ def slow_aggregate(metric, target, alpha, detached=True):
 def slow_pair(metric, source, target, labels, alpha, detached=True):
     """The terms of the kept source pixels; source, target: lists of vectors."""
     target = slow_aggregate(metric, target, alpha, detached)
-    matrix = [[slow_similarity(metric, x, y) for y in target] for x in source]
-    forth = [slow_softmax(slow_standardise(row, detached)) for row in matrix]
-    back = [slow_softmax(slow_standardise(list(c), detached)) for c in zip(*matrix, strict=True)]
+    # The way back is from the target pixel: -KL(q_j || p_i), which is no transpose.
+    there = [[slow_similarity(metric, p, q) for q in target] for p in source]
+    back = [[slow_similarity(metric, q, p) for p in source] for q in target]
+    forth = [slow_softmax(slow_standardise(row, detached)) for row in there]
+    back = [slow_softmax(slow_standardise(row, detached)) for row in back]
     terms = []
     for i, row in enumerate(forth):
         j = max(range(len(row)), key=lambda j: row[j].item())
@@ -128,6 +130,32 @@ def test_by_hand_with_divergences():
     forth = [math.exp((x - mean) / deviation) for x in row]
     loss = cycle_association_loss(source, target, torch.tensor([[[0]]]), "kl", aggregation=0)
     assert loss.item() == pytest.approx(-math.log(forth[0] / sum(forth)))
+
+
+def test_the_way_back_of_divergences_by_hand():
+    """From the target pixel: with the transpose the second source pixel would be the best."""
+    p, q = ((0.5, 0.5), (0.9, 0.1), (0.2, 0.8)), ((0.6, 0.4), (0.1, 0.9))
+
+    def kl(a, b):
+        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+
+    def softmax_of_the_best(row):
+        mean = sum(row) / len(row)
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in row) / (len(row) - 1))
+        powers = [math.exp((x - mean) / deviation) for x in row]
+        return max(powers) / sum(powers), row.index(max(row))
+
+    loss = cycle_association_loss(
+        pixels(*p), pixels(*q), torch.tensor([[[1, 2, 3]]]), "kl", aggregation=0
+    )
+    terms = []
+    for i in range(3):
+        there, j = softmax_of_the_best([-kl(p[i], other) for other in q])
+        back, end = softmax_of_the_best([-kl(q[j], other) for other in p])
+        if end == i:
+            terms.append(-math.log(there * back))
+    assert 0 < len(terms) < 3
+    assert loss.item() == pytest.approx(sum(terms) / len(terms))
 
 
 def test_aggregation_by_hand():
@@ -435,12 +463,12 @@ def test_a_partner_of_a_class_of_the_target_is_preferred():
 
 
 def test_labels_that_are_doubtful_or_padded_are_ignored():
-    cells = CamTargets(
+    targets = CamTargets(
         cam=torch.zeros(1, 2, 1, 5), labels=torch.tensor([[[0, 1, 2, 2, 1]]]),
         perplexity=torch.tensor([[[0.2, 1.0, 1.1, 0.5, float("nan")]]]), threshold=0.5,
     )
     valid = torch.tensor([[[True, True, True, False, True]]])
-    assert confident_labels(cells, valid, 1.0).tolist() == [[[0, 1, IGNORE, IGNORE, IGNORE]]]
+    assert confident_labels(targets, valid, 1.0).tolist() == [[[0, 1, IGNORE, IGNORE, IGNORE]]]
 
 
 def test_labels_of_classes_that_the_target_lacks_are_ignored():
@@ -462,7 +490,7 @@ def candidates_of(count=5, grid=(3, 4)):
 
 def test_terms_are_those_of_the_pairs():
     images = candidates_of()
-    terms = pair_terms(images, torch.tensor([3, -1, 0, -1]), NAMES, 0.3)
+    terms = cotraining.means(pair_terms(images, torch.tensor([3, -1, 0, -1]), NAMES, 0.3))
     targets, sources = torch.tensor([0, 2]), torch.tensor([3, 0])
     labels = images.labels[sources]
     for pair, absent in enumerate((3, 2)):  # in image 0 and in image 2
@@ -487,14 +515,14 @@ def test_the_order_of_the_batch_does_not_matter():
     moved = Candidates(*(tensor[order] for tensor in vars(images).values()))
     place = order.argsort()
     moved_sources = torch.where(sources < 0, sources, place[sources.clamp_min(0)])[order]
-    terms = pair_terms(images, sources, NAMES)
-    torch.testing.assert_close(pair_terms(moved, moved_sources, NAMES), terms)
+    terms = cotraining.means(pair_terms(images, sources, NAMES))
+    torch.testing.assert_close(cotraining.means(pair_terms(moved, moved_sources, NAMES)), terms)
     assert all(term != 0 for term in terms.values())
 
 
 def test_no_pairs_are_zero_with_zero_gradients():
     images = candidates_of()
-    terms = pair_terms(images, torch.full((5,), -1), NAMES)
+    terms = cotraining.means(pair_terms(images, torch.full((5,), -1), NAMES))
     assert set(terms) == set(NAMES) and all(term == 0 for term in terms.values())
     for gradient in gradients(sum(terms.values()), images.features, images.seg):
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -518,10 +546,9 @@ def context_of(image_labels, partners=None):
     """Images of class 0 and background; partners: (index, image_labels)."""
     image_labels = torch.tensor(image_labels, dtype=torch.float32)
     output, targets = view(len(image_labels), seed=0)
-    context = Context(
-        batch={"image_labels": image_labels, "valid": torch.ones(len(image_labels), 24, 32).bool()},
-        output=output, targets={"cam": targets}, online=None, assignment=None, pseudo_labels=None,
-        cells=lambda targets, grid: targets,
+    context = cotraining.context_of(
+        {"image_labels": image_labels, "valid": torch.ones(len(image_labels), 24, 32).bool()},
+        output, {"cam": targets},
     )
     if partners is not None:
         index, labels = partners
@@ -536,7 +563,9 @@ def context_of(image_labels, partners=None):
 
 
 def plca(**options):
-    return CycleAssociation(CycleAssociationOptions(weight=1.0, **options), 6, 3)
+    return cotraining.InMeans(
+        CycleAssociation(CycleAssociationOptions(weight=1.0, **options), 6, 3)
+    )
 
 
 def test_weights():
@@ -549,11 +578,12 @@ def test_weights():
 @pytest.mark.parametrize("off", ["feature", "probability", "lsr"])
 def test_a_term_of_weight_0_is_not_computed(off, monkeypatch):
     asked = []
-    original = cycle_association.cycle_association_loss
-    monkeypatch.setattr(cycle_association, "cycle_association_loss", lambda *args, **options: (
+    original = cycle_association.cycle_association_sum
+    smoothing = cycle_association.label_smoothing_sum
+    monkeypatch.setattr(cycle_association, "cycle_association_sum", lambda *args, **options: (
         asked.append(args[3]) or original(*args, **options)))
-    monkeypatch.setattr(cycle_association, "label_smoothing", lambda *args: (
-        asked.append("lsr") or label_smoothing(*args)))
+    monkeypatch.setattr(cycle_association, "label_smoothing_sum", lambda *args: (
+        asked.append("lsr") or smoothing(*args)))
     terms = plca(**{off: 0.0})(context_of([[1, 0, 0], [1, 0, 0]]))
     assert set(terms) == set(NAMES) - {f"plca_{off}"}
     names = {"cosine": "feature", "kl": "probability", "lsr": "lsr"}
@@ -583,7 +613,7 @@ def test_two_images_of_the_batch_both_learn():
 def test_of_a_pair_in_the_batch_source_and_target_learn():
     images = candidates_of(2)
     images.labels[:] = 0
-    terms = pair_terms(images, torch.tensor([1, -1]), NAMES)
+    terms = cotraining.means(pair_terms(images, torch.tensor([1, -1]), NAMES))
     for name, maps in (("plca_feature", images.features), ("plca_probability", images.seg)):
         (gradient,) = torch.autograd.grad(terms[name], maps, retain_graph=True)
         assert gradient[0].any() and gradient[1].any()

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from cosa.config.regularizers import DenseEnergyOptions
 from cosa.lattice import Lattice, bilateral_features
 from cosa.network import NetworkOutput
-from cosa.regularizers.base import Context
 from cosa.regularizers.dense_energy import UNIT, DenseEnergy, dense_energy_loss
 from cosa.targets import CamTargets
+from tests.helpers import cotraining
 
 SIGMAS = {"sigma_xy": 6.0, "sigma_rgb": 20.0}
 
@@ -211,7 +211,7 @@ def test_shapes_that_do_not_fit_are_reported(name, wrong):
 # In the training step
 
 
-def cells(targets, grid):
+def averaged(targets, grid):
     """Perplexity stands in for the CAM; averaged as the CAM would be."""
     doubt = F.interpolate(targets.perplexity[:, None], grid, mode="area")[:, 0]
     return CamTargets(targets.cam, targets.labels, doubt, targets.threshold)
@@ -220,8 +220,9 @@ def cells(targets, grid):
 def context_of(seg, weak, valid, doubt):
     targets = CamTargets(torch.zeros(0), torch.zeros(0), doubt, 0.5)
     output = NetworkOutput(None, None, None, None, seg, None)
-    return Context({"weak": weak, "valid": valid}, output, {"cam": targets}, None, None, None,
-                   cells)
+    return cotraining.context_of(
+        {"weak": weak, "valid": valid}, output, {"cam": targets}, relabel=averaged
+    )
 
 
 def step(scale=0.5, valid=None):
@@ -229,7 +230,9 @@ def step(scale=0.5, valid=None):
     weak = torch.randn(2, 3, 16, 16, generator=torch.manual_seed(1))
     valid = torch.ones(2, 16, 16, dtype=torch.bool) if valid is None else valid
     doubt = 2 * torch.rand(2, 16, 16, generator=torch.manual_seed(2))
-    regularizer = DenseEnergy(DenseEnergyOptions(weight=0.05, scale=scale), 8, 2)
+    regularizer = cotraining.InMeans(
+        DenseEnergy(DenseEnergyOptions(weight=0.05, scale=scale), 8, 2)
+    )
     context = context_of(seg, weak, valid, doubt)
     assert regularizer.weights() == {"dense_energy": 0.05}
     assert regularizer.needs == {"cam"}
@@ -256,7 +259,7 @@ def test_cells_with_padding_are_left_out_of_the_term():
     context.batch["weak"] = context.batch["weak"].masked_fill(~valid[:, None], 7.0)
     context.targets["cam"].perplexity[~valid] = 0.5
     del context.__dict__["rgb"]
-    again = DenseEnergy(DenseEnergyOptions(weight=1.0), 8, 2)(context)["dense_energy"]
+    again = DenseEnergy(DenseEnergyOptions(weight=1.0), 8, 2)(context)["dense_energy"].mean()
     assert torch.allclose(loss / UNIT, again / UNIT)
     loss.backward()
     assert not context.output.seg.grad[..., 3:].any()

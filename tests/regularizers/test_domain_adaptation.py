@@ -12,7 +12,6 @@ from cosa.config.regularizers import DomainAdaptationOptions
 from cosa.core import IGNORE
 from cosa.ema import AssignmentNetwork
 from cosa.network import CoSANetwork, NetworkOutput
-from cosa.regularizers.base import Context
 from cosa.regularizers.domain_adaptation import (
     SOURCE,
     TARGET,
@@ -27,6 +26,7 @@ from cosa.regularizers.domain_adaptation import (
     see_without_source,
 )
 from cosa.targets import CamTargets
+from tests.helpers import cotraining
 from tests.helpers.draws import labels_of, randn
 
 LOG3 = math.log(3)
@@ -532,14 +532,12 @@ def make_context(batch_size=2, progress=0.5, cam=None, assignment=None, autocast
         "weak": weak, "strong": weak + 0.1, "image_labels": image_labels,
         "valid": torch.ones(batch_size, SIZE, SIZE, dtype=torch.bool),
     }
-    return Context(
-        batch=batch,
-        output=output,
-        targets={"cam": CamTargets(cam, torch.zeros(()), torch.zeros(()), 0.5)},
+    return cotraining.context_of(
+        batch, output,
+        {"cam": CamTargets(cam, torch.zeros(()), torch.zeros(()), 0.5)},
+        label_view=pseudo_labels,
         online=online,
         assignment=assignment or AssignmentNetwork(online),
-        pseudo_labels=pseudo_labels,
-        cells=lambda targets, grid: targets,
         progress=progress,
         autocast=autocast,
     )
@@ -548,7 +546,9 @@ def make_context(batch_size=2, progress=0.5, cam=None, assignment=None, autocast
 def make_regularizer(**options):
     torch.manual_seed(2)
     options = {"weight": 1.0, "width": 16, "hidden": 8, "dropout": 0.0} | options
-    return DomainAdaptation(DomainAdaptationOptions(**options), 16, CLASSES)
+    return cotraining.InMeans(
+        DomainAdaptation(DomainAdaptationOptions(**options), 16, CLASSES)
+    )
 
 
 def test_weights():

@@ -15,13 +15,13 @@ from cosa.benchmark.timings.similarity import (
 from cosa.config.regularizers import FeatureSimilarityOptions
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.network import NetworkOutput
-from cosa.regularizers.base import Context
 from cosa.regularizers.feature_similarity import (
     FeatureSimilarity,
     feature_similarity_loss,
     max_normalize,
     resize_within,
 )
+from tests.helpers import cotraining
 from tests.helpers.draws import rand
 
 
@@ -280,13 +280,15 @@ def context_of(cam, rgb, labels, valid):
     """The weak view is given as colours, hence no normalisation."""
     nothing = torch.zeros(0)
     output = NetworkOutput(nothing, nothing, cam, nothing, nothing, nothing)
-    context = Context({"image_labels": labels, "valid": valid}, output, {}, None, None, None, None)
+    context = cotraining.context_of({"image_labels": labels, "valid": valid}, output)
     context.rgb = rgb
     return context
 
 
 def regularizer(**options):
-    return FeatureSimilarity(FeatureSimilarityOptions(weight=0.1, **options), 8, 2)
+    return cotraining.InMeans(
+        FeatureSimilarity(FeatureSimilarityOptions(weight=0.1, **options), 8, 2)
+    )
 
 
 @pytest.mark.parametrize("grid, side", [(0, 8), (6, 6), (4, 4)])

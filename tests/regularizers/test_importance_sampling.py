@@ -6,13 +6,13 @@ import torch.nn.functional as F
 
 from cosa.config.regularizers import ImportanceSamplingOptions
 from cosa.network import NetworkOutput
-from cosa.regularizers.base import Context
 from cosa.regularizers.importance_sampling import (
     ImportanceSampling,
     cells_to_draw_from,
     draw,
     importance_sampling_loss,
 )
+from tests.helpers import cotraining
 from tests.helpers.draws import randn
 
 
@@ -239,7 +239,12 @@ def context_of(cam, aux_cam, labels, valid):
     nothing = torch.zeros(0)
     output = NetworkOutput(nothing, nothing, cam, aux_cam, nothing, nothing)
     batch = {"image_labels": labels, "valid": valid}
-    return Context(batch, output, {}, None, None, None, None)
+    return cotraining.context_of(batch, output)
+
+
+def sampling(samples, classes):
+    options = ImportanceSamplingOptions(weight=0.2, samples=samples)
+    return cotraining.InMeans(ImportanceSampling(options, 8, classes))
 
 
 def test_weights_take_their_share_from_the_classification_losses():
@@ -250,7 +255,7 @@ def test_weights_take_their_share_from_the_classification_losses():
 
 
 def test_terms_read_their_own_map():
-    regularizer = ImportanceSampling(ImportanceSamplingOptions(weight=0.2, samples=3), 8, 2)
+    regularizer = sampling(3, 2)
     cam = torch.zeros(2, 2, 4, 4, requires_grad=True)
     aux_cam = torch.full((2, 2, 4, 4), math.log(3.0), requires_grad=True)
     valid = torch.ones(2, 16, 16, dtype=torch.bool)
@@ -264,7 +269,7 @@ def test_terms_read_their_own_map():
 
 
 def test_cells_with_padding_are_left_out():
-    regularizer = ImportanceSampling(ImportanceSamplingOptions(weight=0.2, samples=200), 8, 1)
+    regularizer = sampling(200, 1)
     cam = torch.zeros(1, 1, 4, 4, requires_grad=True)
     valid = torch.ones(1, 16, 16, dtype=torch.bool)
     valid[:, :, 11:] = False  # the third column of cells is cut, the fourth is padding
@@ -273,7 +278,7 @@ def test_cells_with_padding_are_left_out():
 
 
 def test_an_image_narrower_than_a_cell_still_counts():
-    regularizer = ImportanceSampling(ImportanceSamplingOptions(weight=0.2, samples=50), 8, 1)
+    regularizer = sampling(50, 1)
     cam = torch.zeros(1, 1, 4, 4, requires_grad=True)
     valid = torch.zeros(1, 16, 16, dtype=torch.bool)
     valid[:, :, 5:7] = True

@@ -59,7 +59,7 @@ def test_every_section_is_a_regularizer_and_off_by_default():
 def test_nothing_is_built_or_computed_at_weight_0(batch):
     cotraining = build({name: {"weight": 0.0} for name in REGULARIZERS})
     assert not cotraining.regularizers and not cotraining.active_regularizers(10**6)
-    assert choose_stream(cotraining.config) is TrainingViews
+    assert choose_stream(from_dict(tiny_tree())) is TrainingViews
     _, terms = cotraining.step(batch, 11)
     assert set(terms) == {"cls", "cls_aux", "c2s", "c2s_aux", "s2c", "csc"}
 
@@ -217,7 +217,7 @@ def test_the_views_in_rgb_are_the_images():
 
 def test_parameters_join_the_optimizer_at_the_rate_of_the_heads():
     cotraining = build({"plda": ON["plda"]})
-    options = cotraining.config.optimizer
+    options = from_dict(tiny_tree()).optimizer
     optimizer = build_optimizer(cotraining.online, options, cotraining.regularizers)
     groups = {group["name"]: group for group in optimizer.param_groups}
     own = groups["regularizers"]["params"] + groups["regularizers_no_decay"]["params"]

@@ -11,11 +11,9 @@ from cosa.checkpoint import build_network
 from cosa.config import from_dict, to_dict
 from cosa.config.regularizers import SemanticDecouplingOptions
 from cosa.core.device import choose_autocast
-from cosa.cotrain import CoTraining
 from cosa.ema import AssignmentNetwork
 from cosa.network import NetworkOutput
 from cosa.regularizers import semantic_decoupling as csd
-from cosa.regularizers.base import Context
 from cosa.regularizers.semantic_decoupling import (
     Placement,
     SemanticDecoupling,
@@ -30,6 +28,8 @@ from cosa.regularizers.semantic_decoupling import (
     warp,
 )
 from cosa.targets import CamTargets
+from cosa.training.build import assemble
+from tests.helpers import cotraining as tiny_cotraining
 from tests.helpers.draws import randn
 from tests.helpers.tiny import SIZE, tiny_tree
 
@@ -477,17 +477,16 @@ def make_context(objects, network=None, classes=None, **changes):
 
     output = network(batch["strong"])
     network.seen.clear()
-    return Context(
-        batch=batch, output=output, targets={}, online=network,
-        assignment=AssignmentNetwork(network), pseudo_labels=pseudo_labels,
-        cells=lambda target, grid: target,
+    return tiny_cotraining.context_of(
+        batch, output, label_view=pseudo_labels, online=network,
+        assignment=AssignmentNetwork(network),
     )
 
 
 def regularizer(**options):
-    return SemanticDecoupling(
+    return tiny_cotraining.InMeans(SemanticDecoupling(
         SemanticDecouplingOptions(**{"weight": 1.0, "edge": 0.0} | options), 8, CLASSES
-    )
+    ))
 
 
 # All corners: at scale 1 the only place is its own.
@@ -740,7 +739,7 @@ def step(autocast=None, partner_class=(-1, 2, 0)):
     torch.manual_seed(0)
     network = build_network(to_dict(config), CLASSES).train()
     nn.init.normal_(network.classifier.weight, std=0.3)
-    cotraining = CoTraining(network, config, *([autocast] if autocast else []))
+    cotraining = assemble(network, config, *([autocast] if autocast else []))
     images = F.interpolate(randn(9, 3, 8, 8).float(), (SIZE, SIZE), mode="bilinear")
     batch = dict(zip(("weak", "strong", "partner"), images.chunk(3), strict=True)) | {
         "image_labels": torch.ones(3, CLASSES),

@@ -24,7 +24,7 @@ from cosa.cam import free_of_padding, normalize, resize
 from cosa.config import Config
 from cosa.core.device import allow_tf32
 from cosa.core.errors import UserError
-from cosa.cotrain import TARGETS, CoTraining
+from cosa.cotrain import CoTraining
 from cosa.predict import scaled_size
 from cosa.targets import cam_pseudo_labels, perplexity, seg_pseudo_labels
 from cosa.training.optimizer import learning_rate_factor
@@ -49,7 +49,7 @@ class Baseline:
                             "same step: set their weights to 0, or leave out --baseline")
         self.config = config
         self.online, self.assignment = cotraining.online, cotraining.assignment.network
-        self.active = cotraining.active_terms
+        self.active, self.terms = cotraining.active_terms, cotraining.terms
         for network in (self.online, self.assignment):
             for module in network.modules():
                 if hasattr(module, "fused_attn"):
@@ -67,7 +67,7 @@ class Baseline:
         """Loss, gradient, optimizer and average; return "loss" and the terms, unweighted."""
         with full_precision():
             weights = self.active(iteration)
-            targets = self.targets(batch, {TARGETS[name] for name in weights if name in TARGETS})
+            targets = self.targets(batch, {self.terms[name].reads for name in weights} - {None})
             output = self.online(batch["strong"])
             terms = {name: self.term(name, output, batch, targets) for name in weights}
             loss = sum(weight * terms[name] for name, weight in weights.items())
@@ -144,7 +144,7 @@ class Baseline:
             return losses.classification(output.aux_logits, batch["image_labels"])
         if name == "s2c":
             return losses.seg_to_cam(output.cam, targets["seg"], valid=valid)
-        cam, labels, doubt, xi = targets[TARGETS[name]]
+        cam, labels, doubt, xi = targets[self.terms[name].reads]
         if name != "csc":
             return losses.cam_to_seg(output.seg, labels, doubt if method.raw else None, valid)
         grid = output.cam.shape[-2:]

@@ -119,7 +119,7 @@ def _steps(
     batch, step = imagined_batch(config, classes), build_step(cotraining)
     for _ in range(2):  # the optimizer's state comes with the first step
         live.operations = 0
-        training_step(cotraining, step, optimizer, batch)
+        training_step(cotraining, config, step, optimizer, batch)
     optimizer.zero_grad()
     return {"kept": live.now, "peak": live.highest, "operations": live.operations}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cosa.config import Config, to_dict
-from cosa.cotrain import CoTraining
+from cosa.cotrain import CoTraining, Mark
 from cosa.data import SegmentationDataset
 from cosa.data.loader import TrainingLoader, to_device, training_loader
 from cosa.training.build import build_cotraining, build_step, check_crop, choose_stream, prepare
@@ -52,7 +52,7 @@ class Trainer:
         return [to_device(batch, self.device) for batch in self.batches(CACHED, 0)]
 
     def train_on(
-        self, batch: dict[str, Tensor], mark: Callable[[str], None] = lambda phase: None
+        self, batch: dict[str, Tensor], mark: Mark = lambda phase: None
     ) -> None:
         """One iteration of train.py without logging.
 
@@ -60,16 +60,16 @@ class Trainer:
             batch: on the device.
             mark: called with the name of each phase at its end; the moving average is in none.
         """
-        self.cotraining.mark = mark
-        training_step(self.cotraining, self._step, self.optimizer, batch, mark)
+        training_step(self.cotraining, self.config, self._step, self.optimizer, batch, mark)
 
 
 def training_step(
     cotraining: CoTraining,
-    step: Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]],
+    config: Config,
+    step: Callable[[dict[str, Tensor], int, Mark], tuple[Tensor, dict[str, Tensor]]],
     optimizer: torch.optim.Optimizer,
     batch: dict[str, Tensor],
-    mark: Callable[[str], None] = lambda phase: None,
+    mark: Mark = lambda phase: None,
 ) -> None:
     """Targets, losses, backward, optimizer and average, at the last iteration's terms.
 
@@ -77,10 +77,9 @@ def training_step(
         step: of :func:`cosa.training.build_step`.
         mark: see :func:`cosa.training.optimizer_step`.
     """
-    config = cotraining.config
     total = config.train.iterations
     optimizer.zero_grad()
     # The terms live on until the average has moved, as they do in train.py.
-    loss, _terms = step(batch, total - 1)
+    loss, _terms = step(batch, total - 1, mark)
     optimizer_step(optimizer, loss, config.optimizer, total - 1, total, mark)
     cotraining.update_assignment(total - 1)

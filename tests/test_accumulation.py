@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cosa.core import distributed
 from cosa.core.errors import UserError
-from cosa.parts import step_in_parts
+from cosa.cotrain import CoTraining
 from cosa.training.build import build_step
 from tests.helpers.cotraining import TERMS, build, make_batch
 
@@ -27,13 +29,14 @@ def gradient(cotraining):
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_a_step_in_parts_is_the_step(parts, raw):
     whole, split = (build(method={**METHOD, "raw": raw}) for _ in range(2))
+    split.accumulate = parts
     batch = uneven(5)
     for iteration in range(2):
         for cotraining in (whole, split):
             cotraining.online.zero_grad()
         loss, terms = whole.step(batch, iteration)
         loss.backward()
-        other, other_terms = step_in_parts(split, batch, iteration, parts)
+        other, other_terms = split.step(batch, iteration)
         assert set(other_terms) == set(TERMS)
         other.backward()
         assert other.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -47,29 +50,54 @@ def test_a_step_in_parts_is_the_step(parts, raw):
 
 
 def test_an_image_of_padding_alone_is_a_part_that_counts_nothing():
-    whole, split, batch = build(), build(), make_batch(2)
+    whole, split, batch = build(), build(train={"accumulate": 2}), make_batch(2)
     batch["valid"][1] = False
     loss, _ = whole.step(batch, 0)
-    other, terms = step_in_parts(split, batch, 0, 2)
+    other, terms = split.step(batch, 0)
     assert torch.isfinite(other) and other.item() == pytest.approx(loss.item(), rel=1e-5)
     batch["valid"][:] = False
-    other, terms = step_in_parts(split, batch, 0, 2)
+    other, terms = split.step(batch, 0)
     assert terms["c2s"] == terms["s2c"] == 0
 
 
 def test_the_warm_up_and_regularizers_work_in_parts():
     cotraining = build(method={"cls_iterations": 2, "s2c_start": 2},
-                       regularizers={"fsl": {"weight": 0.1}, "dense_energy": {"weight": 0.1}})
-    loss, terms = step_in_parts(cotraining, make_batch(4), 0, 2)
+                       regularizers={"fsl": {"weight": 0.1}, "dense_energy": {"weight": 0.1}},
+                       train={"accumulate": 2})
+    loss, terms = cotraining.step(make_batch(4), 0)
     assert set(terms) == {"cls", "cls_aux", "fsl"} and loss.requires_grad
-    loss, terms = step_in_parts(cotraining, make_batch(4), 2, 2)
+    loss, terms = cotraining.step(make_batch(4), 2)
     assert {"fsl", "dense_energy", *TERMS} == set(terms) and torch.isfinite(loss)
 
 
-def test_the_option_chooses_the_step(monkeypatch):
-    assert build_step(build()).__name__ == "step"
+def test_regularizers_count_with_the_share_of_images_that_a_part_has():
+    """A mean over images is then the same, also of parts of different sizes."""
+    options = {"regularizers": {"fsl": {"weight": 0.1}}}
+    _, whole = build(**options).step(make_batch(3), 0)
+    split = build(**options)
+    for split.accumulate in (2, 3):
+        _, terms = split.step(make_batch(3), 0)
+        assert terms["fsl"].item() == pytest.approx(whole["fsl"].item(), rel=1e-5)
+
+
+def test_what_a_term_counts_is_known_before_the_online_network_has_seen_anything(monkeypatch):
+    """The table's two functions of a term say the same count."""
+    seen = []
+    original = CoTraining._sums
+    monkeypatch.setattr(CoTraining, "_sums", lambda self, active, part, share: (
+        seen.append(part) or original(self, active, part, share)))
+    cotraining = build()
+    cotraining.step(uneven(4), 0)
+    (part,) = seen
+    for name, term in cotraining.terms.items():
+        unseen = replace(part, output=None)
+        assert term.count(unseen).item() == pytest.approx(term.sum(part).count.item()), name
+        assert 0 < term.count(unseen)
+
+
+def test_several_processes_do_not_accumulate(monkeypatch):
     cotraining = build(train={"accumulate": 2})
-    assert build_step(cotraining).func is step_in_parts
+    assert build_step(cotraining) == cotraining.step
     monkeypatch.setattr(distributed, "world", lambda: 2)
     with pytest.raises(UserError, match="train.accumulate"):
         build_step(cotraining)
