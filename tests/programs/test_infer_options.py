@@ -14,6 +14,7 @@ from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
+from cosa.inference.choices import choose_settings
 from cosa.metrics import SegmentationMetrics
 from tests.helpers.inference import CLASSES, SIZE, files, read, refusal, run_main, save, save_smooth
 
@@ -205,7 +206,7 @@ def test_crf_refines_the_probabilities_of_the_network(tmp_path, program, weights
     before, after = read(tmp_path / "plain/a.png"), read(tmp_path / "crf/a.png")
     assert 0 < (before != after).mean() < 0.5
     network = cosa.load(weights)
-    settings = infer.choose_settings(
+    settings = choose_settings(
         infer.parse([str(path), "--weights", "w", "--output", "o"]), network, None, None
     )
     with Image.open(path) as image:
