@@ -40,7 +40,7 @@ UNREAD = {  # where standard streams lead, the exit code, and what is told
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory, weights):
-    """The folder of all runs, and by name what tests/outside.py says of each."""
+    """The folder of all runs, and by name what tests/helpers/outside.py says of each."""
     folder, rng = tmp_path_factory.mktemp("outside"), random.Random(0)
     content = save(folder / "many/0.png", (120, 80)).read_bytes()
     for k in range(1, 600):
