@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cosa.checkpoint import TrainedNetwork
+
 __version__ = "0.1.0"
 
 
-def load(path: str, device: str = "cpu"):
+def load(path: str, device: str = "cpu") -> TrainedNetwork:
     """Load trained weights for inference; see :func:`cosa.checkpoint.load`."""
     from cosa.checkpoint import load as load_network
 

@@ -5,9 +5,16 @@ needs beside its weights; ``released``: the checkpoints of the authors' program.
 """
 
 from cosa.checkpoint.files import DAMAGE, DamagedError, holds, read, save, verify
-from cosa.checkpoint.networks import build_network, check_finite, describe, load, save_weights
+from cosa.checkpoint.networks import (
+    TrainedNetwork,
+    build_network,
+    check_finite,
+    describe,
+    load,
+    save_weights,
+)
 
 __all__ = [
-    "DAMAGE", "DamagedError", "build_network", "check_finite", "describe", "holds", "load", "read",
-    "save", "save_weights", "verify",
+    "DAMAGE", "DamagedError", "TrainedNetwork", "build_network", "check_finite", "describe",
+    "holds", "load", "read", "save", "save_weights", "verify",
 ]

@@ -15,12 +15,48 @@ from torch import nn
 
 from cosa.checkpoint import released
 from cosa.checkpoint.files import DAMAGE, check_readable, read, replacing_with_torch, save
-from cosa.config import from_dict, to_dict
+from cosa.config import Config, from_dict
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
 from cosa.network import CoSANetwork
 
 FORMAT = "cosa-1"
+
+ARCHITECTURE = (
+    "encoder", "encoder_options", "aux_layer", "aux_norm", "decoder_width", "decoder_dilation",
+)
+"""Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
+
+
+class TrainedNetwork(CoSANetwork):
+    """A network with what inference needs beside its weights, which are random at first.
+
+    Args:
+        config: of its training.
+        classes: the C foreground names.
+        palette: C + 1 RGB triples of 0..255, background first.
+        thresholds: (xi, xi_aux) in [0, 1], the thresholds of M' and of the auxiliary M'; None
+            where the training fits none.
+        image_size: side in pixels of the square that it was evaluated at.
+
+    Raises:
+        UserError: ``config.model`` describes no network.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        thresholds: Sequence[float | None],
+        image_size: int,
+    ) -> None:
+        super().__init__(len(classes), **{key: getattr(config.model, key) for key in ARCHITECTURE})
+        self.config = config
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.palette: list[tuple[int, int, int]] = [tuple(color) for color in palette]
+        self.thresholds: tuple[float | None, float | None] = tuple(thresholds)
+        self.image_size = image_size
 
 
 def describe(
@@ -50,16 +86,7 @@ def describe(
 
 def build_network(config: dict[str, Any], num_classes: int) -> CoSANetwork:
     """The network that the ``model`` section of a configuration describes, random weights."""
-    model = config["model"]
-    return CoSANetwork(
-        num_classes,
-        encoder=model["encoder"],
-        encoder_options=model["encoder_options"],
-        aux_layer=model["aux_layer"],
-        aux_norm=model["aux_norm"],
-        decoder_width=model["decoder_width"],
-        decoder_dilation=model["decoder_dilation"],
-    )
+    return CoSANetwork(num_classes, **{key: config["model"][key] for key in ARCHITECTURE})
 
 
 def save_weights(
@@ -85,7 +112,7 @@ def save_weights(
         save(path, {"about": about, "assignment": tensors})
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
+def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork:
     """Load trained weights (the assignment network of a checkpoint) for inference.
 
     Args:
@@ -93,10 +120,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
             of the authors' released program (see :mod:`cosa.checkpoint.released`).
 
     Returns:
-        The network in eval mode without gradients, with attributes ``classes`` (tuple of C
-        names), ``palette`` (C + 1 RGB tuples), ``config`` (nested dict), ``thresholds``
-        (xi, xi_aux, None where none was fitted) and ``image_size`` (side in pixels that it was
-        evaluated at).
+        The network in eval mode without gradients. Of its ``config``, the sections that inference
+        reads (``model``, ``evaluate``, ``train``) are those of the file. So are the others, unless
+        one is of another version that this one cannot read: then all of them are the defaults.
 
     Raises:
         UserError: no such file, damaged, altered, or not written by this program.
@@ -107,8 +133,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
                         "give a file written by it")
     try:
         _check_description(about)
-        config = _complete(about["config"])
-        network = build_network(about["config"], len(about["classes"]))
+        network = TrainedNetwork(
+            _read_config(about["config"]), about["classes"], about["palette"],
+            about["thresholds"], about["image_size"],
+        )
         network.load_state_dict(tensors)
     except (*DAMAGE, ArithmeticError, UserError) as error:
         if out_of_memory(error):
@@ -116,11 +144,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
         reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path} does not fit its own configuration: {reason}; "
                         "the file was altered or is of another version") from error
-    network.classes = tuple(about["classes"])
-    network.palette = [tuple(rgb) for rgb in about["palette"]]
-    network.config = config
-    network.thresholds = tuple(about["thresholds"])
-    network.image_size = about["image_size"]
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -149,20 +172,27 @@ def _check_description(about: dict[str, Any]) -> None:
         raise ValueError(f"image_size is {about['image_size']!r}, not a number of pixels")
 
 
-def _complete(config: Any) -> dict[str, Any]:
-    """A configuration whose sections that inference reads are checked, and have all keys.
+def _read_config(config: Any) -> Config:
+    """The configuration in a file, whose sections that inference does not read may be unreadable.
 
-    Keys that an older version did not have get their defaults. Other sections are left alone:
-    they may be those of another version.
+    Keys that an older version did not have get their defaults, but for those of the architecture:
+    another one may fit the weights, and yet yield other outputs.
 
     Raises:
         UserError, TypeError: naming the key of an unknown name or a wrong type.
+        KeyError: naming what is missing of the architecture.
     """
     if not isinstance(config, dict):
         raise TypeError(f"config is {type(config).__name__}, not a dictionary")
     read = {name: config[name] for name in ("model", "evaluate", "train") if name in config}
-    checked = to_dict(from_dict(read, "the file"))
-    return {**config, **{name: checked[name] for name in ("model", "evaluate", "train")}}
+    typed = from_dict(read, "the file")
+    missing = next((key for key in ARCHITECTURE if key not in config["model"]), None)
+    if missing is not None:
+        raise KeyError(missing)
+    try:
+        return from_dict(config, "the file")
+    except (UserError, ArithmeticError):  # other sections are of another version
+        return typed
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import cosa
-from cosa.checkpoint import check_finite
+from cosa.checkpoint import TrainedNetwork, check_finite
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import check_target, replacing
 from cosa.export.check import TOLERANCE, check_cases, compare, verify, within_tolerance
@@ -61,7 +61,7 @@ def brief(error: Exception) -> str:
     return text.split(". ")[0]
 
 
-def convert(network: CoSANetwork, size: int | None, opset: int | None) -> bytes:
+def convert(network: TrainedNetwork, size: int | None, opset: int | None) -> bytes:
     """The content of the file: of one image size or of all, ONNX of this opset or torch.export.
 
     Raises:
@@ -81,7 +81,7 @@ def convert(network: CoSANetwork, size: int | None, opset: int | None) -> bytes:
 
 
 def convert_as_free_as_possible(
-    network: CoSANetwork, size: int, fixed: bool, opset: int | None
+    network: TrainedNetwork, size: int, fixed: bool, opset: int | None
 ) -> tuple[bytes, bool]:
     """The content of the file, and whether it takes any image size; if not, it says why.
 
@@ -117,7 +117,7 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def choose_size(network: CoSANetwork, wanted: int | None) -> int:
+def choose_size(network: TrainedNetwork, wanted: int | None) -> int:
     """The side that images have in verification and in a file of fixed size."""
     patch = network.patch_size
     nearest = max(scaled_size((wanted or network.image_size,) * 2, 1.0, patch)[0],
@@ -129,7 +129,7 @@ def choose_size(network: CoSANetwork, wanted: int | None) -> int:
 
 
 def export(
-    network: CoSANetwork,
+    network: TrainedNetwork,
     output: Path,
     file_format: str,
     size: int | None = None,

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 import cosa
+from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.export.program import INPUT, OUTPUTS, quiet
-from cosa.network import CoSANetwork
 
 METADATA_FILE = "cosa.json"
 """Where a torch.export file keeps the metadata: torch.export.load(extra_files={this: ""})."""
@@ -24,22 +24,22 @@ Runner = Callable[[Tensor], Mapping[str, Tensor]]
 """Normalised images (B, 3, H, W) to the maps ``OUTPUTS``."""
 
 
-def describe_export(network: CoSANetwork, size: int | None) -> dict[str, Any]:
+def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]:
     """The metadata of an exported file, in plain types.
 
     Args:
         network: from ``cosa.load``.
         size: the image size that the file is bound to, None if it takes any.
     """
-    evaluate = network.config["evaluate"]
+    evaluate = network.config.evaluate
     return {
         "program": f"CoSA {cosa.__version__}",
         "classes": list(network.classes),  # foreground: channel k of seg is classes[k - 1]
         "palette": [list(color) for color in network.palette],  # background first
         "thresholds": list(network.thresholds),  # of the normalised cam and aux_cam, or null
         "image_size": network.image_size,  # side of the square that it was evaluated at
-        "scales": list(evaluate["scales"]),
-        "flip": evaluate["flip"],
+        "scales": list(evaluate.scales),
+        "flip": evaluate.flip,
         "patch_size": network.patch_size,
         "fixed_size": None if size is None else [size, size],
         "mean": list(IMAGENET_MEAN),  # of RGB in [0, 1]: images = (rgb - mean) / std

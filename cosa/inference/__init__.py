@@ -1,7 +1,14 @@
 """Folders of images to folders of masks: what infer.py is made of.
 
-``options``: the command line; ``jobs`` and ``search``: which files; ``settings``: how;
-``windows``, ``segmenter`` and ``pixels``: from an image to its maps and labels; ``labels``:
-image-level labels; ``outputs`` and ``record``: what is saved and where it comes from;
-``pipeline``: all of it at once; ``scoring``, ``counts`` and ``summary``: about it.
+``Options`` are what the command line says, ``Settings`` what decides the result apart from the
+weights and the image (noted beside the files), and the keyword arguments of ``segment_files`` say
+what is saved and how fast it goes.
+
+``program``: the stages, one after the other; ``task``: what is to be done; ``command_line`` and
+``arguments``: the options; ``settings`` and ``choices``: the settings, and how they follow from
+options and weights; ``jobs``, ``search`` and ``paths``: which files; ``windows``, ``segmenter``
+and ``pixels``: from an image to its maps and labels; ``labels``: image-level labels; ``pipeline``
+and ``room``: all of it at once, within the memory; ``outputs`` and ``record``: what is saved and
+where it comes from; ``finished``: what is there already; ``outcome``, ``scoring``, ``counts`` and
+``summary``: what became of the images.
 """

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cosa.core import distributed
+from cosa.core.errors import UserError
+from cosa.inference.outcome import Outcome
 
 
 @dataclass
@@ -21,6 +26,25 @@ class Counts:
     """Images that failed and whose files are those of an earlier run."""
     interrupted: bool = False
     started: float = field(default_factory=time.perf_counter)
+
+    def add(self, outcome: Outcome, unscored: UserError | None) -> None:
+        """Count an image; ``unscored`` is why it has no part in the scores."""
+        if outcome.error is not None:
+            self.failed += 1
+            self.stale += any(map(os.path.exists, outcome.job.results.values()))
+        elif outcome.skipped:
+            self.skipped += 1
+        else:
+            self.done += 1
+        self.unscored += unscored is not None
+
+    @contextmanager
+    def until_interrupted(self) -> Iterator[None]:
+        """A ``KeyboardInterrupt`` ends this block and no more; ``interrupted`` tells."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
 
     def add_up(self) -> None:
         """Add what became of the other processes' images; one interrupted interrupts all."""

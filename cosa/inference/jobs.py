@@ -178,10 +178,15 @@ def plan(
     image = jobs.overwritten(root, files)
     if image is not None:
         raise UserError(f"{root / image} would be overwritten: choose another --output")
-    truth = masks and jobs.overwritten(masks, (os.path.splitext(f)[0] + ".png" for f in files))
+    truth = masks and jobs.overwritten(masks, map(mask_name, files))
     if truth:
         raise UserError(f"{Path(masks, truth)} would be overwritten: choose another --output")
     return jobs
+
+
+def mask_name(image: str) -> str:
+    """The path of an image's true mask below the folder of the masks."""
+    return os.path.splitext(image)[0] + ".png"
 
 
 def share(finished: Sequence[bool]) -> slice:

@@ -24,7 +24,7 @@ from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
 from cosa.pictures.palette import Color, overlay, save_image, save_mask
 
-NEGLIGIBLE = 1e-3
+LEAST_SAVED_PROBABILITY = 1e-3
 """Classes that are nowhere in an image as probable as this are not saved."""
 
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -117,11 +117,13 @@ def probability_arrays(maps: Maps, size: Size, grid: Size) -> dict[str, np.ndarr
         grid: (h, w) of the result.
 
     Returns:
-        ``probabilities`` (N, h, w) float16, of the classes that somewhere reach ``NEGLIGIBLE``;
-        ``classes`` (N,) uint8, their labels, 0 the background; ``size`` (2,) int32.
+        ``probabilities`` (N, h, w) float16, of the classes that somewhere reach
+        ``LEAST_SAVED_PROBABILITY``; ``classes`` (N,) uint8, their labels, 0 the background;
+        ``size`` (2,) int32.
     """
     probabilities = (resize(maps.seg[None], grid)[0] / maps.passes).softmax(dim=0)
-    kept = torch.nonzero(probabilities.amax(dim=(1, 2)) >= NEGLIGIBLE).flatten().tolist()
+    saved = probabilities.amax(dim=(1, 2)) >= LEAST_SAVED_PROBABILITY
+    kept = torch.nonzero(saved).flatten().tolist()
     labels = [maps.classes[index] for index in kept]
     return _archive("probabilities", probabilities[kept], labels, size)
 

@@ -11,54 +11,22 @@ from itertools import islice
 
 import numpy as np
 
-from cosa.core import IGNORE
+from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError
 from cosa.core.threads import parallel_map
-from cosa.data.datasets import read_mask
 from cosa.data.images import read_image
 from cosa.inference import outputs
-from cosa.inference.jobs import CannotGoOn, Job, Plan
+from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.outcome import Found, Outcome
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
 from cosa.inference.pixels import (
-    Size,
     argmax_and_probability,
     argmax_at_size,
     pseudo_labels_at_size,
 )
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
-from cosa.network import CoSANetwork
-
-
-@dataclass(frozen=True)
-class Found:
-    """One class of a mask."""
-
-    label: int
-    """0 the background, k the k-th class."""
-    share: float
-    """Of the image's pixels, in (0, 1]."""
-    probability: float | None
-    """Mean over these pixels; None where only the mask is known."""
-
-
-@dataclass
-class Outcome:
-    """What became of a job."""
-
-    job: Job
-    error: UserError | None = None
-    skipped: bool = False
-    """Its files were there already."""
-    seconds: float = 0.0
-    """Of work on it, its part of its batch included; waiting does not count."""
-    size: Size | None = None
-    """(height, width)"""
-    found: list[Found] | None = None
-    """By label; where ``details`` was asked for."""
-    mask: np.ndarray | None = None
-    """(H, W) uint8; where ``keep_masks`` was asked for."""
 
 
 @dataclass
@@ -72,7 +40,7 @@ class _Work:
 
 
 def segment_files(
-    network: CoSANetwork,
+    network: TrainedNetwork,
     jobs: Iterable[Job],
     settings: Settings,
     *,
@@ -93,7 +61,7 @@ def segment_files(
     way through a CRF on the CPU, and ``batch_size + 2 * workers`` masks.
 
     Args:
-        network: in evaluation mode, with ``palette``; runs on the device where it is.
+        network: in evaluation mode; runs on the device where it is.
         jobs: may be lazy.
         settings: see ``Settings``.
         save: keys of ``SUFFIXES``, those that the jobs have.
@@ -195,53 +163,6 @@ def segment_files(
             if keep_masks:
                 work.outcome.mask = work.results.mask
             yield work.outcome
-
-
-def read_back(jobs: Iterable[Job], num_classes: int, workers: int = 4) -> Iterator[Outcome]:
-    """The outcomes of jobs that are finished, with all that their mask files tell.
-
-    Args:
-        jobs: may be lazy.
-        num_classes: C, of the weights.
-        workers: threads that read.
-    """
-
-    def read(job: Job) -> Outcome:
-        outcome = Outcome(job, skipped=True)
-        if "mask" not in job.results:
-            return outcome
-        path = job.results["mask"]
-        try:
-            mask = read_mask(path, num_classes)
-            pixels = np.bincount(mask.ravel())
-            if len(pixels) > num_classes + 1:  # true masks may hold it, the network's do not
-                raise UserError(f"{path}: the mask holds the value {IGNORE}, which is no class of "
-                                "the weights")
-        except UserError as error:
-            outcome.error = UserError(f"{error}; delete it, or use --overwrite")
-            return outcome
-        except MemoryError:
-            outcome.error = UserError(f"out of memory at {path}: lower --workers")
-            return outcome
-        outcome.mask, outcome.size = mask, mask.shape
-        outcome.found = [
-            Found(int(label), float(pixels[label] / pixels.sum()), None)
-            for label in np.flatnonzero(pixels)
-        ]
-        return outcome
-
-    yield from parallel_map(read, jobs, workers, 2 * workers)
-
-
-def find_finished(jobs: Plan, workers: int = 4) -> list[bool]:
-    """Whether each job has all its files, and they fit its image as it is now.
-
-    Args:
-        workers: threads that look at the headers of files that are there.
-    """
-    there = [job.finished for job in jobs]
-    fitting = parallel_map(outputs.fits, jobs.only(there), workers, 2 * workers)
-    return [complete and next(fitting) for complete in there]
 
 
 def _stage(

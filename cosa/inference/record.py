@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from cosa.checkpoint import TrainedNetwork
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.core.files import FolderLock, existing, replacing
 from cosa.inference.jobs import SUFFIXES, Plan
 from cosa.inference.settings import Settings
-from cosa.network import CoSANetwork
 
 NAMES = {
     "mask": "masks",
@@ -27,6 +27,10 @@ NAMES = {
     "cpl": "CAM pseudo-labels",
     "probabilities": "probabilities",
 }
+
+CLASSES_FILE = "classes.csv"
+MARKS_FILE = ".cosa.json"
+"""The names of the two files of a record."""
 
 SEVERAL = {"weights_sha256": "several"}
 """The mark of files that are being overwritten: some are of other weights or settings."""
@@ -48,7 +52,7 @@ class Record:
     """
 
     def __init__(
-        self, folder: Path, network: CoSANetwork, settings: Settings, save: Iterable[str]
+        self, folder: Path, network: TrainedNetwork, settings: Settings, save: Iterable[str]
     ) -> None:
         self.folder = folder
         self.classes, self.digest = classes_table(network), weights_digest(network)
@@ -164,7 +168,7 @@ class Record:
         )
 
     def _content(self) -> tuple[str | None, str | None]:
-        return self._read("classes.csv"), self._read(".cosa.json")
+        return self._read(CLASSES_FILE), self._read(MARKS_FILE)
 
     def _marks(self, text: str | None) -> dict[str, Mark]:
         if text is None:
@@ -190,7 +194,7 @@ class Record:
             raise UserError(f"{self.folder / name} cannot be read: {error.strerror}") from error
 
     def _write(self, marks: dict[str, Mark]) -> None:
-        files = {"classes.csv": self.classes, ".cosa.json": json.dumps(marks) + "\n"}
+        files = {CLASSES_FILE: self.classes, MARKS_FILE: json.dumps(marks) + "\n"}
         for name, text in files.items():
             try:
                 with replacing(self.folder / name) as temporary:
@@ -199,7 +203,7 @@ class Record:
                 raise UserError(f"--output {self.folder}: {error}") from error
 
 
-def classes_table(network: CoSANetwork) -> str:
+def classes_table(network: TrainedNetwork) -> str:
     """The content of classes.csv."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
@@ -209,7 +213,7 @@ def classes_table(network: CoSANetwork) -> str:
     return text.getvalue()
 
 
-def weights_digest(network: CoSANetwork) -> str:
+def weights_digest(network: TrainedNetwork) -> str:
     """SHA-256 of all tensors, whichever kind of file they come from."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():

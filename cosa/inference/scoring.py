@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from cosa.core import IGNORE, distributed
 from cosa.core.errors import UserError
+from cosa.core.numbers import percent, without_nan
+from cosa.core.threads import parallel_map
 from cosa.data.datasets import read_mask
 from cosa.evaluate import class_indices
-from cosa.inference.jobs import Plan
-from cosa.inference.pipeline import Outcome
+from cosa.inference.jobs import Plan, mask_name
+from cosa.inference.outcome import Outcome
 from cosa.metrics import SegmentationMetrics, mean_over_present
+
+Scored = tuple[Outcome, UserError | None]
+"""An outcome, and why it has no part in the scores though it was to have one."""
 
 
 class Scorer:
@@ -90,7 +95,7 @@ class Scorer:
         self.images = sum(distributed.gather(self.images))
 
     def _truth(self, name: str) -> Path:
-        return self.folder / (os.path.splitext(name)[0] + ".png")
+        return self.folder / mask_name(name)
 
     def scores(self) -> dict[str, Any]:
         """``miou``, ``boundary_f``, ``jf`` and, by class name, ``iou`` and ``boundary_f_classes``.
@@ -103,10 +108,9 @@ class Scorer:
         """
         scores = self._compute()
         for key in ("iou", "boundary_f_classes"):
-            values = (_defined(value) for value in scores[key])
-            scores[key] = dict(zip(self.classes, values, strict=True))
-        named = {key + self.suffix: _defined(value) for key, value in scores.items()}
-        return {**named, "images": self.images}
+            scores[key] = dict(zip(self.classes, scores[key], strict=True))
+        named = {key + self.suffix: value for key, value in scores.items()}
+        return without_nan({**named, "images": self.images})
 
     def _compute(self) -> dict[str, Any]:
         scores = self.metrics.compute()
@@ -125,27 +129,40 @@ class Scorer:
         rows = zip(self.classes, scores["iou"], scores["boundary_f_classes"], strict=True)
         # Neither the truth nor the masks show the others.
         rows = [(n, j, f) for n, j, f in rows if not (math.isnan(j) and (f == 1 or math.isnan(f)))]
-        lines += [f"{name:<{width}}  {_percent(j)}  {_percent(f)}" for name, j, f in rows]
+        lines += [f"{name:<{width}}  {percent(j)}  {percent(f)}" for name, j, f in rows]
         if len(rows) < len(self.classes):
             lines.append(f"({len(self.classes) - len(rows)} other classes occur nowhere)")
         kind = "filtered by image labels" if self.suffix else "label-free"
         lines += [
             "",
-            f"mIoU (J)           {_percent(scores['miou'])}  {kind}",
-            f"contour quality F  {_percent(scores['boundary_f'])}  mean of all "
+            f"mIoU (J)           {percent(scores['miou'])}  {kind}",
+            f"contour quality F  {percent(scores['boundary_f'])}  mean of all "
             f"{len(self.classes) - 1} foreground classes; those that occur nowhere count as 100",
-            f"J&F                {_percent(scores['jf'])}",
+            f"J&F                {percent(scores['jf'])}",
         ]
         if self.coexistence:
             names = ", ".join(self.classes[k] for k in self.coexistence)
-            lines.append(f"C-mIoU             {_percent(scores['cmiou'])}  of {names}")
+            lines.append(f"C-mIoU             {percent(scores['cmiou'])}  of {names}")
         return "\n".join([*lines, f"{self.images} images scored"])
 
 
-def _defined(value: Any) -> Any:
-    """None, which JSON knows, for NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+def scored(outcomes: Iterator[Outcome], scorer: Scorer | None, workers: int) -> Iterator[Scored]:
+    """Outcomes, each with the reason why it could not be scored, if it was to be.
 
+    Args:
+        outcomes: closed at the end.
+        scorer: None scores none.
+        workers: threads that segment beside the one that scores.
+    """
 
-def _percent(share: float) -> str:
-    return "    -" if math.isnan(share) else f"{100 * share:5.1f}"
+    def score(outcome: Outcome) -> Scored:
+        if scorer is None or outcome.mask is None:
+            return outcome, None
+        return outcome, scorer.update(outcome)
+
+    with closing(outcomes):
+        if scorer is None:
+            yield from map(score, outcomes)
+        else:  # in a single thread: scores add up in order
+            with closing(parallel_map(score, outcomes, 1, 2 * workers)) as results:
+                yield from results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.core.files import Replacement, existing, irreplaceable, remove_leftovers
-from cosa.inference.pipeline import Outcome
+from cosa.core.numbers import without_nan
+from cosa.inference.outcome import Outcome
 
 _HEAD = '{"images": [\n'
 
@@ -125,13 +125,4 @@ class Summary:
 
 
 def _json(content: dict[str, Any]) -> str:
-    return json.dumps(_finite(content), allow_nan=False)
-
-
-def _finite(content: Any) -> Any:
-    """The same with None, which JSON knows, for NaN and infinities."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return json.dumps(without_nan(content), allow_nan=False)

@@ -403,7 +403,7 @@ def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
     assert end["xi"] is end["xi_aux"] is end["cam_miou"] is peak["cam_miou"] is None
     assert 0 < end["training_seconds"] < end["seconds"], "without the evaluations on the way"
     trained = checkpoint.load(output / "supervised-seed0" / "supervised.pth")
-    assert trained.config["name"] == "supervised-seed0"
+    assert trained.config.name == "supervised-seed0"
 
     written = (output / "supervised-seed0" / "summary.json").stat().st_mtime_ns
     assert ablation.main(arguments) == 0

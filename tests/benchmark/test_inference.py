@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,7 +291,8 @@ def test_slowdown_is_against_no_crf_of_the_same_view(weights):
 
 def test_weights_that_see_one_scale_have_one_view(tmp_path):
     network = cosa.load(write_weights(tmp_path / "w.pt"))
-    network.config["evaluate"] |= {"scales": [1], "flip": False}
+    evaluation = replace(network.config.evaluate, scales=(1.0,), flip=False)
+    network.config = replace(network.config, evaluate=evaluation)
     assert {row.view for row in inference.choose_rows(network, SIZE, [])} == {"single-scale"}
 
 

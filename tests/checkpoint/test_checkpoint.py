@@ -10,8 +10,8 @@ import torch
 
 import cosa
 from cosa import checkpoint
-from cosa.checkpoint import build_network, load, read, save, save_weights
-from cosa.config import from_dict, to_dict
+from cosa.checkpoint import TrainedNetwork, build_network, load, read, save, save_weights
+from cosa.config import Config, from_dict, to_dict
 from cosa.core.errors import UserError
 from tests.helpers.tiny import SIZE, tiny_tree
 
@@ -48,9 +48,9 @@ def test_a_loaded_network_gives_the_same_outputs(tmp_path, network, config, name
 @pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])
 def test_a_loaded_network_knows_what_inference_needs(tmp_path, network, config, name):
     loaded = cosa.load(str(write(tmp_path / name, network, config)))
-    assert loaded.classes == CLASSES
+    assert isinstance(loaded, TrainedNetwork) and loaded.classes == CLASSES
     assert loaded.palette == PALETTE
-    assert loaded.config == config and from_dict(loaded.config).model.aux_norm
+    assert loaded.config == from_dict(config) and loaded.config.model.aux_norm
     assert loaded.thresholds == (0.25, 0.75)
     assert loaded.image_size == SIZE
     assert not loaded.training
@@ -303,6 +303,27 @@ def test_keys_that_an_older_version_did_not_have_get_their_defaults(tmp_path, ne
         about["config"]["regularizers"] = {"of_another": "version"}
 
     loaded = load(altered(tmp_path / "best.pth", network, config, older))
-    assert loaded.config["evaluate"] == config["evaluate"]
-    assert loaded.config["train"]["precision"] == "auto"
-    assert loaded.config["regularizers"] == {"of_another": "version"}
+    assert loaded.config.evaluate == from_dict(config).evaluate
+    assert loaded.config.train.precision == "auto"
+    assert loaded.config.regularizers == Config().regularizers
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_sections_that_inference_does_not_read_never_refuse_a_file(
+    tmp_path, network, config, readable
+):
+    """Nor is half of a file's configuration mixed with half of the defaults."""
+    def change(about):
+        about["config"] |= {"name": "another", "seed": 7}
+        about["config"]["threshold"]["fixed"] = 0.25
+        about["config"]["evaluate"]["flip"] = not Config().evaluate.flip
+        if not readable:
+            about["config"] |= {"of_another": "version", "optimizer": {"lr": 10**400}}
+
+    loaded = load(altered(tmp_path / "best.pth", network, config, change))
+    own, default = loaded.config, Config()
+    assert own.model == from_dict(config).model != default.model
+    assert own.evaluate.flip is not default.evaluate.flip
+    others = (own.name, own.seed, own.threshold.fixed)
+    assert others == (("another", 7, 0.25) if readable else
+                      (default.name, default.seed, default.threshold.fixed))

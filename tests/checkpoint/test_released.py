@@ -114,7 +114,7 @@ def test_class_names_follow_from_their_number(tmp_path, names):
     assert network.classes == tuple(names)
     assert len(network.palette) == len(names) + 1
     assert network.aux_layer == 1  # -3 of four blocks
-    assert network.image_size == 448 and network.config["evaluate"]["flip"] is True
+    assert network.image_size == 448 and network.config.evaluate.flip is True
     assert network.thresholds == (None, None)
 
 

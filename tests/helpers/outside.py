@@ -1,6 +1,6 @@
 """A program that starts infer.py with signals to come, and with output that nobody reads.
 
-    python tests/outside.py < JOBS
+    python tests/helpers/outside.py < JOBS
 
 JOBS is a JSON list of objects with "arguments"; "await", a file before which no signal is sent;
 "signals", a list of [seconds to wait, number]; "stdout" and "stderr": "kept", "closed", "gone" (a

@@ -17,8 +17,9 @@ from cosa.cam import filter_by_labels
 from cosa.core.threads import parallel_map
 from cosa.data.images import network_input, to_tensor
 from cosa.inference import outputs, pipeline, pixels, segmenter
+from cosa.inference.finished import read_back
 from cosa.inference.jobs import CannotGoOn, Job, plan
-from cosa.inference.pipeline import read_back, segment_files
+from cosa.inference.pipeline import segment_files
 from cosa.inference.pixels import argmax_and_probability, argmax_at_size, pseudo_labels_at_size
 from cosa.inference.segmenter import Segmenter, shrunk
 from cosa.inference.settings import CrfSettings, Settings
@@ -312,12 +313,12 @@ def test_probabilities_are_small_and_agree_with_the_mask(tmp_path, network):
         assert saved["size"].tolist() == [47, 61]
     assert probabilities.dtype == np.float16 and probabilities.shape[1:] == (16, 16)
     assert np.allclose(probabilities.astype(np.float64).sum(0), 1, atol=0.01)
-    assert (probabilities.max((1, 2)) >= outputs.NEGLIGIBLE - 1e-6).all()
+    assert (probabilities.max((1, 2)) >= outputs.LEAST_SAVED_PROBABILITY - 1e-6).all()
     with Image.open(path) as image:
         seg = multi_scale(network, network_input(image, SIZE)[None], WHOLE.scales, True).seg
     # Logits are summed over four passes.
     expected = (F.interpolate(seg, (16, 16), mode="bilinear")[0] / 4).softmax(0)
-    kept = [k for k in range(4) if expected[k].max() >= outputs.NEGLIGIBLE]
+    kept = [k for k in range(4) if expected[k].max() >= outputs.LEAST_SAVED_PROBABILITY]
     assert classes.tolist() == kept and np.allclose(probabilities, expected[kept], atol=1e-3)
     wide = F.interpolate(torch.from_numpy(probabilities).float()[None], (47, 61), mode="bilinear")
     mask = read(results["mask"])

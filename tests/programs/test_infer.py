@@ -17,7 +17,7 @@ import cosa
 import cosa.inference.segmenter
 from cosa.core.errors import UserError
 from cosa.data.images import network_input
-from cosa.inference.pipeline import Outcome
+from cosa.inference.outcome import Outcome
 from cosa.inference.pixels import argmax_at_size
 from cosa.predict import multi_scale
 from infer import main
@@ -194,7 +194,7 @@ def test_interrupted_overwriting_is_not_taken_for_one_network(
 
     assert run(weights) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["infer"], "segment_files", interrupt)
+        patch.setattr("cosa.inference.program.segment_files", interrupt)
         assert run(other_weights, "--overwrite") == 130
     for file in (weights, other_weights):
         with pytest.raises(UserError, match="other weights"):
@@ -216,7 +216,7 @@ def test_precision_is_that_of_the_training(tmp_path, weights, monkeypatch, preci
         return real(*arguments)
 
     monkeypatch.setattr(cosa.inference.segmenter, "multi_scale", spy)
-    monkeypatch.setattr(sys.modules["infer"], "allow_tf32", seen.append)
+    monkeypatch.setattr("cosa.inference.program.allow_tf32", seen.append)
     out = str(tmp_path / "out")
     arguments = ["--weights", str(tmp_path / "weights.pt"), "--output", out, "--device", "cpu"]
     assert main([str(tmp_path / "a.png"), *arguments]) == 0

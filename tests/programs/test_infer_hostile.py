@@ -13,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-import cosa
-import infer
+from cosa import checkpoint
 from cosa.core.errors import UserError
 from cosa.data.images import read_image
-from cosa.inference import outputs, pipeline, segmenter
+from cosa.inference import outputs, pipeline, segmenter, task
 from cosa.inference.jobs import SUFFIXES, CannotGoOn
 from cosa.inference.settings import CrfSettings
 from infer import main
@@ -248,7 +247,7 @@ def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkey
     options = ("--save", "mask,overlay,cpl", "--crf", "--json", tmp_path / "s.json")
     with monkeypatch.context() as patch:
         if place == "dense_crf":  # of which four pixels are tried at the start
-            patch.setattr(infer, "choose_crf", lambda _: CrfSettings(1, (1, 1), (4, 9, 5)))
+            patch.setattr(task, "choose_crf", lambda _: CrfSettings(1, (1, 1), (4, 9, 5)))
         patch.setattr(module, place, failing)
         code, text, err = program(tmp_path / "in", tmp_path / "out", *options)
     assert code == 1 and "2 done" in text and "1 failed" in text
@@ -268,7 +267,7 @@ def test_a_network_too_large_for_the_memory(tmp_path, weights, monkeypatch, erro
         patch.setattr(segmenter, "multi_scale", fail)
         message = refusal(weights, path, tmp_path / "out")
         assert message == "out of memory on cpu: lower --batch-size or --size"
-    monkeypatch.setattr(cosa, "load", fail)
+    monkeypatch.setattr(checkpoint, "load", fail)
     assert f"{weights} takes more memory than cpu has free" in refusal(weights, path, "out")
 
 

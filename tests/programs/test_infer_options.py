@@ -14,6 +14,8 @@ from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
+from cosa.inference.choices import choose_settings
+from cosa.inference.summary import Summary
 from cosa.metrics import SegmentationMetrics
 from tests.helpers.inference import CLASSES, SIZE, files, read, refusal, run_main, save, save_smooth
 
@@ -205,7 +207,7 @@ def test_crf_refines_the_probabilities_of_the_network(tmp_path, program, weights
     before, after = read(tmp_path / "plain/a.png"), read(tmp_path / "crf/a.png")
     assert 0 < (before != after).mean() < 0.5
     network = cosa.load(weights)
-    settings = infer.choose_settings(
+    settings = choose_settings(
         infer.parse([str(path), "--weights", "w", "--output", "o"]), network, None, None
     )
     with Image.open(path) as image:
@@ -458,6 +460,22 @@ def test_coexistence_classes_of_the_weights_have_a_score(tmp_path, photos, progr
     torch.save(content, tmp_path / "named.pt")
     message = refusal(tmp_path / "named.pt", photos, tmp_path / "out", *options)
     assert "'shipp'" in message and "did you mean 'ship'" in message
+
+
+def test_scores_are_told_though_the_summary_cannot_be_written(
+    tmp_path, photos, weights, monkeypatch, capfd
+):
+    truth = true_masks(photos, tmp_path / "truth")
+
+    def full(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(Summary, "finish", full)
+    options = ("--evaluate", truth, "--json", tmp_path / "s.json")
+    assert refusal(weights, photos, tmp_path / "out", *options) == "the disk is full"
+    counted, *table = capfd.readouterr().out.splitlines()
+    assert counted.startswith("5 done") and table[-1] == "5 images scored"
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_a_mask_too_large_to_score_is_told(tmp_path, photos, program, monkeypatch):

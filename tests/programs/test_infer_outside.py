@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import infer
 from cosa.core.files import FolderLock
 from cosa.inference import outputs
+from cosa.inference.task import Task
 from tests.helpers.inference import files, read, refusal, run_main, save
 from tests.helpers.tiny import ROOT
 
@@ -40,7 +40,7 @@ UNREAD = {  # where standard streams lead, the exit code, and what is told
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory, weights):
-    """The folder of all runs, and by name what tests/outside.py says of each."""
+    """The folder of all runs, and by name what tests/helpers/outside.py says of each."""
     folder, rng = tmp_path_factory.mktemp("outside"), random.Random(0)
     content = save(folder / "many/0.png", (120, 80)).read_bytes()
     for k in range(1, 600):
@@ -154,16 +154,16 @@ def test_what_another_run_wrote_since_the_first_look_is_not_mixed(
 ):
     """Both find no folder, so there is nothing yet that the first could lock."""
     source, out = save(tmp_path / "in/a.png"), tmp_path / "out"
-    real = infer.start
+    real = Task.start
 
     def start(task):
         with monkeypatch.context() as patch:
-            patch.setattr(infer, "start", real)
+            patch.setattr(Task, "start", real)
             assert run_main(weights, source, out, "--scales", "1") == 0
         real(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(infer, "start", start)
+        patch.setattr(Task, "start", start)
         message = refusal(weights, source, out)
     assert message == f"another run of infer.py has written into {out} meanwhile: start again"
     assert "1 skipped" in program(source, out, "--scales", "1")[1]

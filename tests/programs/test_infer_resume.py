@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-import cosa.inference.pipeline
 from cosa.core.files import TEMPORARY
-from cosa.inference import outputs
+from cosa.inference import finished, outputs
+from cosa.inference.finished import find_finished
 from cosa.inference.jobs import SUFFIXES, plan
-from cosa.inference.pipeline import find_finished
 from tests.helpers.inference import (
     ALL,
     SIZE,
@@ -107,7 +106,8 @@ def test_looking_for_finished_files_decodes_none(tmp_path, program, monkeypatch)
     save(tmp_path / "in/a.jpg")
     assert program(tmp_path / "in", tmp_path / "out", *ALL)[0] == 0
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
-    monkeypatch.setattr(cosa.inference.pipeline, "read_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(outputs, "read_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(finished, "read_mask", lambda *_: pytest.fail("decoded"))
     assert find_finished(plan(str(tmp_path / "in"), tmp_path / "out", SUFFIXES)) == [True]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -21,13 +20,14 @@ from cosa.benchmark.timings.flops import count_multi_scale
 from cosa.benchmark.timings.inference_runs import Row, Setup, first, load, measure, truth
 from cosa.benchmark.timings.inference_table import explain, table
 from cosa.benchmark.timings.random_network import SCENE_CLASSES, write_random
+from cosa.checkpoint import TrainedNetwork
 from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.crf import PRESETS
 from cosa.data.datasets import header_size, read_mask
 from cosa.data.scenes import dataset as scenes
-from cosa.inference.command_line import positive_integer
+from cosa.inference.command_line import default_workers, positive_integer
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.settings import BACKENDS, MAX_SIZE, CrfSettings, Settings
 from cosa.network import CoSANetwork
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-size", type=positive_integer, default=MAX_SIZE, metavar="N",
         help=f"longer sides are shrunk to this for the CRF; {MAX_SIZE}")
     add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
-    add("--workers", type=positive_integer, default=min(8, os.cpu_count() or 1), metavar="N",
+    add("--workers", type=positive_integer, default=default_workers(), metavar="N",
         help="threads that read, that write and that run a CRF of torch on the CPU, overlapped")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--report", default="docs/benchmarks.md", help="Markdown file to update")
@@ -156,16 +156,16 @@ def prepare(given: argparse.Namespace, folder: Path) -> Work:
 
 
 def choose_rows(
-    network: CoSANetwork, size: int, backends: Sequence[str], max_size: int = MAX_SIZE
+    network: TrainedNetwork, size: int, backends: Sequence[str], max_size: int = MAX_SIZE
 ) -> list[Row]:
     """For each view no CRF, then each backend with each number of iterations.
 
     The multi-scale view has the scales and flips that the weights were evaluated with; where
     these are scale 1 without flips, there is no such view.
     """
-    evaluation = network.config["evaluate"]
+    evaluation = network.config.evaluate
     views = {"single-scale": ((1.0,), False)}
-    seen = tuple(map(float, evaluation["scales"])), bool(evaluation["flip"])
+    seen = evaluation.scales, evaluation.flip
     if seen not in views.values():
         views["multi-scale"] = seen
     choices: list[CrfSettings | None] = [None]

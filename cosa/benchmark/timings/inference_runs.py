@@ -16,14 +16,16 @@ import torch
 import cosa
 from cosa.benchmark.timings.memory import in_fresh_process, peak
 from cosa.benchmark.timings.timing import clock, spread
+from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
 from cosa.data.datasets import read_mask
 from cosa.data.images import read_image
 from cosa.inference import outputs
+from cosa.inference.finished import read_back
 from cosa.inference.jobs import Job, Plan
 from cosa.inference.outputs import Results
-from cosa.inference.pipeline import read_back, segment_files
+from cosa.inference.pipeline import segment_files
 from cosa.inference.pixels import argmax_at_size
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
@@ -170,7 +172,7 @@ def label(maps: Maps, prepared: Prepared) -> np.ndarray:
 
 def load(
     setup: Setup,
-) -> tuple[CoSANetwork, Callable[[], AbstractContextManager], torch.device]:
+) -> tuple[TrainedNetwork, Callable[[], AbstractContextManager], torch.device]:
     """Network, precision and device as infer.py has them.
 
     Raises:
@@ -183,9 +185,9 @@ def load(
         raise UserError(
             f"{setup.weights} has {network.num_classes} classes: masks hold at most 255"
         )
-    training = network.config.get("train", {})
-    allow_tf32(training.get("tf32", True))
-    return network, choose_autocast(device, training.get("precision", "auto")), device
+    training = network.config.train
+    allow_tf32(training.tf32)
+    return network, choose_autocast(device, training.precision), device
 
 
 def run_pipeline(setup: Setup, jobs: Plan, settings: Settings) -> dict[str, float]:

@@ -1,0 +1,87 @@
+"""From the options, and from what the weights say where they are silent, to the settings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from cosa.checkpoint import TrainedNetwork
+from cosa.core.errors import UserError, nearest
+from cosa.crf import PRESETS
+from cosa.inference.command_line import Options
+from cosa.inference.labels import ImageLabels
+from cosa.inference.segmenter import run_crf
+from cosa.inference.settings import BACKENDS, CrfSettings, Settings
+
+
+def choose_crf(options: Options) -> CrfSettings | None:
+    """The preset with the numbers that replace its own.
+
+    Raises:
+        UserError: there is no such preset or backend here, or a number is out of range.
+    """
+    if options.crf is None:
+        return None
+    if options.crf not in PRESETS:
+        known = f"; choose one of {', '.join(PRESETS)}"
+        raise UserError(f"--crf {options.crf or repr('')} is no preset"
+                        f"{nearest(options.crf, PRESETS) or known}")
+    own = {
+        "iterations": options.crf_iterations,
+        "gaussian": options.crf_gaussian,
+        "bilateral": options.crf_bilateral,
+    }
+    for name in ("gaussian", "bilateral"):
+        if 0 in (own[name] or ())[1:]:
+            raise UserError(f"--crf-{name}: all numbers but the first, the weight, are standard "
+                            "deviations and must be positive")
+    chosen = PRESETS[options.crf] | {key: value for key, value in own.items() if value is not None}
+    crf = CrfSettings(
+        iterations=chosen["iterations"],
+        gaussian=tuple(map(float, chosen["gaussian"])),
+        bilateral=tuple(map(float, chosen["bilateral"])),
+        backend=options.crf_backend or BACKENDS[0],
+    )
+    # An image of four pixels tells whether it works before any work is done.
+    run_crf(np.zeros((2, 2, 3), np.uint8), torch.full((2, 2, 2), 0.5), crf)
+    return crf
+
+
+def choose_settings(
+    options: Options,
+    network: TrainedNetwork,
+    crf: CrfSettings | None,
+    labels: ImageLabels | None,
+) -> Settings:
+    """The options, with what the weights say for those that are not given.
+
+    Raises:
+        UserError: the stride leaves gaps, or there is no threshold for the pseudo-labels.
+    """
+    evaluation = network.config.evaluate
+    window = options.window or network.image_size
+    stride = options.stride or math.ceil(2 * window / 3)
+    if stride > window:
+        raise UserError(f"--stride {stride} leaves gaps between windows of {window}: lower it")
+    threshold = None
+    if "cpl" in options.save:
+        threshold = network.thresholds[0] if options.threshold is None else options.threshold
+        if threshold is None:
+            raise UserError(f"{options.weights} holds no threshold for pseudo-labels: give one, "
+                            "--threshold T")
+    return Settings(
+        size=options.size or network.image_size,
+        scales=tuple(options.scales or evaluation.scales),
+        flip=evaluation.flip if options.flip is None else options.flip,
+        mode=options.mode,
+        window=window,
+        stride=stride,
+        max_size=options.max_size,
+        crf=crf,
+        threshold=threshold,
+        labels=labels and labels.digest,
+    )
+
+

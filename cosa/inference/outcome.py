@@ -1,0 +1,41 @@
+"""What became of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cosa.core.errors import UserError
+from cosa.inference.jobs import Job
+from cosa.inference.pixels import Size
+
+
+@dataclass(frozen=True)
+class Found:
+    """One class of a mask."""
+
+    label: int
+    """0 the background, k the k-th class."""
+    share: float
+    """Of the image's pixels, in (0, 1]."""
+    probability: float | None
+    """Mean over these pixels; None where only the mask is known."""
+
+
+@dataclass
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    error: UserError | None = None
+    skipped: bool = False
+    """Its files were there already."""
+    seconds: float = 0.0
+    """Of work on it, its part of its batch included; waiting does not count."""
+    size: Size | None = None
+    """(height, width)"""
+    found: list[Found] | None = None
+    """By label; where ``details`` was asked for."""
+    mask: np.ndarray | None = None
+    """(H, W) uint8; where ``keep_masks`` was asked for."""

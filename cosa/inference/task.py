@@ -1,0 +1,111 @@
+"""What a run is to do, found out before it writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cosa import checkpoint
+from cosa.checkpoint import TrainedNetwork
+from cosa.core import distributed
+from cosa.core.device import choose_device, out_of_memory
+from cosa.core.errors import UserError
+from cosa.core.files import remove_leftovers
+from cosa.inference.choices import choose_crf, choose_settings
+from cosa.inference.command_line import Options
+from cosa.inference.finished import find_finished
+from cosa.inference.jobs import Plan, plan
+from cosa.inference.labels import ImageLabels, read_image_labels
+from cosa.inference.paths import check_json
+from cosa.inference.record import Record
+from cosa.inference.scoring import Scorer
+from cosa.inference.settings import Settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, known before anything is written."""
+
+    options: Options
+    jobs: Plan
+    finished: list[bool]
+    """For each job, whether its files are there and are to be kept."""
+    network: TrainedNetwork
+    settings: Settings
+    labels: ImageLabels | None
+    scorer: Scorer | None
+    record: Record
+
+    @property
+    def writing(self) -> bool:
+        """Whether there is anything left to do."""
+        return not all(self.finished)
+
+    def start(self) -> None:
+        """Note the new results, and sweep up what killed programs left in their folders.
+
+        Raises:
+            UserError: see ``Record.start``.
+        """
+        self.record.start()
+        for folder in self.jobs.only(not there for there in self.finished).folders:
+            remove_leftovers(folder)
+
+
+@contextmanager
+def look(options: Options) -> Iterator[Task]:
+    """Read and check all that the options name; writes nothing.
+
+    In the ``with`` block, other runs are kept out of the output folder.
+
+    Raises:
+        UserError: on entering, if what is asked for cannot be done.
+    """
+    jobs = distributed.from_main(
+        lambda: plan(options.input, options.output, options.save, options.evaluate)
+    )
+    device = choose_device(options.device, "--device ")
+    crf = choose_crf(options)
+    network = load_network(options.weights, device)
+    labels = read_image_labels(options.labels, network.classes) if options.labels else None
+    settings = choose_settings(options, network, crf, labels)
+    scorer = None
+    if options.evaluate:
+        scorer = Scorer(
+            options.evaluate, network.classes, label_filtered=labels is not None,
+            coexistence=network.config.evaluate.coexistence_classes,
+        )
+        scorer.check(jobs)
+    if options.json:
+        check_json(options, jobs)
+    with Record(Path(options.output), network, settings, options.save) as record:
+        record.begin(options.overwrite, jobs)
+        # Masks that are not saved can only be scored by computing them again.
+        afresh = options.overwrite or (scorer is not None and "mask" not in options.save)
+        finished = distributed.from_main(
+            lambda: [False] * len(jobs) if afresh else find_finished(jobs, options.workers)
+        )
+        yield Task(options, jobs, finished, network, settings, labels, scorer, record)
+
+
+def load_network(path: str, device: torch.device) -> TrainedNetwork:
+    """Load weights that are finite and whose classes fit into a mask.
+
+    Raises:
+        UserError: they are not, or cannot be loaded; see ``cosa.checkpoint.load``.
+    """
+    try:
+        network = checkpoint.load(path, device)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"{path} takes more memory than {device} has free: end other programs, "
+                        "or choose another --device") from error
+    checkpoint.check_finite(network, path)
+    if network.num_classes > 255:
+        raise UserError(f"{path} has {network.num_classes} classes: masks hold at most 255")
+    return network
