@@ -57,9 +57,9 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             place[i] -= below
     # Rounded coordinates need not sum to 0: those farthest from their corner make up for it.
     place -= corner.sum(dim=0).to(torch.int8)
-    move = (place > d).to(torch.int8) - (place < 0).to(torch.int8)
-    place = (place - (d + 1) * move).long()
-    corner += move
+    shift = (place > d).to(torch.int8) - (place < 0).to(torch.int8)
+    place = (place - (d + 1) * shift).long()
+    corner += shift
     rest = torch.empty_like(rest).scatter_(0, place, position - corner)
     weights = torch.cat([1 + rest[:1] - rest[-1:], rest[1:] - rest[:-1]])
     return corner, place, weights.T.contiguous()
