@@ -43,8 +43,8 @@ class Sum(NamedTuple):
         """The loss, a scalar: total / count, or 0 if nothing counts."""
         count = self.count.detach().to(self.total)
         counted = count > 0
-        mean = self.total / torch.where(counted, count, 1)
-        return (mean * counted).sum() / counted.sum().clamp_min(1) if count.ndim else mean
+        means = counted * self.total / torch.where(counted, count, 1)
+        return means.sum() / counted.sum().clamp_min(1)
 
 
 def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
