@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cosa.cam import resize
 from cosa.core import distributed
 from cosa.core.device import weights_cast_once
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import progress_bar
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import network_input
@@ -230,7 +230,7 @@ def class_indices(names: Sequence[str], classes: Sequence[str]) -> list[int]:
         if name not in classes:
             raise UserError(
                 f"evaluate.coexistence_classes: the data set has no class '{name}'"
-                f"{nearest(name, classes)}"
+                f"{did_you_mean(name, classes)}"
             )
     return [list(classes).index(name) for name in names]
 

@@ -8,7 +8,6 @@ naming the key and the nearest known one. The sections are in ``cosa/config/sect
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from cosa.config.sections import (
     ThresholdConfig,
     TrainConfig,
 )
-from cosa.core.errors import UserError
+from cosa.core.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,7 @@ def _unknown(key: str, source: str) -> str:
     known = list(_all_keys(Config))
     # The right word in the wrong section is meant more often than the nearest spelling.
     moved = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, moved or known, n=1, cutoff=0.0)
-    return f"unknown key '{key}' in {source}: did you mean '{near[0]}'?"
+    return f"unknown key '{key}' in {source}{did_you_mean(key, moved or known, cutoff=0.0)}"
 
 
 def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:

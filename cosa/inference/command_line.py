@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cosa.core import distributed
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.crf import PRESETS
 from cosa.inference.jobs import SUFFIXES
 from cosa.inference.labels import ImageLabels
@@ -96,7 +96,7 @@ def choose_crf(args: argparse.Namespace) -> CrfSettings | None:
     if args.crf not in PRESETS:
         known = f"; choose one of {', '.join(PRESETS)}"
         raise UserError(f"--crf {args.crf or repr('')} is no preset"
-                        f"{nearest(args.crf, PRESETS) or known}")
+                        f"{did_you_mean(args.crf, PRESETS) or known}")
     own = {
         "iterations": args.crf_iterations,
         "gaussian": args.crf_gaussian,
@@ -161,7 +161,7 @@ def kinds(text: str) -> tuple[str, ...]:
     if unknown is not None or not chosen:
         known = f"; choose from {','.join(SUFFIXES)}"
         raise argparse.ArgumentTypeError(
-            f"'{unknown or text}' cannot be saved{nearest(unknown or '', SUFFIXES) or known}"
+            f"'{unknown or text}' cannot be saved{did_you_mean(unknown or '', SUFFIXES) or known}"
         )
     return chosen
 
@@ -225,7 +225,7 @@ class _Parser(argparse.ArgumentParser):
         options = [word.partition("=")[0] for word in rest if re.match("-+[a-z]", word)]
         if options:
             known = self._option_string_actions
-            hint = nearest(options[0], known) or "; --help lists all options"
+            hint = did_you_mean(options[0], known) or "; --help lists all options"
             self.error(f"there is no option {options[0]}{hint}")
         if rest:
             self.error(f"'{rest[0]}' is one argument too many: give one folder or image, or a "
