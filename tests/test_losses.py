@@ -269,9 +269,12 @@ def test_contrastive_separation_never_counts_padding():
 
 def test_contrastive_separation_is_stable_at_low_temperature():
     cam = randn(1, 3, 4, 4).float().requires_grad_()
-    loss = contrastive_separation(cam, labels_of(1, 4, 4), torch.zeros(1, 4, 4), temperature=1e-3)
+    labels, doubt = labels_of(1, 4, 4), torch.zeros(1, 4, 4)
+    loss = contrastive_separation(cam, labels, doubt, temperature=1e-3)
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(cam.grad).all()
+    exact = contrastive_separation(cam.detach().double(), labels, doubt, temperature=1e-3)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5) and loss > 100
+    assert torch.isfinite(cam.grad).all()
 
 
 # All of them
