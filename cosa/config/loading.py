@@ -40,9 +40,12 @@ class Config:
     name: str = "cosa"
     """The run folder is <output>/<name>."""
     output: str = "runs"
+    """The folder of all run folders, made if it is missing."""
     seed: int = 0
+    """Of all random numbers: weights, the order of the images, their augmentation; in
+    0..2^63 - 1."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
