@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,7 +48,18 @@ DEFAULT_CONFIG = "configs/demo.yaml"
 
 @distributed.processes()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, train, and return the exit code."""
+    """Train as the command line says; return the exit code."""
+    config, run, resume = read_arguments(arguments)
+    with memory_errors_explained():
+        return train(config, run, resume)
+
+
+def read_arguments(arguments: Sequence[str] | None) -> tuple[Config, RunFolder, bool]:
+    """What to train, where to, and whether to go on with what is there.
+
+    Raises:
+        UserError: the configuration is not usable, or there is no run to resume.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,12 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--resume takes its configuration from {given.resume}: "
                             f"leave out {given.config}, give key=value to change something")
         run = RunFolder(given.resume)
-        config = run.reopen(given.overrides)
-    else:
-        config = load_config(given.config or DEFAULT_CONFIG, given.overrides)
-        run = RunFolder(f"{config.output}/{config.name}")
-    with memory_errors_explained():
-        return train(config, run, resume=bool(given.resume))
+        return run.reopen(given.overrides), run, True
+    config = load_config(given.config or DEFAULT_CONFIG, given.overrides)
+    return config, RunFolder(f"{config.output}/{config.name}"), False
 
 
 def train(config: Config, run: RunFolder, resume: bool = False) -> int:
@@ -139,37 +148,39 @@ def fit(
         UserError: the training diverged; the last checkpoint is good.
         EvaluationStopped: a signal came during an evaluation.
     """
-    config, state, cotraining = session.config, session.state, session.cotraining
-    total, device = config.train.iterations, session.device
-    step = build_step(cotraining)
+    config, state = session.config, session.state
+    step = build_step(session.cotraining)
     started = time.monotonic() - state.seconds
+    total = config.train.iterations
     with progress_bar(total=total, initial=state.iteration, desc=config.name, unit="it") as bar:
         for batch in loader:
             if session.evaluation_due():
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
-            batch = to_device(batch, device)
+
+            batch = to_device(batch, session.device)
             distributed.reseed(config.seed, state.iteration)
-            try:
+            with divergence_explained(session, batch, train_set):
                 session.optimizer.zero_grad()
                 loss, terms = step(batch, state.iteration)
                 lr, norm = optimizer_step(
                     session.optimizer, loss, config.optimizer, state.iteration, total
                 )
                 session.log.add(state.iteration, loss, norm, terms, batch["index"])
-                cotraining.update_assignment(state.iteration)
+                session.cotraining.update_assignment(state.iteration)
                 state.iteration += 1
                 state.seconds = time.monotonic() - started
-                last = state.iteration == total
-                signal, by_clock = divmod(
-                    distributed.highest(2 * stop.signal + session.clock_due()), 2
+
+                # A signal reaches one process, the clock is the first one's: all are to know.
+                signal, overdue = distributed.highest_each(
+                    stop.signal, session.checkpoint_overdue()
                 )
-                saving = signal or last or by_clock or session.checkpoint_due()
+                saving = signal or overdue or session.checkpoint_due() or session.finished()
+                # Nothing is saved before it is known that the steps went well.
                 if saving or session.settling_due():
                     session.log.settle()
-            except NotFiniteError as error:
-                raise UserError(describe_divergence(error, session, batch, train_set)) from error
+
             bar.update()
-            if last or state.iteration % config.train.log_every == 0:
+            if session.logging_due():
                 log_training(session, bar, lr)
             if saving:
                 session.save()
@@ -246,22 +257,29 @@ def show_scores(bar: tqdm, iteration: int, scores: dict[str, Any]) -> None:
     bar.write(f"iteration {iteration}: " + ", ".join(shown))
 
 
-def describe_divergence(
-    error: NotFiniteError,
-    session: Session,
-    batch: dict[str, torch.Tensor],
-    dataset: SegmentationDataset,
-) -> str:
-    """One sentence about a step that was not finite: the present one, or one noticed late."""
-    iteration, index, about = session.state.iteration, batch["index"], ""
-    if isinstance(error, DivergedError):
-        iteration, index = error.iteration, error.index
-        about = f"terms: {', '.join(error.terms)}; " if error.terms else ""
-    indices = sum(distributed.gather(index.tolist()), start=[])
-    images = ", ".join(dataset.names[i] for i in indices)
-    return (f"the training diverged: {error} at iteration {iteration} ({about}"
-            f"images: {images}); lower optimizer.lr or set optimizer.clip_norm, "
-            f"and resume from {session.run.last} if it is there")
+@contextmanager
+def divergence_explained(
+    session: Session, batch: dict[str, torch.Tensor], dataset: SegmentationDataset
+) -> Iterator[None]:
+    """One sentence about a step that was not finite: the present one, or one noticed late.
+
+    Raises:
+        UserError: in place of a ``NotFiniteError``, which comes in all processes or in none.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        iteration, index, about = session.state.iteration, batch["index"], ""
+        if isinstance(error, DivergedError):
+            iteration, index = error.iteration, error.index
+            about = f"terms: {', '.join(error.terms)}; " if error.terms else ""
+        indices = sum(distributed.gather(index.tolist()), start=[])
+        images = ", ".join(dataset.names[i] for i in indices)
+        raise UserError(
+            f"the training diverged: {error} at iteration {iteration} ({about}images: {images}); "
+            "lower optimizer.lr or set optimizer.clip_norm, "
+            f"and resume from {session.run.last} if it is there"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ exclude; that score is ``miou_label_filtered`` and is never mixed up with the fo
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,20 +22,36 @@ from torch import Tensor, nn
 from cosa.cam import resize
 from cosa.core import distributed
 from cosa.core.device import weights_cast_once
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
+from cosa.core.numbers import without_nan
 from cosa.core.terminal import progress_bar
+from cosa.core.threads import parallel_map
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import network_input
 from cosa.metrics import average_precision, f1_scores, mean_over_present
-from cosa.pictures.panels import save_prediction_panel
 from cosa.predict import Prediction, multi_scale, scaled_size
 from cosa.scores import PixelScores, Seen
 
 _READERS = 3
+"""Threads that read images ahead; decoding releases the interpreter lock."""
 
 
 class EvaluationStopped(Exception):
     """``should_stop`` said so; there are no scores."""
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """What a picture of an image in an evaluation is made of."""
+
+    index: int
+    """Its number in the data set."""
+    image_labels: Tensor
+    """(C,) integers in main memory; positive means present."""
+    mask: np.ndarray | None
+    """(H, W) uint8; None if the data set has none of this image."""
+    prediction: Prediction
+    """Of a batch of 1, at the evaluation's ``image_size`` squared, on its device."""
 
 
 def evaluate(
@@ -51,16 +65,13 @@ def evaluate(
     batch_size: int = 4,
     coexistence_classes: Sequence[str] = (),
     device: torch.device | str = "cpu",
-    panels_folder: str | Path | None = None,
-    panels: int = 8,
-    perplexity_alpha: float = 0.8,
-    perplexity_beta: float = 1.0,
-    epsilon: float = 1.0,
     autocast: Callable[[], AbstractContextManager] | None = None,
     max_images: int = 0,
     boundary: bool = True,
     progress: bool = True,
     should_stop: Callable[[], bool] | None = None,
+    on_image: Callable[[ShownImage], None] | None = None,
+    shown: int = 8,
 ) -> dict[str, Any]:
     """Score ``network`` on ``dataset``.
 
@@ -74,14 +85,13 @@ def evaluate(
             where training fitted none: the scores at that threshold are None then.
         scales, flip: of ``predict.multi_scale``.
         coexistence_classes: names of the classes that ``cmiou`` averages.
-        panels_folder: where to write ``panels`` pictures, evenly spread over the data set.
-        perplexity_alpha, perplexity_beta, epsilon: pseudo-labels of a perplexity (Eq. 4) above
-            epsilon are hatched on the panels, which show M' at 0.5 where xi is None.
         autocast: makes the context in which the network runs; None for full precision.
         max_images: score only so many images, evenly spread; 0 for all.
         boundary: also compute the contour quality (``boundary_f``, ``jf``).
         progress: show a progress bar on stderr.
         should_stop: asked before each batch; it is enough if one process's says so.
+        on_image: called for ``shown`` of the scored images, evenly spread, once each is predicted;
+            each process calls its own for its images.
 
     Returns:
         JSON-serialisable scores in [0, 1], None where undefined:
@@ -105,47 +115,39 @@ def evaluate(
     started = time.perf_counter()
     coexistence = class_indices(coexistence_classes, dataset.classes)
     indices = _spread(range(len(dataset)), max_images or len(dataset))
-    shown = set(_spread(indices, panels)) if panels_folder is not None else set()
+    own = indices[distributed.rank() :: distributed.world()]
+    on_show = set(_spread(indices, shown)) if on_image is not None else set()
     pixels = PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
     logits, stopped = [], False
-    own = indices[distributed.rank() :: distributed.world()]
     whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
-    bar = progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress)
-    with bar, _eval_mode(network), torch.no_grad(), ThreadPoolExecutor(1) as counter:
+    with (
+        progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress) as bar,
+        closing(_read_ahead(dataset, own, image_size, 2 * batch_size)) as samples,
+        ThreadPoolExecutor(1) as counter,
+        _eval_mode(network),
+        torch.no_grad(),
+    ):
         counting = counter.submit(_count, pixels, ())
-        for batch in _batches(dataset, own, image_size, batch_size):
+        while batch := list(islice(samples, batch_size)):
             stopped = should_stop is not None and should_stop()
             if stopped:
                 break
             images = torch.stack([sample.image for sample in batch]).to(device)
-            scored = [k for k, s in enumerate(batch) if s.mask is not None or s.index in shown]
+            mapped = [k for k, s in enumerate(batch) if s.mask is not None or s.index in on_show]
             with autocast(), weights_cast_once(network):
                 output = network(resize(images, whole_patches))
-                if scored:
-                    prediction = multi_scale(network, images[scored], scales=scales, flip=flip)
+                if mapped:
+                    prediction = multi_scale(network, images[mapped], scales=scales, flip=flip)
             logits.append(output.logits.float().cpu())
             seen = []
-            for k, maps in zip(scored, _split(prediction) if scored else (), strict=True):
-                sample = batch[k]
-                labels = torch.from_numpy(np.asarray(dataset.labels[sample.index]))
-                if sample.mask is not None:
-                    size = sample.mask.shape
-                    seen.append((pixels.look(maps, labels.to(device), size), sample.mask))
-                if sample.index in shown:
-                    save_prediction_panel(
-                        Path(panels_folder) / f"{dataset.names[sample.index]}.png",
-                        image=dataset.image(sample.index),
-                        truth=sample.mask,
-                        prediction=maps,
-                        image_labels=labels,
-                        threshold=0.5 if thresholds[0] is None else thresholds[0],
-                        perplexity_alpha=perplexity_alpha,
-                        perplexity_beta=perplexity_beta,
-                        epsilon=epsilon,
-                        classes=dataset.classes,
-                        palette=dataset.palette,
-                    )
+            for k, maps in zip(mapped, _split(prediction) if mapped else (), strict=True):
+                index, mask = batch[k].index, batch[k].mask
+                labels = torch.from_numpy(np.asarray(dataset.labels[index]))
+                if mask is not None:
+                    seen.append((pixels.look(maps, labels, mask.shape), mask))
+                if index in on_show:
+                    on_image(ShownImage(index, labels, mask, maps))
             # The CPU counts one batch while the device works on the next.
             counting.result()
             counting = counter.submit(_count, pixels, seen)
@@ -154,7 +156,7 @@ def evaluate(
 
     if distributed.highest(stopped):
         raise EvaluationStopped
-    pixels.add_up()
+    distributed.add_up(*pixels.counts)
     scores = pixels.compute(dataset.classes, coexistence) if pixels.images else {}
     labels = np.asarray(dataset.labels)[indices]
     all_logits = _in_order(torch.cat(logits).numpy() if logits else labels[:0], len(indices))
@@ -162,7 +164,7 @@ def evaluate(
     scores["classification_f1"] = mean_over_present(f1_scores(all_logits, labels))
     scores["images"] = len(indices)
     scores["seconds"] = round(time.perf_counter() - started, 3)
-    return _without_nan(scores)
+    return without_nan(scores)
 
 
 @dataclass
@@ -172,26 +174,16 @@ class _Sample:
     mask: np.ndarray | None  # (H, W) uint8
 
 
-def _batches(
-    dataset: SegmentationDataset, indices: Sequence[int], size: int, batch_size: int
-) -> Iterator[list[_Sample]]:
-    """Batches in order, read ahead by a few threads (decoding releases the interpreter lock)."""
+def _read_ahead(
+    dataset: SegmentationDataset, indices: Sequence[int], size: int, ahead: int
+) -> Iterator[_Sample]:
+    """The samples in order, at most ``ahead`` of them read before they are asked for."""
 
     def read(index: int) -> _Sample:
         mask = dataset.mask(index) if dataset.has_masks else None
         return _Sample(index, network_input(dataset.image(index), size), mask)
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting: deque = deque()
-        batch: list[_Sample] = []
-        for position, index in enumerate(indices, start=1):
-            waiting.append(pool.submit(read, index))
-            last = position == len(indices)
-            while waiting and (last or len(waiting) > 2 * batch_size):
-                batch.append(waiting.popleft().result())
-                if len(batch) == batch_size or (last and not waiting):
-                    yield batch
-                    batch = []
+    return parallel_map(read, indices, _READERS, ahead)
 
 
 def _count(pixels: PixelScores, seen: Iterable[tuple[Seen, np.ndarray]]) -> None:
@@ -230,7 +222,7 @@ def class_indices(names: Sequence[str], classes: Sequence[str]) -> list[int]:
         if name not in classes:
             raise UserError(
                 f"evaluate.coexistence_classes: the data set has no class '{name}'"
-                f"{nearest(name, classes)}"
+                f"{did_you_mean(name, classes)}"
             )
     return [list(classes).index(name) for name in names]
 
@@ -243,10 +235,3 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN to None, which JSON knows."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

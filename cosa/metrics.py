@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cosa.core import IGNORE, distributed
+from cosa.core import IGNORE
 
 BOUNDARY_TOLERANCE = 0.008
 """Distance within which two contours match, as a share of the image diagonal (DAVIS)."""
@@ -92,11 +92,12 @@ class SegmentationMetrics:
             prediction = np.where(prediction == self.ignore_index, 0, prediction)
             self._contours.update(prediction.astype(dtype, copy=False), target)
 
-    def add_up(self) -> None:
-        """Add what the other processes counted, which have seen other images."""
-        distributed.add_up(self.confusion)
-        if self._contours is not None:
-            distributed.add_up(self._contours.contour, self._contours.unmatched)
+    @property
+    def counts(self) -> tuple[np.ndarray, ...]:
+        """The int64 arrays behind all scores; those of several sets of images add up in place."""
+        if self._contours is None:
+            return (self.confusion,)
+        return self.confusion, self._contours.contour, self._contours.unmatched
 
     def compute(self) -> dict[str, float | list[float]]:
         """Scores of all images so far.
@@ -273,9 +274,10 @@ class CamMetrics:
             self._histogram.shape
         )
 
-    def add_up(self) -> None:
-        """Add what the other processes counted, which have seen other images."""
-        distributed.add_up(self._histogram)
+    @property
+    def counts(self) -> tuple[np.ndarray, ...]:
+        """The int64 arrays behind all scores; those of several sets of images add up in place."""
+        return (self._histogram,)
 
     def confusion(self, threshold: float) -> np.ndarray:
         """(K, K) pixel counts at one of the thresholds given at construction."""

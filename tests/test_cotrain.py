@@ -73,10 +73,14 @@ def test_targets_of_absent_terms_are_not_made(monkeypatch):
         raise AssertionError("made for nothing")
 
     monkeypatch.setattr(targets, "seg_pseudo_labels", refuse)
-    build(loss={"s2c": 0.0}).step(make_batch(), 0)
+    _, terms = build(loss={"s2c": 0.0}).step(make_batch(), 0)
+    assert set(terms) == set(TERMS) - {"s2c"}
     monkeypatch.undo()
     monkeypatch.setattr(targets, "cam_pseudo_labels", refuse)
-    build(loss=only("cls", "s2c")).step(make_batch(), 0)
+    _, terms = build(loss=only("cls", "s2c")).step(make_batch(), 0)
+    assert set(terms) == {"cls", "s2c"}
+    with pytest.raises(AssertionError, match="made for nothing"):
+        build().step(make_batch(), 0)
 
 
 def test_the_assignment_network_rests_in_the_classification_stage(monkeypatch):

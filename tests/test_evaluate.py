@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from cosa.cam import resize
+from cosa.config import MethodConfig
 from cosa.core.errors import UserError
 from cosa.data.datasets import SegmentationDataset
 from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input
@@ -19,8 +20,9 @@ from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.pictures import panels
 from cosa.pictures.palette import voc_palette
-from cosa.predict import multi_scale
-from cosa.scores import CAM_THRESHOLDS, format_table
+from cosa.predict import Prediction, multi_scale
+from cosa.scores import CAM_THRESHOLDS, PixelScores, format_table
+from cosa.training.score import panel_writer
 
 
 class ColorNetwork(nn.Module):
@@ -79,6 +81,12 @@ def dataset():
 
 def run(dataset, network=None, **options):
     return evaluate(network or ColorNetwork(), dataset, **OPTIONS | options)
+
+
+def draw(dataset, folder, count, thresholds=(0.5, 0.5), **method):
+    """The scores of an evaluation that draws so many panels."""
+    writer = panel_writer(folder, dataset, thresholds[0], MethodConfig(**method))
+    return run(dataset, thresholds=thresholds, on_image=writer, shown=count)
 
 
 def without_time(scores):
@@ -150,14 +158,20 @@ def test_each_cam_has_its_own_threshold(dataset):
 
 def test_scores_at_a_threshold_that_was_never_fitted_are_none(dataset, tmp_path):
     fitted = run(dataset, coexistence_classes=("red",))
-    scores = run(dataset, coexistence_classes=("red",), thresholds=(None, 0.5),
-                 panels_folder=tmp_path, panels=1)
+    scores = run(dataset, coexistence_classes=("red",), thresholds=(None, 0.5))
     for key in ("cam_miou", "ensemble_cam_miou", "cam_cmiou"):
         assert scores[key] is None and fitted[key] is not None, key
     assert set(scores["cam_iou"].values()) == {None}
     for key in ("aux_cam_miou", "cam_best_miou", "miou", "cmiou"):
         assert scores[key] == fitted[key], key
-    assert scores.keys() == fitted.keys() and list(tmp_path.rglob("*.png"))
+    assert scores.keys() == fitted.keys()
+    draw(dataset, tmp_path / "none", 5, thresholds=(None, 0.5))
+    draw(dataset, tmp_path / "half", 5, thresholds=(0.5, 0.5))
+    drawn, expected = (
+        [path.read_bytes() for path in sorted((tmp_path / name).rglob("*.png"))]
+        for name in ("none", "half")
+    )
+    assert len(drawn) == 5 and drawn == expected
     assert "CAM mIoU" in format_table(scores)
     assert run(dataset, thresholds=(0.5, None))["aux_cam_miou"] is None
 
@@ -176,7 +190,7 @@ def test_panels_of_large_photographs_are_made_small(dataset, tmp_path, monkeypat
     monkeypatch.setattr(panels, "save_panel", lambda path, **parts: (
         sizes.append(parts["cam"].shape) or original(path, **parts)))
     large = Stripes(PAINTED[:1], TRUTH[:1], size=1000)
-    run(large, panels_folder=tmp_path, panels=1)
+    draw(large, tmp_path, 1)
     assert sizes == [(3, panels.MAX_HEIGHT, panels.MAX_HEIGHT)]
 
 
@@ -185,8 +199,10 @@ def test_panels_hatch_by_the_given_perplexity(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(
         panels, "save_panel", lambda path, **parts: hatched.append(parts["uncertain"][:, 0].mean())
     )
-    for options in ({}, {"epsilon": 0.0}, {"perplexity_alpha": 0.01}, {"perplexity_beta": 9.0}):
-        run(dataset, panels_folder=tmp_path, panels=1, thresholds=(0.7, 0.5), **options)
+    for options in (
+        {}, {"csc_epsilon": 0.0}, {"perplexity_alpha": 0.01}, {"perplexity_beta": 9.0}
+    ):
+        draw(dataset, tmp_path, 1, thresholds=(0.7, 0.5), **options)
     # d = 1 in the first column: perplexity -log(0.8) = 0.22, or -log(0.01) = 4.6
     assert hatched == [0.0, 1.0, 1.0, 0.0]
 
@@ -237,14 +253,50 @@ def test_max_images_are_spread(dataset):
 
 
 def test_panels(dataset, tmp_path):
-    run(dataset, panels_folder=tmp_path, panels=2)
+    draw(dataset, tmp_path, 2)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert files == ["folder/1.png", "folder/3.png"]
     dataset.has_masks = False
-    run(dataset, panels_folder=tmp_path / "no_masks", panels=9)
+    draw(dataset, tmp_path / "no_masks", 9)
     panels = list((tmp_path / "no_masks").rglob("*.png"))
     assert len(panels) == 5
     assert Image.open(panels[0]).width < Image.open(tmp_path / files[0]).width
+
+
+def test_shown_images_are_what_was_scored(dataset):
+    shown = []
+    expected = without_time(run(dataset))
+    assert without_time(run(dataset, on_image=shown.append, shown=3)) == expected
+    assert [image.index for image in shown] == [0, 2, 4]
+    for image in shown:
+        assert image.image_labels.tolist() == dataset.labels[image.index].tolist()
+        np.testing.assert_array_equal(image.mask, dataset.truth[image.index])
+        assert image.prediction.seg.shape == (1, 4, 32, 32)
+        painted = torch.from_numpy(dataset.painted[image.index])
+        assert torch.equal(image.prediction.seg[0].argmax(dim=0), painted.long())
+    run(dataset, on_image=shown.append, shown=0)
+    assert len(shown) == 3
+
+
+def test_labels_of_equal_logits_are_the_first_ones():
+    logits = torch.randint(3, (4, 9, 11), generator=torch.Generator().manual_seed(0)).float()
+    labels = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    assert (logits.sort(dim=0).values.diff(dim=0)[-1] == 0).any(), "there are ties"
+    cam = torch.zeros(1, 3, 9, 11)
+    seen = PixelScores(3, (0.5, 0.5), boundary=False).look(
+        Prediction(cam, cam, logits[None]), labels, (9, 11))
+    np.testing.assert_array_equal(seen.seg, logits.numpy().argmax(axis=0))
+    logits[1] = -torch.inf
+    np.testing.assert_array_equal(seen.filtered, logits.numpy().argmax(axis=0))
+    assert seen.seg.dtype == seen.filtered.dtype == np.uint8
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_network_keeps_its_mode(dataset, training):
+    network = ColorNetwork().train(training)
+    network.part = nn.Dropout().train(training)
+    run(dataset, network)
+    assert network.training is network.part.training is training
 
 
 def test_network_keeps_its_mode_even_after_an_error(dataset):

@@ -186,6 +186,17 @@ def test_contrastive_separation_by_hand():
     assert loss.item() == pytest.approx(2 * pair / 3)  # the third anchor has no partner
 
 
+@pytest.mark.parametrize("epsilon", [1.0, 0.5, 0.0])
+def test_a_perplexity_of_just_epsilon_makes_an_anchor(epsilon):
+    cam, labels = randn(1, 3, 2, 4), torch.tensor([[[0, 0, 1, 1], [1, 0, 0, 1]]])
+    doubt = torch.full((1, 2, 4), epsilon, dtype=torch.float64)
+    expected = contrastive_separation(cam, labels, doubt - 1, epsilon)
+    assert expected > 0
+    assert contrastive_separation(cam, labels, doubt, epsilon) == expected
+    above = torch.nextafter(doubt, doubt + 1)
+    assert contrastive_separation(cam, labels, above, epsilon) == 0
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.07])
 @pytest.mark.parametrize("epsilon", [1.0, 0.8])
 def test_contrastive_separation_agrees_with_the_equations(epsilon, temperature):
@@ -258,9 +269,12 @@ def test_contrastive_separation_never_counts_padding():
 
 def test_contrastive_separation_is_stable_at_low_temperature():
     cam = randn(1, 3, 4, 4).float().requires_grad_()
-    loss = contrastive_separation(cam, labels_of(1, 4, 4), torch.zeros(1, 4, 4), temperature=1e-3)
+    labels, doubt = labels_of(1, 4, 4), torch.zeros(1, 4, 4)
+    loss = contrastive_separation(cam, labels, doubt, temperature=1e-3)
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(cam.grad).all()
+    exact = contrastive_separation(cam.detach().double(), labels, doubt, temperature=1e-3)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5) and loss > 100
+    assert torch.isfinite(cam.grad).all()
 
 
 # All of them

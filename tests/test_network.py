@@ -196,7 +196,7 @@ def test_sizes_that_do_not_fit_the_patches(size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"encoder": "vit_bse_patch16_224"}, "did you mean vit_base_patch16_224"),
+        ({"encoder": "vit_bse_patch16_224"}, "did you mean 'vit_base_patch16_224'"),
         ({"encoder": "resnet18"}, "vit_base_patch16_224"),
         ({"encoder": "swin_tiny_patch4_window7_224"}, "plain ViT"),
         ({"encoder": "vit_tiny_patch16_224.no_such_tag"}, "no_such_tag"),

@@ -8,7 +8,6 @@ naming the key and the nearest known one. The sections are in ``cosa/config/sect
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from cosa.config.sections import (
     ThresholdConfig,
     TrainConfig,
 )
-from cosa.core.errors import UserError
+from cosa.core.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,12 @@ class Config:
     name: str = "cosa"
     """The run folder is <output>/<name>."""
     output: str = "runs"
+    """The folder of all run folders, made if it is missing."""
     seed: int = 0
+    """Of all random numbers: weights, the order of the images, their augmentation; in
+    0..2^63 - 1."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -194,8 +196,7 @@ def _unknown(key: str, source: str) -> str:
     known = list(_all_keys(Config))
     # The right word in the wrong section is meant more often than the nearest spelling.
     moved = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, moved or known, n=1, cutoff=0.0)
-    return f"unknown key '{key}' in {source}: did you mean '{near[0]}'?"
+    return f"unknown key '{key}' in {source}{did_you_mean(key, moved or known, cutoff=0.0)}"
 
 
 def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:

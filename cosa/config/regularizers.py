@@ -44,7 +44,7 @@ class FeatureSimilarityOptions:
     mu: float = 2.5
     """Sets the colour difference above which two pixels count as different."""
     sigma: float = 5.0
-    """Reach of the comparison, in cells of the grid."""
+    """Reach of the comparison: the standard deviation of its Gaussian, in pixels of the grid."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start", "grid")
@@ -133,7 +133,8 @@ class CycleAssociationOptions:
     aggregation: float = 0.5
     """Share of its surroundings in a target pixel's feature."""
     perplexity: float = 1.0
-    """Source pixels are those of at most this perplexity; its sources are labelled by hand."""
+    """Source pixels are those whose pseudo-label has at most this perplexity; the paper's sources
+    are labelled by hand."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight", "start", "feature", "probability", "lsr", "perplexity")

@@ -29,27 +29,39 @@ class DataConfig:
     root: str = ""
     """Folder of the data set (voc, coco); relative paths below start here (folder)."""
     train_split: str = ""
-    """Empty: the data set's own (voc: train_aug, coco: train2014)."""
+    """Training images (voc, coco); empty: the data set's own, voc: train_aug, coco: train2014."""
     val_split: str = ""
+    """Images to score on (voc, coco); empty: voc: val, coco: val2014."""
     workers: int = -1
-    """Loader processes; -1 takes what the machine has."""
+    """Processes that load images; 0 loads in the training process, -1 takes one for each core that
+    may be used but one, at most 8."""
     scenes_seed: int = 0
+    """scenes: the images are a function of it; at least 0."""
     scenes_train: int = 1200
+    """scenes: number of generated training images."""
     scenes_val: int = 150
+    """scenes: number of generated validation images."""
     scenes_test: int = 300
+    """scenes: number of generated test images, which the final scores are of."""
     scenes_size: int = 96
-    """Side of the generated images in pixels."""
+    """scenes: side of the generated images in pixels, at least 32."""
     images: str = ""
     """folder: training images, nested folders allowed."""
     labels: str = ""
-    """folder: CSV with a header `image,labels`, labels joined by `;`."""
+    """folder: CSV with a header `image,labels`, labels joined by `;`, or a column of 0 and 1 for
+    each class."""
     masks: str = ""
     """folder: masks (PNG of class indices) for evaluation, never read in training."""
     classes: str = ""
     """folder: text file with one class name per line; empty: the names in the CSV, sorted."""
     val_images: str = ""
+    """folder: images to score on; empty: the training images, of which those that have a mask if
+    masks is set."""
     val_labels: str = ""
+    """folder: CSV of the images to score on, like labels; empty: that of the training images, or,
+    with val_images, labels from the masks."""
     val_masks: str = ""
+    """folder: masks of the images to score on; empty: masks, or, with val_images, none."""
 
     def __post_init__(self) -> None:
         one_of(self, "name", ("scenes", "voc", "coco", "folder"))
@@ -64,17 +76,23 @@ class AugmentConfig:
     """The two views of a training image."""
 
     crop_size: int = 448
+    """Side of both views in pixels, a multiple of the encoder's patch size; smaller images are
+    padded, and padding is never supervised."""
     scale_min: float = 0.5
+    """Least random factor by which an image is scaled before it is cropped."""
     scale_max: float = 2.0
+    """Largest such factor."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     blur: float = 0.5
     """Probability of a Gaussian blur in both views."""
     blur_min: float = 0.1
+    """Least standard deviation of the blur, in pixels of the crop."""
     blur_max: float = 2.0
-    """Radius of the blur in pixels."""
+    """Largest such deviation."""
     strong: bool = True
-    """Off: both views are the weak one."""
+    """Give the strong view, which the online network sees, a random colour operation; off: both
+    views are the weak one."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "crop_size")
@@ -94,14 +112,17 @@ class ModelConfig:
     pretrained: bool = True
     """Start from ImageNet weights: a file in weights/, else timm's hub."""
     weights: str = ""
-    """A file with encoder weights; empty: weights/<encoder>.*"""
+    """A file with encoder weights; empty: weights/<encoder>.*, if there is one."""
     aux_layer: int = -3
     """Block whose tokens feed the auxiliary classifier; negative: counted from the end."""
     aux_norm: bool = False
     """Layer-normalise the auxiliary tokens."""
     decoder_width: int = 512
+    """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = 5
+    """Dilation of its 3x3 convolutions, in tokens."""
     freeze_position_embedding: bool = True
+    """Keep the encoder's absolute position embedding as it was pretrained, as the release does."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "decoder_width", "decoder_dilation")
@@ -112,10 +133,13 @@ class TeacherConfig:
     """The assignment network: an average of the online network over time."""
 
     momentum: float = 0.9994
+    """Share of the average that an iteration keeps, in [0, 1]; 0 copies the online network."""
     momentum_ramp: bool = False
     """Use min(momentum, (1+t)/(10+t)) at iteration t: for short trainings."""
     scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    """Factors of the crop's size at which it sees the weak view; its maps are fused."""
     flip: bool = True
+    """See the mirrored view at each scale, too."""
 
     def __post_init__(self) -> None:
         unit(self, "momentum")
@@ -127,18 +151,24 @@ class ThresholdConfig:
     """The confidence at which a CAM becomes foreground, Eq. (6) of CoSA."""
 
     dynamic: bool = True
+    """Fit it to the confidences of the last batches; off: it stays at fixed."""
     fixed: float = 0.5
-    """Used when dynamic is off."""
+    """The threshold when dynamic is off, in [0, 1]."""
     queue_length: int = 100
     """Batches in the queue that the mixture is fitted to."""
     initial: float = 0.5
+    """The threshold before the first fit, in [0, 1]."""
     smoothing: float = 0.99
-    """Decay of the moving average over the fits; 0 takes the newest fit."""
+    """Decay of the moving average over the fits, in [0, 1), the release's; 0 takes the newest
+    fit."""
     min_confidence: float = 0.05
-    """Confidences up to here are left out of the fit; 0 or negative keeps all."""
+    """Confidences up to here are left out of the fit, as in the release; 0 or negative keeps
+    all."""
     variance_floor: float = 1e-4
+    """Least variance of either Gaussian of the mixture, above 0: no fit to a few equal values."""
     cell: int = 16
-    """Confidences are averaged over squares of this side (pixels) before the fit."""
+    """Confidences are averaged over squares of this side before the fit, in pixels of the crop;
+    16 is the patch size of the paper's encoder."""
 
     def __post_init__(self) -> None:
         unit(self, "fixed", "initial")
@@ -153,11 +183,17 @@ class LossConfig:
     """Weights of the terms of Eq. (12) of CoSA; 0 switches a term off."""
 
     cls: float = 1.0
+    """Classification by the final tokens against the image's labels."""
     cls_aux: float = 1.0
+    """Classification by the auxiliary tokens."""
     c2s: float = 0.1
+    """CAM2Seg, Eq. (5): the segmentation against pseudo-labels of the CAM."""
     c2s_aux: float = 0.1
+    """CAM2Seg against pseudo-labels of the auxiliary CAM."""
     s2c: float = 0.05
+    """Seg2CAM, Eq. (8): the CAM against pseudo-labels of the segmentation."""
     csc: float = 0.1
+    """Contrastive separation, Eq. (9)-(11): CAMs of unlike positions part."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, *(f.name for f in dataclasses.fields(self)))
@@ -168,16 +204,22 @@ class MethodConfig:
     """What the terms are made of."""
 
     perplexity_alpha: float = 0.8
+    """lambda alpha of the perplexity, Eq. (4), in (0, 1]; larger values lower the least one."""
     perplexity_beta: float = 1.0
+    """lambda beta, the exponent of the perplexity, above 0; smaller values weigh doubtful
+    positions more like certain ones."""
     raw: bool = True
     """Reliability based adaptive weighting of CAM2Seg, Eq. (5)."""
     temperature: float = 0.01
-    """Of the softmax that sharpens the segmentation pseudo-labels, Eq. (7)."""
+    """tau of the softmax that sharpens the segmentation pseudo-labels, Eq. (7); above 0."""
     csc_epsilon: float = 1.0
-    """Contrastive separation looks at positions of at most this perplexity."""
+    """epsilon of Eq. (9)-(11): contrastive separation looks at positions of at most this
+    perplexity; panels hatch those above it."""
     csc_temperature: float = 0.5
+    """Of the cosines that contrastive separation compares, above 0; the paper gives none."""
     cls_iterations: int = 6000
-    """Train with the classification terms alone for so long."""
+    """Iterations at the start with the classification terms alone: the CAMs must mean something
+    before they supervise."""
     s2c_start: int = 6000
     """Iteration at which Seg2CAM joins: the decoder must have learned something."""
 
@@ -193,13 +235,19 @@ class OptimizerConfig:
     """AdamW, linear warm-up, polynomial decay."""
 
     lr: float = 6e-5
+    """The encoder's learning rate at its peak, after the warm-up."""
     head_lr_factor: float = 10.0
     """Classifiers and decoder learn so much faster than the encoder."""
     weight_decay: float = 0.01
+    """AdamW's; biases, norms, tokens and the position embedding have none."""
     beta1: float = 0.9
+    """Decay of AdamW's mean of the gradients, in [0, 1)."""
     beta2: float = 0.999
+    """Decay of AdamW's mean of their squares, in [0, 1)."""
     warmup_iterations: int = 1500
+    """Iterations in which the learning rate rises linearly to its peak; 0 for none."""
     power: float = 0.9
+    """Exponent of the decay (1 - t/T)^power afterwards; 0 keeps the peak."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
 
@@ -215,7 +263,9 @@ class TrainConfig:
     """The loop."""
 
     iterations: int = 32000
+    """Steps of the whole training, over which the learning rate falls towards 0."""
     batch_size: int = 4
+    """Images in a step, of all processes and parts together."""
     precision: str = "auto"
     """auto (bf16 on CUDA, float32 on CPU), bf16 or fp32."""
     tf32: bool = True
@@ -228,14 +278,15 @@ class TrainConfig:
     """For small cards: make each step in so many parts of the batch. The result is the same, but
     for regularizers, which see each part as a batch of its own."""
     log_every: int = 50
+    """Iterations between lines of metrics.jsonl, which hold the means since the last one."""
     evaluate_every: int = 2000
-    """0 evaluates at the end only."""
+    """Iterations between evaluations on the validation images; 0 evaluates at the end only."""
     checkpoint_every: int = 1000
     """Iterations after which last.pth is written."""
     checkpoint_minutes: float = 10.0
     """It is also written when the last one is so old; 0: after iterations alone."""
     keep_checkpoints: int = 2
-    """last.pth and those before it, in case that it cannot be read."""
+    """How many are kept: last.pth and those before it, in case that it cannot be read."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "batch_size", "log_every", "checkpoint_every",
@@ -252,16 +303,19 @@ class EvaluateConfig:
     """How a network is scored."""
 
     image_size: int = 448
-    """Images are squashed to this side, their predictions resized back."""
+    """Images are squashed to this side in pixels, their predictions resized back."""
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 0.75, 1.25)
+    """Factors of image_size at which the network sees an image; its maps are fused."""
     flip: bool = True
+    """See the mirrored image at each scale, too."""
     batch_size: int = 4
+    """Images in a pass through the network, in each process."""
     coexistence_classes: tuple[str, ...] = ()
     """Names of the classes that C-mIoU averages."""
     panels: int = 8
-    """Pictures written at each evaluation."""
+    """Pictures written at each evaluation, of images evenly spread over the data set; 0: none."""
     max_images: int = 0
-    """Score so many images only; 0 scores all."""
+    """Score so many images only, evenly spread; 0 scores all."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "batch_size")

@@ -153,11 +153,16 @@ def all_mean(tensor: Tensor) -> Tensor:
 
 def highest(number: int) -> int:
     """The highest of the processes' numbers: one of them asks, and all know."""
+    return highest_each(number)[0]
+
+
+def highest_each(*numbers: int) -> tuple[int, ...]:
+    """:func:`highest` of several numbers, each by itself, in one exchange."""
     if world() == 1:
-        return number
-    shared = torch.tensor(int(number))
+        return numbers
+    shared = torch.tensor([int(number) for number in numbers])
     dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return int(shared)
+    return tuple(shared.tolist())
 
 
 def barrier() -> None:

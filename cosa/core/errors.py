@@ -58,9 +58,13 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: "; did you mean 'x'?", or nothing if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A hint for a misspelt name: "; did you mean 'x'?", or nothing if none is close.
+
+    Args:
+        cutoff: how alike the nearest must be, in 0..1 (``difflib``'s ratio); 0 takes any.
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 

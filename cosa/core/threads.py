@@ -6,9 +6,14 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_READ_THREADS = 16
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """What Linux grants a container: microseconds of processor time, or max, and per how many."""
@@ -26,17 +31,10 @@ def core_count() -> int:
             cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
     return cores
 
-READ_THREADS = 16
 
-
-def in_threads(function: Callable, items: Iterable) -> list:
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """``[function(item) for item in items]`` by threads, for work that waits for the disk."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(function, items, chunksize=64))
-
-Item = TypeVar("Item")
-
-Result = TypeVar("Result")
+    return list(parallel_map(function, items, _READ_THREADS, 4 * _READ_THREADS))
 
 
 def parallel_map(
@@ -48,7 +46,7 @@ def parallel_map(
     finished and the rest dropped. An exception of ``function`` is raised at its item's turn.
     """
     pool = ThreadPoolExecutor(workers)
-    pending = deque()
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosa.config import DataConfig
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
 from cosa.data.coco import CocoDataset
 from cosa.data.datasets import SegmentationDataset, expanded
@@ -49,7 +49,7 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
     if data.name == "folder":
         return _folder(data, training)
     raise UserError(
-        f"data.name: there is no data set '{data.name}'{nearest(data.name, DATASETS)}; "
+        f"data.name: there is no data set '{data.name}'{did_you_mean(data.name, DATASETS)}; "
         f"choose one of {', '.join(DATASETS)}"
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cosa.core import IGNORE
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.datasets import FileDataset, existing_folder, expanded, label_rows, read_mask
@@ -159,7 +159,8 @@ class Instances:
 
     def _class_index(self, name: str) -> int:
         if name not in CLASSES:
-            raise UserError(f"{self.path}: '{name}' is no class of COCO{nearest(name, CLASSES)}")
+            hint = did_you_mean(name, CLASSES)
+            raise UserError(f"{self.path}: '{name}' is no class of COCO{hint}")
         return CLASSES.index(name)
 
     def labels(self) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.core import IGNORE
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.datasets import FileDataset, existing_folder, label_rows, read_mask
@@ -194,14 +194,14 @@ def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> 
         name = written_names.find(written)
         if name is None:
             raise UserError(
-                f"{where}: there is no image '{written}'{nearest(written, by_written)}; "
+                f"{where}: there is no image '{written}'{did_you_mean(written, by_written)}; "
                 "names are relative to the folder of images"
             )
         if name in rows:
             raise UserError(f"{where}: the image '{written}' has a row already; remove one")
         unknown = next((label for label in labels if label not in indices), None)
         if unknown is not None:
-            raise UserError(f"{where}: '{unknown}' is no class{nearest(unknown, classes)}")
+            raise UserError(f"{where}: '{unknown}' is no class{did_you_mean(unknown, classes)}")
         rows[name] = [indices[label] for label in labels]
     return rows
 

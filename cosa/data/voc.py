@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.datasets import FileDataset, existing_folder, expanded, label_rows
@@ -58,7 +58,7 @@ class VocDataset(FileDataset):
         if not path.is_file():
             known = [other.stem for other in sorted(path.parent.glob("*.txt"))]
             raise UserError(
-                f"{path}: there is no such list of images{nearest(split, known)}; "
+                f"{path}: there is no such list of images{did_you_mean(split, known)}; "
                 "set data.train_split or data.val_split to the name of one"
             )
         try:
@@ -116,5 +116,6 @@ def read_objects(path: Path) -> set[int]:
     names = {(element.text or "").strip() for element in tree.iterfind("object/name")}
     unknown = sorted(names.difference(CLASSES))
     if unknown:
-        raise UserError(f"{path}: '{unknown[0]}' is no class of VOC{nearest(unknown[0], CLASSES)}")
+        hint = did_you_mean(unknown[0], CLASSES)
+        raise UserError(f"{path}: '{unknown[0]}' is no class of VOC{hint}")
     return {CLASSES.index(name) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cosa.core.errors import UserError
+from cosa.core.errors import UserError, did_you_mean
 
 # What the network itself decides about the encoder; the rest of timm's options is the user's.
 RESERVED_OPTIONS = (
@@ -36,9 +35,8 @@ def build_encoder(name: str, options: Mapping[str, Any]) -> nn.Module:
     if reserved:
         raise UserError(f"model.encoder_options.{reserved[0]} is set by the network: remove it")
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.encoder={name} is not a model of timm {timm.__version__}{hint}")
+        raise UserError(f"model.encoder={name} is not a model of timm {timm.__version__}"
+                        f"{did_you_mean(name.split('.')[0], timm.list_models())}")
     try:
         encoder = timm.create_model(
             name, pretrained=False, num_classes=0, dynamic_img_size=True, **options

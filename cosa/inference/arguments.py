@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from cosa.core.errors import nearest
+from cosa.core.errors import did_you_mean
 from cosa.inference.jobs import SUFFIXES
 
 
@@ -19,7 +19,7 @@ def kinds(text: str) -> tuple[str, ...]:
     if unknown is not None or not chosen:
         known = f"; choose from {','.join(SUFFIXES)}"
         raise argparse.ArgumentTypeError(
-            f"'{unknown or text}' cannot be saved{nearest(unknown or '', SUFFIXES) or known}"
+            f"'{unknown or text}' cannot be saved{did_you_mean(unknown or '', SUFFIXES) or known}"
         )
     return chosen
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cosa.checkpoint import TrainedNetwork
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.crf import PRESETS
 from cosa.inference.command_line import Options
 from cosa.inference.labels import ImageLabels
@@ -27,7 +27,7 @@ def choose_crf(options: Options) -> CrfSettings | None:
     if options.crf not in PRESETS:
         known = f"; choose one of {', '.join(PRESETS)}"
         raise UserError(f"--crf {options.crf or repr('')} is no preset"
-                        f"{nearest(options.crf, PRESETS) or known}")
+                        f"{did_you_mean(options.crf, PRESETS) or known}")
     own = {
         "iterations": options.crf_iterations,
         "gaussian": options.crf_gaussian,

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from cosa.core import distributed
-from cosa.core.errors import nearest
+from cosa.core.errors import did_you_mean
 from cosa.core.threads import core_count
 from cosa.inference.arguments import (
     filled,
@@ -188,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
         options = [word.partition("=")[0] for word in rest if re.match("-+[a-z]", word)]
         if options:
             known = self._option_string_actions
-            hint = nearest(options[0], known) or "; --help lists all options"
+            hint = did_you_mean(options[0], known) or "; --help lists all options"
             self.error(f"there is no option {options[0]}{hint}")
         if rest:
             self.error(f"'{rest[0]}' is one argument too many: give one folder or image, or a "

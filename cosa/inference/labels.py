@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosa.core.errors import UserError, nearest
+from cosa.core.errors import UserError, did_you_mean
 from cosa.data.folder import Names, composed, read_labels
 
 
@@ -63,7 +63,7 @@ def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:
         if unknown is not None:
             raise UserError(
                 f"{path}, line {line}: '{unknown}' is no class of the weights"
-                f"{nearest(unknown, numbers) or '; take it out of the file'}"
+                f"{did_you_mean(unknown, numbers) or '; take it out of the file'}"
             )
         if image in rows:
             raise UserError(f"{path}, line {line}: the image '{image}' has a row already")

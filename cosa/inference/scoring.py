@@ -91,7 +91,7 @@ class Scorer:
 
     def add_up(self) -> None:
         """Add what the other processes scored."""
-        self.metrics.add_up()
+        distributed.add_up(*self.metrics.counts)
         self.images = sum(distributed.gather(self.images))
 
     def _truth(self, name: str) -> Path:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cosa.config import Config
+from cosa.config import Config, MethodConfig
 from cosa.core.device import choose_autocast
 from cosa.data import SegmentationDataset
-from cosa.evaluate import evaluate
+from cosa.evaluate import ShownImage, evaluate
 from cosa.network import CoSANetwork
+from cosa.pictures.panels import save_prediction_panel
 
 
 def score(
@@ -26,9 +27,17 @@ def score(
     Args:
         network: evaluated on the device where it is.
         thresholds: (xi, xi_aux), in [0, 1] or None.
-        panels_folder: where to write pictures.
+        panels_folder: where to write ``evaluate.panels`` pictures; None for none.
+        should_stop: of ``cosa.evaluate.evaluate``.
+
+    Raises:
+        UserError: a coexistence class is unknown.
+        EvaluationStopped: ``should_stop`` returned True.
     """
-    options, method = config.evaluate, config.method
+    options = config.evaluate
+    on_image = None
+    if panels_folder is not None:
+        on_image = panel_writer(panels_folder, dataset, thresholds[0], config.method)
     device = next(network.parameters()).device
     return evaluate(
         network,
@@ -40,15 +49,41 @@ def score(
         batch_size=options.batch_size,
         coexistence_classes=options.coexistence_classes,
         device=device,
-        panels_folder=panels_folder if options.panels else None,
-        panels=options.panels,
-        perplexity_alpha=method.perplexity_alpha,
-        perplexity_beta=method.perplexity_beta,
-        epsilon=method.csc_epsilon,
         autocast=choose_autocast(device, config.train.precision),
         max_images=options.max_images,
         should_stop=should_stop,
+        on_image=on_image,
+        shown=options.panels,
     )
+
+
+def panel_writer(
+    folder: Path, dataset: SegmentationDataset, threshold: float | None, method: MethodConfig
+) -> Callable[[ShownImage], None]:
+    """What draws images of an evaluation, each into ``folder`` under its name in the data set.
+
+    Args:
+        threshold: xi in [0, 1], where M' becomes a pseudo-label; None where training fitted none,
+            it is drawn at 0.5 then.
+        method: whose perplexity decides where the pseudo-label is hatched: above ``csc_epsilon``.
+    """
+
+    def write(shown: ShownImage) -> None:
+        save_prediction_panel(
+            folder / f"{dataset.names[shown.index]}.png",
+            image=dataset.image(shown.index),
+            truth=shown.mask,
+            prediction=shown.prediction,
+            image_labels=shown.image_labels,
+            threshold=0.5 if threshold is None else threshold,
+            perplexity_alpha=method.perplexity_alpha,
+            perplexity_beta=method.perplexity_beta,
+            epsilon=method.csc_epsilon,
+            classes=dataset.classes,
+            palette=dataset.palette,
+        )
+
+    return write
 
 
 def scored_split(config: Config) -> str:

@@ -62,26 +62,32 @@ class Session:
     def evaluation_due(self) -> bool:
         """Whether a periodic evaluation belongs to this iteration and has not been made."""
         every, done = self.config.train.evaluate_every, self.state.iteration
-        last = done >= self.config.train.iterations  # the final evaluation is not a periodic one
-        return every > 0 and done > self.state.evaluated and done % every == 0 and not last
+        if every == 0 or self.finished():  # the final evaluation is not a periodic one
+            return False
+        return done > self.state.evaluated and done % every == 0
+
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.state.iteration >= self.config.train.iterations
+
+    def logging_due(self) -> bool:
+        """Whether a line of metrics.jsonl belongs to this iteration."""
+        return self.finished() or self.state.iteration % self.config.train.log_every == 0
 
     def settling_due(self) -> bool:
         """Whether the steps so far must be read, to be logged or evaluated.
 
         On a GPU the host does not wait for each step. On the CPU it has waited already.
         """
-        done, train = self.state.iteration, self.config.train
-        return (
-            self.device.type == "cpu" or self.log.full or done == train.iterations
-            or done % train.log_every == 0 or self.evaluation_due()
-        )
+        waited = self.device.type == "cpu"
+        return waited or self.log.full or self.logging_due() or self.evaluation_due()
 
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint belongs to this iteration; evaluations come after it."""
         return self.state.iteration % self.config.train.checkpoint_every == 0
 
-    def clock_due(self) -> bool:
-        """Whether the last checkpoint is old; the first of several processes decides that."""
+    def checkpoint_overdue(self) -> bool:
+        """Whether the last checkpoint is old by the clock, which the first process looks at."""
         age = time.monotonic() - self._saved_at
         return is_main() and 0 < self.config.train.checkpoint_minutes * 60 <= age
 
@@ -95,8 +101,7 @@ class Session:
         self.run.log_evaluation(self.state.iteration, scores)
         self.keep_best(scores)
         self.state.evaluated = self.state.iteration
-        last = self.state.iteration == self.config.train.iterations
-        if last or not self.checkpoint_due():
+        if self.finished() or not self.checkpoint_due():
             self.save()  # or a resumed run would repeat the evaluation
         # Else the checkpoint from before it is good enough: large ones take seconds to write.
         return scores

@@ -1,11 +1,10 @@
 import dataclasses
-import sys
 
 import pytest
 from PIL import Image
 
 from cosa.config import Config, from_dict, load_config, to_dict, to_yaml
-from cosa.core.errors import UserError, run_program
+from cosa.core.errors import UserError
 from tests.helpers.tiny import ROOT, tiny_tree, write_yaml
 
 
@@ -262,49 +261,3 @@ def test_no_yaml_tag_makes_objects(tmp_path):
 def test_an_empty_file_gives_the_defaults(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "empty.yaml") == Config() == load_config()
-
-
-def leave(main, capsys):
-    with pytest.raises(SystemExit) as left:
-        run_program(main)
-    return left.value.code, capsys.readouterr()
-
-
-def test_run_program_prints_one_line_for_a_users_mistake(capsys):
-    def main():
-        raise UserError("the file x is not there: check the path")
-
-    code, printed = leave(main, capsys)
-    assert code == 2 and printed.out == ""
-    assert printed.err == "error: the file x is not there: check the path\n"
-
-
-def test_run_program_passes_exit_codes_on(capsys):
-    assert leave(lambda: 143, capsys)[0] == 143
-    assert leave(lambda: None, capsys)[0] == 0
-
-
-@pytest.mark.parametrize("error, words", [
-    (OSError(28, "No space left on device", "runs/a/metrics.jsonl"), "metrics.jsonl"),
-    (PermissionError(13, "Permission denied"), "Permission denied"),
-])
-def test_run_program_tells_what_the_system_refuses(capsys, error, words):
-    def main():
-        raise error
-
-    code, printed = leave(main, capsys)
-    assert code == 2 and printed.err.startswith("error: ") and words in printed.err
-    assert printed.err.count("\n") == 1
-
-
-def test_run_program_leaves_after_ctrl_c_without_a_traceback(capsys):
-    def main():
-        raise KeyboardInterrupt
-
-    code, printed = leave(main, capsys)
-    assert code == 130 and "Traceback" not in printed.err
-
-
-def test_run_program_does_not_hide_defects():
-    with pytest.raises(ZeroDivisionError):
-        run_program(lambda: sys.exit(1 // 0))

@@ -285,9 +285,17 @@ def test_coco_damaged_label_cache(coco):
 
 
 def test_coco_images_may_lie_in_images(coco):
+    before = build(name="coco", root=str(coco))
+    pictures = [np.asarray(before.image(index)) for index in range(len(before))]
     (coco / "images").mkdir()
     (coco / "train2014").rename(coco / "images" / "train2014")
-    build(name="coco", root=str(coco)).check()
+    dataset = build(name="coco", root=str(coco))
+    dataset.check()
+    assert dataset.names == before.names and len(pictures) == 2
+    for index, picture in enumerate(pictures):
+        np.testing.assert_array_equal(dataset.image(index), picture)
+    with pytest.raises(UserError, match="train2014"):
+        before.image(0)
 
 
 def test_coco_mistakes_name_file_and_remedy(coco):

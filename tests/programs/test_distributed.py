@@ -141,6 +141,11 @@ def test_what_the_first_process_finds_all_know(both):
         assert result["shares"]["plan"] == ["0", 2]
 
 
+def test_what_one_process_asks_all_know(both):
+    for result in both[1]:
+        assert result["shares"]["highest"] == (1, 15, 1, 1)
+
+
 def test_random_numbers_differ_between_processes(both):
     first, second = (result["shares"]["random"] for result in both[1])
     assert not torch.equal(first, second)
@@ -300,6 +305,7 @@ def test_alone_nothing_is_exchanged(monkeypatch):
         assert not dist.is_initialized()
         assert distributed.all_sum(tensor) is distributed.all_mean(tensor) is tensor
         assert distributed.gather("x") == ["x"] and distributed.highest(3) == 3
+        assert distributed.highest_each(3, False) == (3, False)
         assert distributed.from_main(lambda: 5) == 5
         assert distributed.share_of_batch(3) == slice(0, 3)
         distributed.main_only(calls.append)(1)

@@ -605,6 +605,15 @@ def test_best_holds_the_assignment_network_at_its_best_score(tmp_path, monkeypat
     assert summary["miou"] == 0.9
 
 
+def test_of_equally_good_networks_the_earlier_is_kept(tmp_path, monkeypatch):
+    seen = fake_scores(monkeypatch, 0.4, 0.5, 0.5, 0.5)
+    assert train.main([configure(tmp_path, train={"evaluate_every": 4})]) == 0
+    kept = read(tmp_path / "runs" / "tiny" / "best.pth")["assignment"]
+    same = [all(torch.equal(kept[key], value) for key, value in network.items())
+            for network in seen]
+    assert same == [False, True, False, False], "iterations 4, 8 and 12, and the test images"
+
+
 def test_the_default_configuration_is_the_demo():
     assert (ROOT / train.DEFAULT_CONFIG).is_file()
     assert Path(train.DEFAULT_CONFIG).stem == "demo"

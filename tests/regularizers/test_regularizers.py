@@ -203,6 +203,7 @@ def test_all_padding_counts_nowhere(batch):
     empty = batch | {"valid": torch.zeros_like(batch["valid"])}
     total, terms = build(ON).step(empty, 6)
     assert total.isfinite() and all(term.isfinite() for term in terms.values())
+    assert {name for name, term in terms.items() if term != 0} == {"cls", "cls_aux"}
     total.backward()
 
 
@@ -283,7 +284,14 @@ def test_no_classifier_of_domains_without_its_loss():
 
 
 def test_a_checkpoint_from_before_there_were_regularizers_resumes():
-    cotraining = build({})
-    state = cotraining.state_dict()
+    saved, resumed = build({}), build({}, seed=1)
+    state = saved.state_dict()
     del state["regularizers"]
-    cotraining.load_state_dict(state)
+
+    def same(network):
+        mine, theirs = (getattr(each, network).state_dict() for each in (resumed, saved))
+        return all(torch.equal(value, theirs[key]) for key, value in mine.items())
+
+    assert not same("online") and not same("assignment")
+    resumed.load_state_dict(state)
+    assert same("online") and same("assignment")
