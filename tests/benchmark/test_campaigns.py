@@ -363,7 +363,7 @@ def test_runs_stop_when_the_program_changes(tiny, tmp_path, monkeypatch):
                  *BENCHMARK_TINY]
     with pytest.raises(UserError, match="the program was changed while the benchmark ran"):
         ablation.main(arguments)
-    assert looks == [str(tmp_path / "report.md")] * 3
+    assert set(looks) == {str(tmp_path / "report.md")}
     out = tmp_path / "out"
     assert not (tmp_path / "report.md").exists() and not (out / "ablation.json").exists()
     assert json.loads((out / "supervised-seed0" / MARKER).read_text())["finished"] is False

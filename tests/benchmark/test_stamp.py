@@ -1,5 +1,6 @@
 import datetime
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -24,6 +25,8 @@ def git(folder, *arguments):
 @pytest.fixture
 def program(tmp_path):
     """A checkout of a small program, with all committed."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     folder = tmp_path / "program"
     for name in ("train.py", "cosa/cam.py", "configs/demo.yaml", "docs/benchmarks.md", "README.md"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
