@@ -36,8 +36,7 @@ NEGLIGIBLE = 0.1
 this anywhere: with p <= q everywhere, its message is at most q times the sum of the kernels'
 weights (normalised rows sum to about 1)."""
 
-# With fewer, PyTorch's softmax over the last dimension is not vectorised on CPUs with AVX-512, and
-# takes up to 12 times as long.
+# With fewer, PyTorch's softmax over the last dimension is not vectorised on CPUs with AVX-512.
 _MIN_CHANNELS = 16
 
 
@@ -162,10 +161,8 @@ def _kernels(
     image: Tensor, gaussian: tuple[float, float], bilateral: tuple[float, float, float]
 ) -> list[Lattice]:
     """The weighted, normalised kernels, but for those of weight 0."""
-    # For the kernel of position, an exact separable Gaussian would do as well: as depthwise
-    # convolutions, with 21 channels of 500 x 375 pixels on one core, it takes 7 ms at sigma 1 and
-    # 15 ms at sigma 3, where the lattice takes 17 and 6. But with the lattice, as in pydensecrf,
-    # both programs agree to rounding; otherwise single pixels near contours differ by up to 0.1.
+    # For the kernel of position, an exact separable Gaussian would do as well. But with the
+    # lattice, as in pydensecrf, both programs agree to rounding.
     kernels = []
     if gaussian[0]:
         features = spatial_features(*image.shape[:2], gaussian[1], image.device)

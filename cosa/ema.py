@@ -62,7 +62,7 @@ class AssignmentNetwork(nn.Module):
         mine, theirs = list(self.network.parameters()), list(online.parameters())
         if [p.shape for p in mine] != [p.shape for p in theirs]:
             raise ValueError("the online network has another architecture than the average")
-        # One fused call: a loop over some 170 tensors costs more than the arithmetic.
+        # One fused call: a loop over the tensors costs more than the arithmetic.
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
         for average, current in zip(self.network.buffers(), online.buffers(), strict=True):
             average.copy_(current)

@@ -86,7 +86,7 @@ class SegmentationMetrics:
             self.num_classes, self.num_classes
         )
         if self._contours is not None:
-            # With bytes, the search for contours takes half as long as with 64 bits a pixel.
+            # With bytes, the search for contours is faster than with 64 bits a pixel.
             dtype = np.uint8 if self.num_classes <= 256 else np.int64
             target = np.where(ignored, 0, target).astype(dtype, copy=False)
             prediction = np.where(prediction == self.ignore_index, 0, prediction)

@@ -217,7 +217,7 @@ def _fit_mixture(frequency: np.ndarray, floor: float) -> tuple[np.ndarray, np.nd
     """Fit two Gaussians by EM from a start that depends on the histogram alone.
 
     Plain EM creeps where the Gaussians overlap; a squared extrapolation (SQUAREM: Varadhan and
-    Roland, 2008) after every second iteration reaches the same fixed point several times sooner.
+    Roland, 2008) after every second iteration reaches the same fixed point sooner.
     """
     weighted = _POWERS * frequency
     total = weighted.sum(axis=1)

@@ -271,7 +271,7 @@ class TrainConfig:
     tf32: bool = True
     """TensorFloat-32 for the float32 matrix products on CUDA."""
     compile: bool = False
-    """torch.compile for both networks: a minute or more at the start, then perhaps faster steps."""
+    """torch.compile for both networks: a slow start, then perhaps faster steps."""
     activation_checkpointing: bool = False
     """For small cards: keep less for the way back, and compute it again there."""
     accumulate: int = 1

@@ -55,8 +55,8 @@ class Replacement:
         """Put the file in its place; raises OSError if that fails.
 
         Its content is on the disk before it gets its name: else a power failure could leave an
-        empty file that counts as finished (1 to 3 ms on an SSD, in the threads that write). The
-        name itself may be lost with the power: then the file is merely missing, and made again.
+        empty file that counts as finished. The name itself may be lost with the power: then the
+        file is merely missing, and made again.
         """
         self.file.flush()
         # By name: another library may have written it through a handle of its own.

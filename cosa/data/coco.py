@@ -101,7 +101,7 @@ class CocoDataset(FileDataset):
         super().check()
 
     def check_mask_values(self, index: int) -> None:
-        if self._drawn:  # drawing all of them would take minutes
+        if self._drawn:  # drawing all of them would take long
             self._load().check(self.names[index])
         else:
             super().check_mask_values(index)
@@ -236,8 +236,8 @@ def check_outline(segmentation: object, size: tuple[int, int]) -> None:
 def fill_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: the pixels of an image of ``size`` whose centre is inside a polygon.
 
-    ``corners`` is (K, 2) of (x, y). Drawing libraries add the outline as well, which makes a
-    small object a fifth larger than it is.
+    ``corners`` is (K, 2) of (x, y). Drawing libraries add the outline as well, which makes
+    small objects larger than they are.
     """
     width, height = size
     x, y = np.asarray(corners, dtype=np.float64).T

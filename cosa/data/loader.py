@@ -165,8 +165,8 @@ def training_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_parent,
-        # Workers start once, as the stream has no end, and keep PyTorch's two batches each ready:
-        # with 8 workers, batches of 4 and 448 pixels that is 90 MB of shared memory.
+        # Workers start once, as the stream has no end, and keep PyTorch's two batches each ready,
+        # in shared memory.
         # Its own generator: the loader must not advance the global one, or resuming would.
         generator=torch.Generator().manual_seed(seed),
     )

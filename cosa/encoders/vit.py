@@ -42,7 +42,7 @@ def resize_position_embedding(
 
     Without antialiasing, also when the grid shrinks: timm's own resize filters, in PyTorch with
     another cubic kernel even when it enlarges, and outputs then differ from the released
-    programs' by some 3e-3.
+    programs'.
 
     Args:
         position: (1, P + h*w, D).

@@ -51,10 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan(Sequence[Job]):
-    """Jobs that are made when they are asked for: of each only the image's path is kept.
-
-    A million files take about 100 MB, twice that for a moment while they are searched.
-    """
+    """Jobs that are made when they are asked for: of each only the image's path is kept."""
 
     root: Path
     output: Path

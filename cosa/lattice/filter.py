@@ -23,7 +23,7 @@ from cosa.core.tensors import at_least_float32
 from cosa.lattice.points import neighbours, pack, simplices
 
 # Larger blocks of memory are handed back to the system after each use and cleared before the next
-# (glibc): with 81 channels a filter took twice the time.
+# (glibc), which takes long where there are many channels.
 _LARGEST_BLOCK = 2**25
 
 
@@ -71,10 +71,9 @@ class Lattice:
         whose neighbours all exist gives itself the weight 1. Row sums then come out smaller than
         those of the Gaussian: where all lattice points exist by the factor
         ``2 / (sqrt(d+1) (1 + 2^-d) (pi/3)^(d/2))`` (0.88 for d = 2, 0.71 for d = 5), and in the
-        sparse lattice of a photograph with d = 5 by 0.45 to 0.6. Divided by the filter of ones,
-        as in a CRF, the result is off by 0.2 to 1.2% for d = 2 and 0.3 to 5% for d = 5 (L1
-        distance to the normalised exact filter, relative; single pixels of rare colours by up
-        to 0.3 for values in [0, 1]).
+        sparse lattice of a photograph by a smaller one. Divided by the filter of ones, as in a
+        CRF, the result is close to the normalised exact filter but for single pixels of rare
+        colours (``python -m pytest tests/lattice -k gaussian`` bounds the distance).
 
         Args:
             values: (N, K) floating point.
@@ -137,11 +136,8 @@ class Lattice:
 
     def _apply(self, values: Tensor, reverse: bool) -> Tensor:
         # Sparse matrices with few entries a row times (N, K): an embedding bag sums weighted rows
-        # without storing them. On one CPU core, with 21 channels and 500 x 375 pixels, splat,
-        # slice and an axis of the blur take 5, 4 and 1.7 ms for d = 5; as products with CSR
-        # matrices (MKL) 13, 11 and -, with index_add or index_select 133, - and 8.5 ms. Indices
-        # of 32 bits save a fifth. A bag of fixed size and a row of zeros for the missing
-        # neighbours is no slower than bags of those that exist.
+        # without storing them, as index_select would. Missing neighbours are a row of zeros, so
+        # that all bags are of one size.
         values = _weighted_rows(
             self._splat_rows, values, self._splat_weights, self._splat_offsets
         )

@@ -14,7 +14,7 @@ from cosa.core.tensors import move
 _KEY_BITS = 62
 
 # Keys that span no more than this many times their number are found in a table of all possible
-# ones (as with position alone: 10 times as fast as a binary search on a CPU).
+# ones, as with position alone; others by a binary search.
 _TABLE = 8
 
 # A position in the lattice must be resolved to this share of the distance of its points.

@@ -28,7 +28,8 @@ from cosa.regularizers.base import Context, Regularizer
 
 REACH = 4
 """Rows further apart than this many sigma are not compared; w has 0.01% of its mass there. Near
-and far pairs have opposite signs, so the share of the value that is lost can be ten times that."""
+and far pairs have opposite signs, so the share of the value that is lost can be larger:
+``python -m cosa.benchmark similarity`` compares with all pairs."""
 
 # On both sides of the fraction in the logarithm of Eq. (12).
 _EPSILON = 1e-5

@@ -13,8 +13,8 @@ from cosa.network import NetworkOutput
 class Compiled:
     """Calls a network through torch.compile, or as it is once that has failed.
 
-    It is compiled anew for each size of image, at the first one of that size; that takes a minute
-    or so. Trainings see few sizes: one per scale of the teacher. Weights stay in the network.
+    It is compiled anew for each size of image, at the first one of that size, which takes its time.
+    Trainings see few sizes: one per scale of the teacher. Weights stay in the network.
 
     Args:
         network: a ``CoSANetwork`` or an ``AssignmentNetwork``.

@@ -1,8 +1,5 @@
 import json
 import math
-import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,11 +7,12 @@ import torch
 from PIL import Image
 
 from cosa import checkpoint
-from cosa.benchmark import tables as report
-from cosa.benchmark.campaigns import ablation, campaign, supervised
+from cosa.benchmark import stamp, tables
+from cosa.benchmark.campaigns import ablation, ablation_table, campaign, supervised
 from cosa.benchmark.campaigns.peak import peak_iteration
-from cosa.benchmark.campaigns.runner import MARKER, Run, Runner
+from cosa.benchmark.campaigns.runner import MARKER
 from cosa.benchmark.campaigns.verdicts import judge, verdicts
+from cosa.benchmark.stamp import Revision
 from cosa.benchmark.timings import threshold
 from cosa.config import load_config, to_dict
 from cosa.core.errors import UserError
@@ -25,7 +23,9 @@ from cosa.data.scenes.dataset import ScenesDataset
 from cosa.training.build import assemble
 from tests.helpers.tiny import BENCHMARK_TINY
 
-START, END = report.markers("ablation")
+START, END = tables.markers("ablation")
+REVISION = Revision("0123456789abcdef", "")
+
 
 class ColourCoded(SegmentationDataset):
     """Images that show their own mask: class 0 black, 1 red, 2 green, 255 blue."""
@@ -212,7 +212,7 @@ def test_the_dynamic_threshold_meets_the_best_fixed_one():
     better = verdict(scores(cosa=[0.74, 0.75, 0.76], **rows), "dynamic")
     assert better.status == "holds" and "+5.0" in better.details and "0-5" in better.details
     equal = verdict(scores(cosa=[0.69, 0.70, 0.71], **rows), "dynamic")
-    assert equal.status == "holds, the difference is within noise"
+    assert equal.status == "within noise"
     assert "pooled std 0.7" in equal.details  # sqrt((1 + 0) / 2)
     assert verdict(scores(cosa=[0.6, 0.61, 0.6], **rows), "dynamic").status == "does not hold"
 
@@ -231,22 +231,22 @@ def test_pairs_are_by_seed_and_gaps_are_admitted():
 def test_the_table():
     results = scores(cosa=[0.6, 0.7], supervised=[0.8, 0.8])
     results["classification-only-end"] = {0: {"miou": 0.01, "cam_best_miou": 0.4}}
-    head, bound, alone, cosa = report.table(results)
+    head, bound, alone, cosa = ablation_table.table(results)
     assert head[:3] == ["row", "mIoU", "% of supervised"]
     assert bound[:3] == ["fully supervised", "80.0 ± 0.0", "100.0"]
-    assert alone[1] == report.NOTHING and "40.0" in alone
+    assert alone[1] == tables.NOTHING and "40.0" in alone
     assert cosa[:3] == ["CoSA", "65.0 ± 7.1", "81.2"]
-    lines = report.plain([head, bound, alone, cosa]).splitlines()
+    lines = tables.plain([head, bound, alone, cosa]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert report.markdown([head, bound]).splitlines()[1].count("|") == len(head) + 1
+    assert tables.markdown([head, bound]).splitlines()[1].count("|") == len(head) + 1
 
 
 def test_the_report_keeps_other_content(tmp_path):
     path = tmp_path / "docs" / "benchmarks.md"
-    report.write_report(path, "one")
+    tables.write_report(path, "one", "ablation")
     assert path.read_text() == f"# Benchmarks\n\n{START}\none\n{END}\n"
     path.write_text("Before\n" + path.read_text() + "After ü\n", encoding="utf-8")
-    report.write_report(path, "two")
+    tables.write_report(path, "two", "ablation")
     assert path.read_text(encoding="utf-8") == (
         f"Before\n# Benchmarks\n\n{START}\ntwo\n{END}\nAfter ü\n"
     )
@@ -261,88 +261,11 @@ def test_damaged_markers_are_refused(tmp_path, text):
     path = tmp_path / "report.md"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="report.md"):
-        report.write_report(path, "new")
+        tables.write_report(path, "new", "ablation")
     assert path.read_text(encoding="utf-8") == text
 
 
-# Runs
-
-
-def fake_run(tmp_path, code, name="row-seed0", *overrides):
-    config = load_config(None, [f"output={json.dumps(str(tmp_path))}", f"name={name}",
-                                "model.pretrained=false", *overrides])
-    return Run("row", config, ((sys.executable, "-c", code, str(tmp_path / name)),))
-
-
-COUNT = "import sys; print('working'); open(sys.argv[1] + '/../starts', 'a').write('x')"
-
-
-def starts(tmp_path):
-    path = tmp_path / "starts"
-    return len(path.read_text()) if path.exists() else 0
-
-
-def test_finished_runs_are_kept_and_half_done_ones_start_over(tmp_path):
-    run = fake_run(tmp_path, COUNT)
-    Runner(1, 1).complete([run])
-    assert starts(tmp_path) == 1 and run.log.read_text() == "working\n"
-    Runner(1, 1).complete([run])
-    assert starts(tmp_path) == 1
-    other_workers = fake_run(tmp_path, COUNT, "row-seed0", "data.workers=3")
-    Runner(2, 1).complete([other_workers])
-    assert starts(tmp_path) == 1
-
-    marker = run.folder / MARKER
-    marker.write_text(marker.read_text().replace("true", "false", 1))
-    (run.folder / "last.pth").write_text("half")
-    Runner(1, 1).complete([run])
-    assert starts(tmp_path) == 2 and not (run.folder / "last.pth").exists()
-
-
-def test_nothing_of_others_is_deleted_or_mixed_in(tmp_path):
-    run = fake_run(tmp_path, COUNT)
-    run.folder.mkdir()
-    (run.folder / "mine").write_text("precious")
-    with pytest.raises(UserError, match="not made by this program"):
-        Runner(1, 1).complete([run])
-    assert (run.folder / "mine").read_text() == "precious"
-
-    Runner(1, 1).complete([fake_run(tmp_path, COUNT, "other")])
-    with pytest.raises(UserError, match="another configuration"):
-        Runner(1, 1).complete([fake_run(tmp_path, COUNT, "other", "optimizer.lr=1e-3")])
-    assert starts(tmp_path) == 1
-
-
-def test_other_weights_are_another_run(tmp_path):
-    weights = tmp_path / "encoder.bin"
-    weights.write_bytes(b"one")
-    options = ("model.pretrained=true", f"model.weights={json.dumps(str(weights))}")
-    run = fake_run(tmp_path, COUNT, "row-seed0", *options)
-    Runner(1, 1).complete([run])
-    assert run.is_finished()
-    weights.write_bytes(b"other")
-    with pytest.raises(UserError, match="other weights"):
-        run.is_finished()
-
-
-def test_a_failure_stops_the_others_and_names_its_log(tmp_path):
-    bad = fake_run(tmp_path, "import sys; print('error: no luck'); sys.exit(2)", "bad")
-    slow = fake_run(tmp_path, "import time; time.sleep(60)", "slow")
-    later = fake_run(tmp_path, COUNT, "later")
-    started = time.monotonic()
-    with pytest.raises(UserError, match=r"bad failed with exit code 2 \(error: no luck\).*bad.log"):
-        Runner(2, 1).complete([slow, bad, later])
-    assert time.monotonic() - started < 20
-    assert not slow.is_finished() and starts(tmp_path) <= 1
-
-
-def test_runs_go_in_parallel_with_their_share_of_threads(tmp_path):
-    code = "import os; print(os.environ['OMP_NUM_THREADS'])"
-    runs = [fake_run(tmp_path, code, name) for name in "ab"]
-    before = threading.active_count()
-    Runner(2, 3).complete(runs)
-    assert [run.log.read_text() for run in runs] == ["3\n", "3\n"]
-    assert threading.active_count() == before
+# Rows and command line
 
 
 def test_the_peak_is_the_first_best_validation():
@@ -370,9 +293,10 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, words):
 
 def test_the_rows_change_what_they_say(tiny):
     runs = campaign.plan(ablation.ROWS, ablation.commands, tiny, BENCHMARK_TINY,
-                         list(ablation.ROWS), [0, 5], "out", workers=0)
+                         list(ablation.ROWS), [0, 5], "out", 0, REVISION)
     assert len(runs) == 18 and [run.config.seed for run in runs] == [0] * 9 + [5] * 9
     assert len({run.folder for run in runs}) == 18
+    assert all(run.identity()["revision"]["commit"] == REVISION.commit for run in runs)
     by_row = {run.row: run.config for run in runs[9:]}
     assert by_row["without-swapping"].loss.s2c == 0 and by_row["cosa"].loss.s2c > 0
     assert by_row["without-csc"].loss.csc == 0 and not by_row["without-raw"].method.raw
@@ -383,7 +307,8 @@ def test_the_rows_change_what_they_say(tiny):
     assert {c.data.scenes_seed for c in by_row.values()} == {0}
 
 
-def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
+def test_the_ablation_end_to_end(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stamp, "revision", lambda report: REVISION)
     output, target = tmp_path / "out", tmp_path / "docs" / "benchmarks.md"
     arguments = ["--config", tiny, "--seeds", "0", "--output", str(output), "--report",
                  str(target), "--rows", "supervised", "classification-only", *BENCHMARK_TINY]
@@ -391,7 +316,7 @@ def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
     text = target.read_text(encoding="utf-8")
     assert text.startswith("# Benchmarks") and END in text
     assert "| classification only, at its peak |" in text and "table is on test scenes" in text
-    assert "not measured" in text and "tiny.yaml" in text
+    assert "not measured" in text and "tiny.yaml" in text and "; revision 0123456789; " in text
     assert "fully supervised" in capsys.readouterr().out
 
     numbers = json.loads((output / "ablation.json").read_text())
@@ -408,6 +333,41 @@ def test_the_ablation_end_to_end(tiny, tmp_path, capsys):
     written = (output / "supervised-seed0" / "summary.json").stat().st_mtime_ns
     assert ablation.main(arguments) == 0
     assert (output / "supervised-seed0" / "summary.json").stat().st_mtime_ns == written
+
+    monkeypatch.setattr(stamp, "revision", lambda report: Revision("fedcba9876543210", ""))
+    with pytest.raises(UserError, match="supervised-seed0 holds .* another state of the program"):
+        ablation.main(arguments)
+    assert target.read_text(encoding="utf-8") == text
+
+
+def test_no_table_is_written_when_the_program_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamp, "revision", lambda report: REVISION)
+    given = campaign.parse("ablation", "", ablation.ROWS, [
+        "--output", str(tmp_path / "out"), "--report", str(tmp_path / "report.md"),
+    ])
+    started = stamp.begin("ablation", [], given.report)
+    campaign.publish(started, given, {}, [], [["row"]], "section")
+    assert "section" in (tmp_path / "report.md").read_text()
+    monkeypatch.setattr(stamp, "revision", lambda report: Revision(REVISION.commit, "1" * 64))
+    with pytest.raises(UserError, match="the program was changed while the benchmark ran"):
+        campaign.publish(started, given, {}, [], [["row"]], "another")
+    assert "another" not in (tmp_path / "report.md").read_text()
+
+
+def test_runs_stop_when_the_program_changes(tiny, tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(stamp, "revision", lambda report: looks.append(report) or Revision(
+        REVISION.commit, "" if len(looks) < 3 else "1" * 64))
+    arguments = ["--config", tiny, "--seeds", "0", "1", "--output", str(tmp_path / "out"),
+                 "--report", str(tmp_path / "report.md"), "--jobs", "1", "--rows", "supervised",
+                 *BENCHMARK_TINY]
+    with pytest.raises(UserError, match="the program was changed while the benchmark ran"):
+        ablation.main(arguments)
+    assert set(looks) == {str(tmp_path / "report.md")}
+    out = tmp_path / "out"
+    assert not (tmp_path / "report.md").exists() and not (out / "ablation.json").exists()
+    assert json.loads((out / "supervised-seed0" / MARKER).read_text())["finished"] is False
+    assert not (out / "supervised-seed1").exists()
 
 
 def test_the_threshold_is_timed_against_scikit_learn(tmp_path, capsys):

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from cosa.benchmark import stamp
 from cosa.benchmark.campaigns import regularizers
 from cosa.benchmark.campaigns.regularizers import ALL, LABELS, PLAIN, changes_of
 from cosa.benchmark.timings import steps
@@ -54,6 +55,7 @@ def test_table_and_verdicts_are_paired_by_seed():
 
 def test_the_benchmark_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(regularizers, "ROUNDS", 1)
+    monkeypatch.setattr(stamp, "revision", lambda report: stamp.Revision("0123456789abcdef", ""))
     output, target = tmp_path / "out", tmp_path / "report.md"
     arguments = ["--config", tiny, "--seeds", "0", "--output", str(output), "--report",
                  str(target), "--rows", "cosa", "plda", *BENCHMARK_TINY]
@@ -61,6 +63,7 @@ def test_the_benchmark_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     text = target.read_text(encoding="utf-8")
     assert "## Regularizers" in text and "| + PLDA |" in text
     assert "regularizers.plda.weight" in text and "one seed shows no noise" in text
+    assert "; revision 0123456789; " in text
     assert "chosen for crops of 96, not 48" in capsys.readouterr().err
     numbers = json.loads((output / "regularizers.json").read_text())
     assert numbers["costs"]["cosa"]["time_ratio"] == 1.0
@@ -71,7 +74,7 @@ def test_the_benchmark_end_to_end(tiny, tmp_path, capsys, monkeypatch):
 def test_the_report_says_what_every_row_is_and_how_much_chance_there_is():
     found = results(cosa=[0.5, 0.7, 0.9], all=[0.52, 0.72, 0.92])
     judged = regularizers.verdicts(found, {})
-    facts = {"command": "c", "date": "d", "machine": "m", "jobs": 1, "threads": 1,
+    facts = {"command": "c", "date": "d", "machine": "m", "revision": "r", "jobs": 1, "threads": 1,
              "config_file": "f", "seeds": [0, 1, 2], "config": {"train": {"iterations": 4}}}
     text = regularizers.make_section(facts, found, cost(cosa=1.0, all=1.5), judged)
     assert "`+ all` is `regularizers.isl.weight=" in text and "`regularizers.plca.weight" in text

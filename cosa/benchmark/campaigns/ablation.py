@@ -6,16 +6,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cosa.benchmark import tables as report
-from cosa.benchmark.campaigns import campaign
-from cosa.benchmark.campaigns.peak import PEAK_FILE
+from cosa.benchmark import stamp, tables
+from cosa.benchmark.campaigns import ablation_table, campaign
+from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS, PEAK_FILE
+from cosa.benchmark.campaigns.results import Results
 from cosa.benchmark.campaigns.runner import Run
-from cosa.benchmark.campaigns.verdicts import Results, Verdict, verdicts
+from cosa.benchmark.campaigns.verdicts import Verdict, verdicts
 from cosa.config import load_config
 
-PEAK_EVALUATIONS = 12
-"""How often classification alone is evaluated: its peak must not be missed."""
-
+TOPIC = "ablation"
 SUPERVISED, CLASSIFICATION = "supervised", "classification-only"
 ROWS: campaign.Rows = {
     SUPERVISED: lambda base: [],
@@ -62,9 +61,9 @@ def make_section(facts: dict[str, Any], results: Results, judged: Sequence[Verdi
     return "\n".join([
         *campaign.head("Ablation", facts, results),
         "",
-        report.markdown(report.table(results)),
+        tables.markdown(ablation_table.table(results)),
         "",
-        report.LEGEND,
+        ablation_table.LEGEND,
         "",
         *campaign.verdict_lines(judged),
     ])
@@ -75,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Finished runs are kept: started again, an interrupted ablation goes on.
     """
-    given = campaign.parse("ablation", main.__doc__, ROWS, arguments)
-    runs, facts = campaign.execute("ablation", ROWS, given, arguments, commands)
+    given = campaign.parse(TOPIC, main.__doc__, ROWS, arguments)
+    started = stamp.begin(TOPIC, arguments, given.report)
+    runs, facts = campaign.execute(started, ROWS, given, commands)
     results = collect(runs)
     judged = verdicts(results)
     section = make_section(facts, results, judged)
-    campaign.publish(
-        "ablation", given, {**facts, "runs": results}, judged, report.table(results), section
-    )
+    cells = ablation_table.table(results)
+    campaign.publish(started, given, {**facts, "runs": results}, judged, cells, section)
     return 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,17 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cosa.benchmark import tables as report
+from cosa.benchmark import stamp, tables
+from cosa.benchmark.campaigns.results import Results
 from cosa.benchmark.campaigns.runner import Run, Runner
-from cosa.benchmark.campaigns.verdicts import Results, Verdict
+from cosa.benchmark.campaigns.verdicts import Verdict
 from cosa.config import Config, load_config, to_dict
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
+from cosa.core.threads import core_count
 from cosa.training.run_folder import RunFolder
 
 DEFAULT_CONFIG = "configs/demo.yaml"
 DEFAULT_JOBS = 2
+
+SPLIT_NOTES = {
+    "test": "Training, validation and test scenes come from different splits and never share an "
+            "image. Choices are made on validation scenes, the table is on test scenes.",
+    "val": "This data set has no test split: choices and scores are on the same validation images.",
+}
+"""Split that was scored -> what a report must say about it."""
 
 Rows = Mapping[str, Callable[[Config], list[str]]]
 """Name of a row -> what it changes in the configuration."""
@@ -46,12 +53,14 @@ def plan(
     seeds: Sequence[int],
     output: str,
     workers: int,
+    revision: stamp.Revision,
 ) -> list[Run]:
     """All runs, seed by seed, so that an interrupted campaign has whole tables.
 
     Args:
         rows: all rows that there are; those ``chosen`` are run.
         workers: loader processes of each run, unless the configuration says how many.
+        revision: of the program that makes all of them.
 
     Raises:
         UserError: the configuration or an override is not usable.
@@ -64,43 +73,40 @@ def plan(
                        f"output={json.dumps(output)}"]
             if base.data.workers < 0:
                 changes.append(f"data.workers={workers}")
-            runs.append(Run(row, load_config(config, changes), commands(row, config, changes)))
+            runs.append(Run(row, load_config(config, changes), commands(row, config, changes),
+                            revision))
     return runs
 
 
 def execute(
-    topic: str,
+    started: stamp.Stamp,
     rows: Rows,
     given: argparse.Namespace,
-    arguments: Sequence[str] | None,
     commands: Commands = train_commands,
 ) -> tuple[list[Run], dict[str, Any]]:
-    """Complete all runs that the command line asks for.
+    """Complete all runs that the command line asks for, all of one revision of the program.
 
     Args:
-        topic: name of the benchmark, and of its section of the report.
-        given: what :func:`parse` returned for ``arguments``.
+        started: when the benchmark started.
+        given: what :func:`parse` returned.
 
     Returns:
         The finished runs and the facts about them that a report must state.
 
     Raises:
-        UserError: something is not usable, or a run failed.
+        UserError: something is not usable, a run failed, or the program was changed meanwhile.
     """
     if given.jobs < 1:
         raise UserError(f"--jobs is {given.jobs}: run at least one at a time")
-    share = max(1, report.core_count() // given.jobs)
+    share = max(1, core_count() // given.jobs)
     runs = plan(rows, commands, given.config, given.overrides, given.rows, given.seeds,
-                given.output, share - 1)
+                given.output, share - 1, started.revision)
     device = choose_device(runs[0].config.device)
-    report.read_report(Path(given.report), topic)
+    tables.read_report(given.report, started.topic)
     with terminate_as_interrupt():
-        Runner(given.jobs, share).complete(runs)
-    command = list(sys.argv[1:] if arguments is None else arguments)
+        Runner(given.jobs, share, started.require_unchanged).complete(runs)
     return runs, {
-        "command": shlex.join(["python", "-m", "cosa.benchmark", topic, *command]),
-        "date": datetime.date.today().isoformat(),
-        "machine": report.machine(device),
+        **started.facts(device),
         "jobs": given.jobs,
         "threads": share,
         "config_file": given.config,
@@ -143,21 +149,23 @@ def head(title: str, facts: dict[str, Any], results: Results) -> list[str]:
     """The first lines of a section: what was run, when, where and on which images."""
     split = next(iter(next(iter(results.values())).values()))["split"]
     seeds = ", ".join(map(str, facts["seeds"]))
+    iterations = facts["config"]["train"]["iterations"]
     return [
         f"## {title}",
         "",
-        f"`{facts['command']}`",
-        "",
-        f"{facts['date']}; {facts['machine']}; {facts['jobs']} runs at a time with "
-        f"{facts['threads']} thread(s) each; configuration `{facts['config_file']}`; "
-        f"training seeds {seeds}; every row on the same images and the same "
-        f"{facts['config']['train']['iterations']} iterations.",
-        report.SPLIT_NOTES[split],
+        stamp.heading(
+            facts,
+            f"{facts['jobs']} runs at a time with {facts['threads']} thread(s) each",
+            f"configuration `{facts['config_file']}`",
+            f"training seeds {seeds}",
+            f"every row on the same images and the same {iterations} iterations",
+        ),
+        SPLIT_NOTES[split],
     ]
 
 
 def publish(
-    topic: str,
+    started: stamp.Stamp,
     given: argparse.Namespace,
     numbers: dict[str, Any],
     judged: Sequence[Verdict],
@@ -167,20 +175,22 @@ def publish(
     """Write the numbers as JSON and the section into the report; print table and verdicts.
 
     Args:
-        topic: see :func:`execute`.
+        started: see :func:`execute`.
         given: what :func:`parse` returned.
         numbers: everything measured, in plain types; the verdicts are added.
         cells: of the table, header first.
         section: Markdown.
 
     Raises:
-        UserError: a file cannot be written, or the report's markers are damaged.
+        UserError: a file cannot be written, the report's markers are damaged, or the program was
+            changed since the start.
     """
-    raw = Path(given.output) / f"{topic}.json"
+    started.require_unchanged()
+    raw = Path(given.output) / f"{started.topic}.json"
     numbers = {**numbers, "verdicts": [vars(verdict) for verdict in judged]}
     write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
-    report.write_report(Path(given.report), section, topic)
-    print(report.plain(cells), *judged, sep="\n")
+    tables.write_report(given.report, section, started.topic)
+    print(tables.plain(cells), *judged, sep="\n")
     print(f"numbers of every run are in {raw}, the report is {given.report}")
 
 
@@ -216,7 +226,7 @@ def parse(
     parser.add_argument("--output", default=f"runs/{topic}", help="folder of the runs")
     parser.add_argument("--rows", nargs="+", default=list(default_rows or rows), metavar="ROW",
                         help=f"only these of: {', '.join(rows)}")
-    parser.add_argument("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    tables.add_report_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     given = parser.parse_intermixed_args(arguments)
     # An option with several values also swallows the overrides that follow it.

@@ -21,6 +21,8 @@ from cosa.training.run_folder import RunFolder
 from cosa.training.score import score, scored_split
 
 PEAK_FILE = "peak.json"
+PEAK_EVALUATIONS = 12
+"""How often classification alone is evaluated: its peak must not be missed."""
 
 
 def peak_iteration(evaluations: Sequence[dict[str, Any]]) -> int:

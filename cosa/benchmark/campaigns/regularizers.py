@@ -12,23 +12,17 @@ from typing import Any
 
 from scipy.stats import t as student_t  # comes with scikit-learn
 
-from cosa.benchmark import tables as report
+from cosa.benchmark import stamp, tables
 from cosa.benchmark.campaigns import campaign
+from cosa.benchmark.campaigns.results import Results, paired, percent, score_cell
 from cosa.benchmark.campaigns.runner import Run
-from cosa.benchmark.campaigns.verdicts import (
-    FAILS,
-    HOLDS,
-    Results,
-    Verdict,
-    difference,
-    judge,
-    paired,
-)
+from cosa.benchmark.campaigns.verdicts import FAILS, HOLDS, Verdict, difference, judge
 from cosa.benchmark.timings.steps import memory_of_steps, seconds_per_step
 from cosa.config import Config, load_config, to_dict
 from cosa.config.regularizers import RegularizersConfig
 from cosa.core.files import PROJECT_FOLDER
 
+TOPIC = "regularizers"
 PLAIN, ALL = "cosa", "all"
 LABELS = {
     PLAIN: "CoSA", "isl": "+ ISL", "fsl": "+ FSL", "plda": "+ PLDA", "csd": "+ CSD",
@@ -43,6 +37,7 @@ MOST_TIME = 2.0
 """All regularizers together should cost at most so many times the plain step."""
 
 ROUNDS = 8
+"""Steps of each row whose time is taken."""
 
 LEGEND = """\
 All scores are in percent, mean ± standard deviation over the seeds, of the averaged (EMA) network,
@@ -85,7 +80,7 @@ def table(results: Results, cost: dict[str, dict[str, float]]) -> list[list[str]
     rows = [["row", *SCORES.values(), "Δ mIoU", "Δ J&F", "time", "memory"]]
     for row, label in LABELS.items():
         if row in results:
-            cells = [report.percent(results[row], key) for key in SCORES]
+            cells = [score_cell(results[row], key) for key in SCORES]
             changes = [_change(results, row, key) for key in ("miou", "jf")]
             memory = f"{cost[row]['memory_bytes'] / 2**20:.0f} MiB"
             rows.append([label, *cells, *changes, f"{cost[row]['time_ratio']:.2f}", memory])
@@ -95,9 +90,9 @@ def table(results: Results, cost: dict[str, dict[str, float]]) -> list[list[str]
 def _change(results: Results, row: str, key: str) -> str:
     pairs = paired(results, (row, key), (PLAIN, key))
     if row == PLAIN or not pairs:
-        return report.NOTHING
+        return tables.NOTHING
     _, mean, error = judge([x - y for x, y in pairs])
-    return f"{100 * mean:+.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+    return percent(mean, error, sign="+")
 
 
 def verdicts(results: Results, cost: dict[str, dict[str, float]]) -> list[Verdict]:
@@ -134,7 +129,7 @@ def make_section(
         *campaign.head("Regularizers", facts, results),
         f"{'; '.join(used)}; the rest at its defaults.",
         "",
-        report.markdown(table(results, cost)),
+        tables.markdown(table(results, cost)),
         "",
         LEGEND + seconds,
         "",
@@ -151,18 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Finished runs are kept: started again, an interrupted benchmark goes on. Times and memory of
     the steps are measured at the end, when nothing else of it runs.
     """
-    given = campaign.parse("regularizers", main.__doc__, ROWS, arguments)
+    given = campaign.parse(TOPIC, main.__doc__, ROWS, arguments)
+    started = stamp.begin(TOPIC, arguments, given.report)
     crop = load_config(given.config, given.overrides).augment.crop_size
     if crop != (usual := load_config(EXAMPLES / f"{ALL}.yaml").augment.crop_size):
         print(f"note: the rows' weights are those of the examples, chosen for crops of {usual}, "
               f"not {crop}: dense energy depends on that", file=sys.stderr)
-    runs, facts = campaign.execute("regularizers", ROWS, given, arguments)
+    runs, facts = campaign.execute(started, ROWS, given)
     results = campaign.collect(runs)
     cost = costs(first_configs(runs), ROUNDS)
     judged = verdicts(results, cost)
     section = make_section(facts, results, cost, judged)
     numbers = {**facts, "runs": results, "costs": cost}
-    campaign.publish("regularizers", given, numbers, judged, table(results, cost), section)
+    campaign.publish(started, given, numbers, judged, table(results, cost), section)
     return 0
 
 

@@ -9,14 +9,15 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from cosa.benchmark.stamp import Revision
 from cosa.config import Config, to_dict
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
@@ -35,6 +36,8 @@ class Run:
     config: Config
     commands: tuple[tuple[str, ...], ...]
     """Program and arguments, one after the other."""
+    revision: Revision
+    """Of the program that makes the run."""
 
     @property
     def folder(self) -> Path:
@@ -49,7 +52,8 @@ class Run:
         """What the result depends on; the number of loader processes is no part of it."""
         config = to_dict(self.config)
         del config["data"]["workers"]
-        return {"row": self.row, "config": config, "weights": _weights_digest(self.config)}
+        return {"row": self.row, "config": config, "weights": _weights_digest(self.config),
+                "revision": asdict(self.revision)}
 
     def is_finished(self) -> bool:
         """Whether this very run has come to its end before.
@@ -62,10 +66,16 @@ class Run:
         marker = self._read_marker()
         if not marker["finished"]:
             return False
-        if marker["identity"] != self.identity():
-            raise UserError(f"{self.folder} holds a finished run of another configuration or other "
-                            "weights: choose another --output, or delete that folder")
-        return True
+        there, own = marker["identity"], self.identity()
+        if there == own:
+            return True
+        other = "another configuration or other weights"
+        if {**there, "revision": None} == {**own, "revision": None}:
+            known = there.get("revision")
+            maker = Revision(**known).in_full() if known else "of an unknown revision"
+            other = f"another state of the program ({maker}; now {self.revision.in_full()})"
+        raise UserError(f"{self.folder} holds a finished run of {other}: choose another --output, "
+                        "or delete that folder")
 
     def start_afresh(self) -> None:
         """Make an empty folder; what an interrupted run left there is deleted.
@@ -103,10 +113,12 @@ class Runner:
     Args:
         jobs: runs at a time.
         threads: of each run, given as OMP_NUM_THREADS.
+        check: called before and after each command; what it raises stops all, and the run of
+            the command does not count as finished.
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: int, threads: int, check: Callable[[], None] = lambda: None) -> None:
+        self.jobs, self.check = jobs, check
         paths = [str(PROJECT_FOLDER), os.environ.get("PYTHONPATH", "")]
         self.environment = {
             **os.environ,
@@ -141,6 +153,7 @@ class Runner:
             pool.shutdown(cancel_futures=True)
 
     def _execute(self, run: Run) -> None:
+        self.check()
         run.start_afresh()
         for command in run.commands:
             with open(run.log, "ab") as log:
@@ -158,6 +171,7 @@ class Runner:
                     stopped = self._stopping
             if stopped:
                 return
+            self.check()
             if code:
                 raise UserError(f"the run {run.config.name} failed with exit code {code} "
                                 f"({last_line(run.log)}): see {run.log}")

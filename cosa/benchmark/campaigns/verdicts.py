@@ -10,12 +10,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Results = dict[str, dict[int, dict[str, Any]]]
-"""Row -> seed -> scores."""
+from cosa.benchmark.campaigns.results import Results, mean_and_deviation, paired, percent
 
 HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
+STANDARD_ERROR = " (SE)"
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.claim}: {self.status} ({self.details})"
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN deviation for a single value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return statistics.fmean(values), deviation
 
 
 def judge(differences: Sequence[float]) -> tuple[str, float, float]:
@@ -74,16 +67,6 @@ def verdicts(results: Results) -> list[Verdict]:
     ]
 
 
-def paired(
-    results: Results, first: tuple[str, str], second: tuple[str, str]
-) -> list[tuple[float, float]]:
-    """Both scores, given as (row, score), of every seed that has both."""
-    (row_a, key_a), (row_b, key_b) = first, second
-    a, b = results.get(row_a, {}), results.get(row_b, {})
-    pairs = [(a[seed].get(key_a), b[seed].get(key_b)) for seed in sorted(a.keys() & b.keys())]
-    return [(x, y) for x, y in pairs if x is not None and y is not None]
-
-
 def difference(
     results: Results,
     claim: str,
@@ -107,9 +90,8 @@ def _share(results: Results, target: float, claim: str) -> Verdict:
     if not pairs or any(bound == 0 for _, bound in pairs):
         return Verdict(claim, OPEN, "needs the rows cosa and supervised")
     status, mean, error = judge([x / bound - target for x, bound in pairs])
-    share = f"{100 * (mean + target):.1f}"
-    spread = "" if math.isnan(error) else f" ± {100 * error:.1f} (SE)"
-    return Verdict(claim, status, f"{share}{spread} %; {len(pairs)} seeds")
+    share = percent(mean + target, error, note=STANDARD_ERROR)
+    return Verdict(claim, status, f"{share} %; {len(pairs)} seeds")
 
 
 def _dynamic(results: Results) -> Verdict:
@@ -122,16 +104,13 @@ def _dynamic(results: Results) -> Verdict:
     best = max(fixed, key=lambda row: statistics.fmean(y for _, y in fixed[row]))
     pairs = fixed[best]
     status, mean, error = judge([x - y for x, y in pairs])
-    if status == NOISE:
-        status = f"{HOLDS}, the difference is {NOISE}"
     deviations = [mean_and_deviation(values)[1] for values in zip(*pairs, strict=True)]
     pooled = math.sqrt(statistics.fmean(d * d for d in deviations))
-    spread = "" if math.isnan(pooled) else f"; pooled std {100 * pooled:.1f}"
+    spread = "" if math.isnan(pooled) else f"; pooled std {percent(pooled)}"
     name = best.removeprefix("fixed-")
     return Verdict(claim, status, f"to {name}: {_points(mean, error)}{spread}; {len(pairs)} seeds; "
                    "the fixed one is picked by the scores shown here, in its favour")
 
 
 def _points(mean: float, error: float) -> str:
-    spread = "" if math.isnan(error) else f" ± {100 * error:.1f} (SE)"
-    return f"{100 * mean:+.1f}{spread} points"
+    return f"{percent(mean, error, '+', STANDARD_ERROR)} points"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,28 @@ import torch
 from torch import Tensor
 
 from cosa import crf
-from cosa.benchmark.tables import NOTHING, machine, markdown, plain, read_report, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import (
+    NOTHING,
+    add_report_option,
+    markdown,
+    plain,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.crf_inputs import CELL, PRESENT, class_maps, read_photos
 from cosa.benchmark.timings.crf_memory import explain_memory, measure_memory, memory_table
 from cosa.benchmark.timings.timing import cell, clock, spread
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.data import coco, voc
 from cosa.inference.command_line import positive_integer
 from cosa.inference.pixels import Size
 
 TOPIC = "crf"
+CLASSES = [1 + len(voc.CLASSES), 1 + len(coco.CLASSES)]
+"""Default numbers of classes, background included."""
 TORCH, EVERY_CLASS, PYDENSECRF = "torch", "torch, every class", "pydensecrf"
 
 NOTICEABLE = 0.02
@@ -144,9 +153,10 @@ def table(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the dense CRF alone: PyTorch against pydensecrf, same images and probabilities."""
     given = parse(arguments)
+    started = stamp.begin(TOPIC, arguments, given.report)
     device = choose_device(given.device, "--device ")
     torch.set_num_threads(given.threads)
-    read_report(Path(given.report), TOPIC)
+    read_report(given.report, TOPIC)
     photos, about = read_photos(given.folder, given.size, given.limit)
     missing = missing_pydensecrf()
     results = []
@@ -160,9 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.folder, given.memory, given.classes, str(device), missing is None
     )
     facts = {
-        "command": f"python -m cosa.benchmark {shlex.join([TOPIC, *(arguments or [])])}",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(device),
+        **started.facts(device),
         "threads": given.threads,
         "size": [given.size[1], given.size[0]],
         "images": len(photos),
@@ -175,13 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json.dumps({**facts, "results": results, "memory": memory}, indent=2) + "\n",
     )
     cells = table(results)
-    told = explain(facts, about)
-    section = ["## Dense CRF", f"`{facts['command']}`", *told[:1], markdown(cells), *told[1:]]
-    print(*told[:1], plain(cells), *facts["left_out"], sep="\n")
+    width, height = facts["size"]
+    head = stamp.heading(facts, f"{given.threads} PyTorch thread(s)",
+                         f"{width}x{height} pixels: {about}")
+    section = ["## Dense CRF", head, markdown(cells), *explain(facts)]
+    print(head, plain(cells), *facts["left_out"], sep="\n")
     if memory:
         section += [markdown(memory_table(memory)), explain_memory()]
         print(plain(memory_table(memory)), "MiB at the peak of a CRF", sep="\n")
-    write_report(Path(given.report), "\n\n".join(section), TOPIC)
+    write_report(given.report, "\n\n".join(section), TOPIC)
     print(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
@@ -193,8 +203,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", nargs="?", help="photographs; default: a generated scene")
-    add("--classes", type=classes_from(2), nargs="+", default=[21, 81], metavar="K",
-        help="numbers of classes, background included; 21 81")
+    add("--classes", type=classes_from(2), nargs="+", default=CLASSES, metavar="K",
+        help=f"numbers of classes, background included; {' '.join(map(str, CLASSES))}")
     add("--iterations", type=positive_integer, nargs="+", default=[1, 10], metavar="N",
         help="numbers of iterations; 1 10")
     add("--size", type=size, default=(375, 500), metavar="WxH", help="in pixels; 500x375")
@@ -205,7 +215,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--memory", type=size, nargs="*", default=[(375, 500), (768, 1024)], metavar="WxH",
         help="sizes whose use of memory is measured; 500x375 1024x768")
     add("--device", default="cpu", help="of the torch backend: auto, cpu (default), cuda, cuda:N")
-    add("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    add_report_option(parser)
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")
     return parser.parse_args(arguments)
 
@@ -230,13 +240,10 @@ def classes_from(least: int, most: int = 256) -> Callable[[str], int]:
     return read
 
 
-def explain(facts: dict[str, Any], about: str) -> list[str]:
-    """What was measured, and how to read the table, as paragraphs."""
-    width, height = facts["size"]
+def explain(facts: dict[str, Any]) -> list[str]:
+    """How to read the table, as paragraphs."""
     gaussian, bilateral = (crf.PRESETS["release"][key] for key in ("gaussian", "bilateral"))
     return [
-        f"{facts['date']}; {facts['machine']}; {facts['threads']} PyTorch thread(s); "
-        f"{width}x{height} pixels: {about}.",
         "Milliseconds per image, the lattice included: median (interquartile range) over the "
         f"images and {facts['repeats']} repeats of each, all columns in turn; the first run is not "
         f"timed. Kernels of the release: Gaussian {gaussian}, bilateral {bilateral}. `noticeable` "

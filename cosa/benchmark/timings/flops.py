@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of a network, counted by fvcore with attention included.
 
 Multiply-adds (MACs) are those of matrix products, convolutions and attention; one is two FLOPs.
-Norms, activations, softmax and resizing are left out: they are below 1% of a ViT's work.
+Norms, activations, softmax and resizing are left out, as they usually are.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ def report(found: Mapping[str, int]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count the memory and the operations of a training step; nothing is computed.
 
-    On a GPU, PyTorch and CUDA need half a GiB to one for themselves beside it, and the host some
-    5 microseconds to launch an operation: it may be the slower of the two.
+    On a GPU, PyTorch and CUDA need memory of their own beside it, and the host has to launch each
+    operation: it may be the slower of the two.
     """
     parser = argparse.ArgumentParser(
         prog="python -m cosa.benchmark footprint", description=main.__doc__

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,14 @@ from typing import Any
 
 import torch
 
-from cosa.benchmark.tables import machine, markdown, plain, read_report, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    plain,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.crf import classes_from, missing_pydensecrf
 from cosa.benchmark.timings.flops import count_multi_scale
 from cosa.benchmark.timings.inference_runs import Row, Setup, first, load, measure, truth
@@ -43,21 +48,19 @@ ITERATED = ("release", "toco")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time inference with and without a CRF, by stage and overlapped; write a table and JSON."""
     given = parse(arguments)
-    read_report(Path(given.report), TOPIC)
+    started = stamp.begin(TOPIC, arguments, given.report)
+    read_report(given.report, TOPIC)
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(given, Path(folder))
         results = measure(work.setup, work.jobs, work.masks, work.rows)
-    facts = {
-        "command": f"python -m cosa.benchmark {shlex.join([TOPIC, *(arguments or [])])}",
-        "date": datetime.date.today().isoformat(),
-        **work.facts,
-    }
+    facts = {**started.facts(torch.device(work.facts["device"])), **work.facts}
     write_atomically(Path(given.output), json.dumps({**facts, "rows": results}, indent=2) + "\n")
     cells = table(work.rows, results)
-    above, below = explain(facts, results)
-    section = ["## Inference", f"`{facts['command']}`", *above, markdown(cells), *below]
-    write_report(Path(given.report), "\n\n".join(section), TOPIC)
-    print(*above, plain(cells), *facts["notes"], sep="\n")
+    details, above, below = explain(facts, results)
+    head = stamp.heading(facts, *details)
+    section = ["## Inference", head, above, markdown(cells), *below]
+    write_report(given.report, "\n\n".join(section), TOPIC)
+    print(head, above, plain(cells), *facts["notes"], sep="\n")
     print(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
@@ -86,7 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=positive_integer, default=default_workers(), metavar="N",
         help="threads that read, that write and that run a CRF of torch on the CPU, overlapped")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    add("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    add_report_option(parser)
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")
     given = parser.parse_args(arguments)
     if given.weights and (given.config or given.classes):
@@ -145,7 +148,7 @@ def prepare(given: argparse.Namespace, folder: Path) -> Work:
                        [backend for backend in BACKENDS if missing is None or backend == "torch"],
                        given.max_size)
     facts = {
-        "machine": machine(device), "device": str(device), "threads": setup.threads,
+        "device": str(device), "threads": setup.threads,
         "workers": setup.workers, "batch_size": setup.batch_size, "images": len(jobs),
         "source": given.folder, "masks": given.masks, "weights": weights,
         "config": None if weights else given.config or CONFIG,

@@ -32,17 +32,17 @@ def table(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[list[s
 
 def explain(
     facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
-) -> tuple[list[str], list[str]]:
-    """Paragraphs above and below the table."""
+) -> tuple[list[str], str, list[str]]:
+    """What was run, for the heading, and the paragraphs above and below the table."""
     images = "generated scenes" if facts["source"] is None else f"images of `{facts['source']}`"
     network = f"`{facts['weights']}`" if facts["weights"] else (
         f"a random network of `{facts['config']}`")
-    above = [
-        f"{facts['date']}; {facts['machine']}; {facts['threads']} PyTorch thread(s), batches of "
-        f"{facts['batch_size']}, {facts['workers']} worker(s). {facts['images']} {images}; "
+    details = [
+        f"{facts['threads']} PyTorch thread(s), batches of {facts['batch_size']}, "
+        f"{facts['workers']} worker(s)",
+        f"{facts['images']} {images}",
         f"{network}, {facts['classes']} classes with the background, "
-        f"{facts['size']}x{facts['size']} pixels.",
-        _told_complexity(facts, results),
+        f"{facts['size']}x{facts['size']} pixels",
     ]
     loaded = max(row["overlapped"]["loaded_bytes"] for row in results) / 2**20
     memory = "PyTorch's largest allocation on the GPU"
@@ -61,7 +61,7 @@ def explain(
     if results[0]["scores"]:
         legend += " Scores are in percent, label-free."
     below = [legend, *facts["notes"]]
-    return above, below
+    return details, _told_complexity(facts, results), below
 
 
 def _told_complexity(facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:

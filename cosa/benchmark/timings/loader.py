@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import shlex
 import tempfile
 import time
 from collections import defaultdict
@@ -20,7 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosa.benchmark.tables import machine, markdown, plain, read_report, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    plain,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings import straightforward
 from cosa.benchmark.timings.crf import size
 from cosa.benchmark.timings.straightforward import Straightforward
@@ -194,7 +199,8 @@ def describe(dataset: SegmentationDataset, config: Config) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the training loader alone, stage by stage and with workers, against the plain way."""
     given = parse(arguments)
-    read_report(Path(given.report), TOPIC)
+    started = stamp.begin(TOPIC, arguments, given.report)
+    read_report(given.report, TOPIC)
     torch.set_num_threads(1)
     config = load_config(given.config, given.overrides)
     with tempfile.TemporaryDirectory() as folder:
@@ -211,9 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         alone = measure(dataset, config, batches)
         arriving = with_workers(dataset, config, given.workers, batches, given.rounds)
     facts = {
-        "command": f"python -m cosa.benchmark {shlex.join([TOPIC, *(arguments or [])])}",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(torch.device("cpu")),
+        **started.facts(torch.device("cpu")),
         "images": about,
         "augment": to_dict(config.augment),
         **alone,
@@ -222,9 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     write_atomically(Path(given.output), json.dumps(facts, indent=2) + "\n")
     cells, told = table(facts), explain(facts)
-    section = ["## Loader", f"`{facts['command']}`", told[0], markdown(cells), *told[1:]]
-    write_report(Path(given.report), "\n\n".join(section), TOPIC)
-    print(told[0], plain(cells), *told[1:], sep="\n")
+    head = stamp.heading(facts, *describe_views(facts))
+    section = ["## Loader", head, markdown(cells), *told]
+    write_report(given.report, "\n\n".join(section), TOPIC)
+    print(head, plain(cells), *told, sep="\n")
     print(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
@@ -244,7 +249,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the images that are made, in pixels; 500x375")
     add("--workers", type=positive_integer, default=max(1, worker_count(-1)), metavar="N",
         help="worker processes; default: as in training")
-    add("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    add_report_option(parser)
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")
     return parser.parse_intermixed_args(arguments)
 
@@ -265,13 +270,20 @@ def table(facts: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def describe_views(facts: dict[str, Any]) -> list[str]:
+    """Which images were read, and what was made of them."""
+    augment = facts["augment"]
+    return [
+        facts["images"],
+        f"crop {augment['crop_size']}, scale {augment['scale_min']} to {augment['scale_max']}, "
+        f"batches of {facts['batch_size']}",
+    ]
+
+
 def explain(facts: dict[str, Any]) -> list[str]:
-    """What was measured, how to read the table, and the verdict, as paragraphs."""
+    """How to read the table, and the verdict, as paragraphs."""
     rate = facts["per_core"][NOW]
     return [
-        f"{facts['date']}; {facts['machine']}; {facts['images']}; crop "
-        f"{facts['augment']['crop_size']}, scale {facts['augment']['scale_min']} to "
-        f"{facts['augment']['scale_max']}, batches of {facts['batch_size']}.",
         "Milliseconds of processor time per image, in one process with one thread, both in turn. "
         f"`{BEFORE}` decodes in full, blurs by Pillow and normalises both views to float32 where "
         f"they are made; `{NOW}` is what trains. `sum with workers` adds their start and the way "

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
-import shlex
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from cosa.benchmark.tables import machine, markdown, plain, read_report, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    plain,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.timing import cell, spread
 from cosa.core import IGNORE
+from cosa.data import voc
 from cosa.inference.command_line import positive_integer
 from cosa.metrics import BOUNDARY_TOLERANCE, SegmentationMetrics, iou_per_class, mean_over_present
 
 TOPIC = "metrics"
 SIZE = (375, 500)
 """Height and width of most photographs of PASCAL VOC."""
-CLASSES = 21
-OBJECTS = (2, 5, 20)
-"""Objects in an image, each of another class."""
+CLASSES = 1 + len(voc.CLASSES)
+"""Of the label maps, background included."""
+OBJECTS = (2, 5, len(voc.CLASSES))
+"""Objects in an image, each of another class: few, several, and one of every class."""
 OURS = "all classes at once (`cosa.metrics`)"
 
 _CORNER = 64  # pixels that warm up
@@ -208,9 +214,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--images", type=positive_integer, default=8, metavar="N", help="images; 8")
     add("--repeats", type=positive_integer, default=3, metavar="N", help="of each image; 3")
-    add("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    add_report_option(parser)
     given = parser.parse_args(arguments)
-    read_report(Path(given.report), TOPIC)
+    started = stamp.begin(TOPIC, arguments, given.report)
+    read_report(given.report, TOPIC)
     makers, results, same = programs(CLASSES), {}, True
     for objects in OBJECTS:
         pairs = [label_maps(seed, objects, CLASSES, SIZE) for seed in range(given.images)]
@@ -218,10 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         same &= all(agree(scores[OURS], other) for other in scores.values())
     cells = table(results)
     print(plain(cells), told(same), sep="\n")
-    where = f"{datetime.date.today().isoformat()}; {machine(torch.device('cpu'))}."
-    command = f"`python -m cosa.benchmark {shlex.join([TOPIC, *(arguments or [])])}`"
-    section = ["## J and F", command, where, markdown(cells), explain(given), told(same)]
-    write_report(Path(given.report), "\n\n".join(section), TOPIC)
+    head = stamp.heading(started.facts(torch.device("cpu")))
+    section = ["## J and F", head, markdown(cells), explain(given), told(same)]
+    write_report(given.report, "\n\n".join(section), TOPIC)
     return 0 if same else 1
 
 

@@ -20,8 +20,8 @@ from cosa.predict import scaled_size
 
 SCENE_CLASSES = tuple(look.name for look in scenes.CLASSES)
 SPREAD = 4.0
-"""Standard deviation of the logits that a random network is given: with 21 classes the best one
-then has a probability of 0.67 on average."""
+"""Standard deviation of the logits that a random network is given: enough for one class to stand
+out among those of VOC."""
 
 
 def write_random(path: Path, config_file: str, classes: int | None, job: Job) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.benchmark.tables import machine, markdown, plain, read_report, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    plain,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.memory import peak, start_peak
 from cosa.core.device import choose_device
+from cosa.data import voc
 from cosa.regularizers.feature_similarity import feature_similarity_loss
 
-COMMAND = "OMP_NUM_THREADS=1 python -m cosa.benchmark similarity"
 TOPIC = "similarity"
-SHAPE = (8, 20, 56)
+SHAPE = (8, len(voc.CLASSES), 56)
 """Images, classes and the grid's side, as hfpl trains on VOC."""
 
 _EPSILON = 1e-5
@@ -177,27 +182,26 @@ def compare(found: dict[str, dict[str, Any]]) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare forward and backward pass of the feature similarity loss with those of all pairs."""
     parser = argparse.ArgumentParser(
-        prog="python -m cosa.benchmark similarity", description=main.__doc__
+        prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--repeats", type=int, default=3, help="passes of each form")
-    parser.add_argument("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    add_report_option(parser)
     given = parser.parse_args(arguments)
     if given.repeats < 1:
         parser.error("--repeats must be at least 1")
     device = choose_device(given.device, "--device ")
-    read_report(Path(given.report), TOPIC)
+    started = stamp.begin(TOPIC, arguments, given.report)
+    read_report(given.report, TOPIC)
     found = {}
     for form in FORMS:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             found[form] = process.submit(measure, form, str(device), given.repeats).result()
     cells = compare(found)
     print(plain(cells))
-    command = COMMAND + (f" --device {given.device}" if given.device != "cpu" else "")
-    where = f"{datetime.date.today().isoformat()}; {machine(device)}."
-    section = ["## Feature similarity loss", f"`{command}`", where,
+    section = ["## Feature similarity loss", stamp.heading(started.facts(device)),
                _explain(given.repeats), markdown(cells)]
-    write_report(Path(given.report), "\n\n".join(section), TOPIC)
+    write_report(given.report, "\n\n".join(section), TOPIC)
     return 0
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture
 
-from cosa.benchmark.tables import machine, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import add_report_option, read_report, write_report
 from cosa.threshold import DynamicThreshold
 
-COMMAND = "`OMP_NUM_THREADS=1 python -m cosa.benchmark threshold`"
+TOPIC = "threshold"
 SHAPE = (4, 784)
 """Confidences of a batch: four images at 28x28 cells, as in the paper's training on VOC."""
 
@@ -73,12 +72,14 @@ def measure(queue_length: int, updates: int, seed: int = 0) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the dynamic threshold against scikit-learn's GaussianMixture on the same queue."""
     parser = argparse.ArgumentParser(
-        prog="python -m cosa.benchmark threshold", description=main.__doc__
+        prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--queue", type=int, default=100, help="batches in the queue")
     parser.add_argument("--updates", type=int, default=200, help="how many to time")
-    parser.add_argument("--report", default="docs/benchmarks.md", help="Markdown file to update")
+    add_report_option(parser)
     given = parser.parse_args(arguments)
+    started = stamp.begin(TOPIC, arguments, given.report)
+    read_report(given.report, TOPIC)
     found = measure(given.queue, given.updates)
     lines = [
         f"an update of the dynamic threshold takes {found['ours_ms']:.2f} ms (median of "
@@ -90,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"The thresholds are {found['xi']:.4f} and {found['xi_sklearn']:.4f}.",
     ]
     print(*lines, sep="\n")
-    where = f"{datetime.date.today().isoformat()}; {machine(torch.device('cpu'))}."
+    head = stamp.heading(started.facts(torch.device("cpu")))
     told = " ".join(lines)
-    section = ["## Dynamic threshold", COMMAND, where, told[0].upper() + told[1:]]
-    write_report(Path(given.report), "\n\n".join(section), topic="threshold")
+    section = ["## Dynamic threshold", head, told[0].upper() + told[1:]]
+    write_report(given.report, "\n\n".join(section), TOPIC)
     return 0

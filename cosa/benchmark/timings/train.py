@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import re
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cosa.benchmark.tables import machine, markdown, plain, write_report
+from cosa.benchmark import stamp
+from cosa.benchmark.tables import REPORT, markdown, plain, write_report
 from cosa.benchmark.timings.baseline import Baseline
 from cosa.benchmark.timings.clock import PhaseClock
 from cosa.benchmark.timings.flops import count, count_multi_scale
@@ -30,13 +28,17 @@ from cosa.config import Config, load_config
 from cosa.core.device import choose_device, memory_errors_explained
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
-from cosa.data import SegmentationDataset, build_dataset
+from cosa.data import SegmentationDataset, build_dataset, coco, voc
 from cosa.data.datasets import FileDataset
 from cosa.data.loader import to_device
 
+TOPIC = "train"
 DEFAULT_CONFIG = "configs/demo.yaml"
 PHASES = ("data", "teacher", "student", "targets", "losses", "backward", "optimizer and average")
 NOISE_IMAGES = 64
+
+KNOWN = {"voc": len(voc.CLASSES), "coco": len(coco.CLASSES)}
+"""Data set whose classes are known without its files -> how many, without the background."""
 
 PEAKS = {
     "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12,
@@ -111,15 +113,14 @@ def choose_dataset(config: Config, folder: Path) -> SegmentationDataset:
 
 def known_classes(config: Config) -> int:
     """How many foreground classes the configured data set has."""
-    known = {"voc": 20, "coco": 80}
-    if config.data.name in known:
-        return known[config.data.name]
+    if config.data.name in KNOWN:
+        return KNOWN[config.data.name]
     return len(build_dataset(config.data, "train").classes)
 
 
 def is_synthetic(config: Config) -> bool:
     """Whether the configuration is of a known data set and does not say where it is."""
-    return config.data.name in ("voc", "coco") and not config.data.root
+    return config.data.name in KNOWN and not config.data.root
 
 
 def compare(trainer: Trainer, rounds: int) -> dict[str, float]:
@@ -195,7 +196,7 @@ def facts_of(trainer: Trainer, measured: Measured) -> dict[str, Any]:
         bf16 = torch.is_autocast_enabled(trainer.device.type)
     flops, (rate, source) = step_flops(trainer), device_peak(trainer.device, bf16)
     return {
-        "machine": machine(trainer.device), "images_per_second": images,
+        "images_per_second": images,
         "seconds_per_iteration": measured.seconds, "phases": measured.phases,
         "memory_bytes": measured.memory, "flops_per_step": flops,
         "utilisation": flops / measured.seconds / rate, "peak": rate, "peak_source": source,
@@ -234,12 +235,11 @@ def lines(facts: dict[str, Any], config: Config) -> list[str]:
     return said
 
 
-def make_section(facts: dict[str, Any], config: Config, command: str) -> str:
+def make_section(facts: dict[str, Any], config: Config) -> str:
     """The Markdown of the report."""
     data = "JPEG files of noise, 500x375" if is_synthetic(config) else config.data.name
     parts = [
-        f"## Training, `{config.name}`", "", f"`{command}`", "",
-        f"{datetime.date.today().isoformat()}; {facts['machine']}; images: {data}.", "",
+        f"## Training, `{config.name}`", "", stamp.heading(facts, f"images: {data}"), "",
         markdown(table(facts)), "", *(f"- {line}" for line in lines(facts, config)), "", LEGEND,
     ]
     if "comparison" in facts:
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Where the configuration names no folder of images, files of noise of VOC's size stand in.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m cosa.benchmark train", description=main.__doc__
+        prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
     parser.add_argument("--baseline", action="store_true",
@@ -268,21 +268,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.rounds < 1 or given.warm_up < 1:
         raise UserError("--rounds and --warm-up must be at least 1")
+    started = stamp.begin(TOPIC, arguments, given.report or REPORT)
     config = load_config(given.config, [*given.overrides, "model.pretrained=false"])
     with memory_errors_explained(), tempfile.TemporaryDirectory() as folder:
         dataset = choose_dataset(config, Path(folder))
         before = start_peak(choose_device(config.device))
         trainer = Trainer(config, dataset)
-        facts = facts_of(trainer, measure(trainer, before, given.rounds, given.warm_up))
+        measured = measure(trainer, before, given.rounds, given.warm_up)
+        facts = {**started.facts(trainer.device), **facts_of(trainer, measured)}
         if given.baseline:
             facts["comparison"] = compare(trainer, max(1, given.rounds // 4))
     print(plain(table(facts)), *lines(facts, config), sep="\n")
     if given.json:
         write_atomically(given.json, json.dumps(facts, indent=2) + "\n")
     if given.report:
-        used = list(sys.argv[1:] if arguments is None else arguments)
-        command = shlex.join(["python", "-m", "cosa.benchmark", "train", *used])
-        about = f"train {config.name} {facts['machine'].partition(',')[0]}"
+        about = f"{TOPIC} {config.name} {facts['machine'].partition(',')[0]}"
         topic = re.sub(r"[^a-z0-9]+", "-", about.lower())
-        write_report(Path(given.report), make_section(facts, config, command), topic)
+        write_report(given.report, make_section(facts, config), topic)
     return 0

@@ -6,7 +6,8 @@ Each difficulty of image-level supervision is there on purpose:
 * partial activation: an object is a large plain body and a small distinctive head; the head alone
   suffices to classify, the mask is both;
 * coexistence: a boat nearly always floats on water, a train runs on rails, a bird sits on
-  branches; these contexts are background, and seldom occur without their class;
+  branches; these contexts are background, and occur without their class no more often than
+  ``LONE_CONTEXT_PROBABILITY``;
 * several classes per image, some of which like each other's company;
 * plain blobs in the colours of the classes, textured background, shading, occlusion, scale.
 

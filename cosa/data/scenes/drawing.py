@@ -69,7 +69,7 @@ def shape(name: str, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> 
     """
     waves = rng.normal(0.0, 0.025, 4)
     phases = rng.uniform(0.0, 2 * np.pi, 4)
-    # Harmonics 2..5 of the outline as powers of a unit complex number: far cheaper than sines.
+    # Harmonics 2..5 of the outline as powers of a unit complex number, without sines.
     turn = (u + 1j * v) / (np.hypot(u, v) + 1e-6)
     wobble = np.zeros_like(turn)
     for wave, phase in zip(waves[::-1], phases[::-1], strict=True):

@@ -135,7 +135,7 @@ def whiten_patch_embedding(encoder: nn.Module, images: torch.Tensor) -> None:
     """Start the patch embedding as a PCA whitening of the training images' patches.
 
     Patches are dominated by their mean colour; from random weights, fine texture is a whisper
-    that takes thousands of steps to be heard. ``images``: uint8 (N, 3, SIZE, SIZE).
+    that takes long to be heard. ``images``: uint8 (N, 3, SIZE, SIZE).
     """
     projection = encoder.patch_embed.proj
     side = projection.kernel_size[0]
