@@ -273,3 +273,26 @@ def test_classification_scores_check_their_input(score):
         score(np.zeros((3, 2)), np.zeros((3, 1)))
     with pytest.raises(ValueError, match="NaN"):
         score(np.full((3, 2), np.nan), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("kind", ["seg", "contours", "cam"])
+def test_counts_of_shares_of_the_images_add_up_to_those_of_all(kind):
+    rng = np.random.default_rng(0)
+    images = [(rng.random((3, 12, 14)), rng.integers(0, 4, (12, 14))) for _ in range(5)]
+
+    def count(share):
+        if kind == "cam":
+            metrics = CamMetrics(4, (0.3, 0.6))
+            for cam, target in share:
+                metrics.update(torch.from_numpy(cam), target)
+            return metrics, lambda: [metrics.miou(0.3), metrics.miou(0.6)]
+        metrics = SegmentationMetrics(4, boundary=kind == "contours")
+        for cam, target in share:
+            metrics.update(cam.argmax(axis=0), target)
+        return metrics, metrics.compute
+
+    (whole, expected), (mine, scores), (others, _) = map(count, (images, images[:2], images[2:]))
+    assert scores() != expected()
+    for own, other in zip(mine.counts, others.counts, strict=True):
+        own += other
+    assert scores() == expected() and len(whole.counts) == (3 if kind == "contours" else 1)

@@ -39,11 +39,14 @@ class StopRequest:
     ends the program at once. Outside of the ``with`` block all is as before.
     """
 
-    def __enter__(self) -> StopRequest:
+    def __init__(self) -> None:
         self.signal = 0
         self._since = 0.0
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._former = {number: signal.signal(number, self._remember) for number in numbers}
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *error: Any) -> None:

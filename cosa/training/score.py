@@ -1,4 +1,4 @@
-"""An evaluation as the configuration describes it."""
+"""An evaluation as the configuration describes it, its pictures included."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,18 @@ class Session:
     log: StepLog = field(default_factory=StepLog)
     best_weights: dict[str, Any] | None = None
     """The content of best.pth. Checkpoints hold it: going back to one brings back its best."""
+    rotation: Rotation = field(init=False)
+    """The checkpoints in the run folder."""
+    _restored_from: Path | None = field(init=False, default=None)
+    _saved_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checkpoints = Rotation(self.run, self.config.train.keep_checkpoints)
-        self._restored: Path | None = None
+        self.rotation = Rotation(self.run, self.config.train.keep_checkpoints)
         self._saved_at = time.monotonic()
 
     @property
     def device(self) -> torch.device:
+        """Where the networks are."""
         return next(self.cotraining.online.parameters()).device
 
     def evaluation_due(self) -> bool:
@@ -153,11 +157,11 @@ class Session:
             **self.cotraining.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": rng,
-            "state": vars(self.state).copy(),
+            "state": asdict(self.state),
             "log": self.log.state_dict(),
             "best": self.best_weights,
         }
-        self.checkpoints.save(content, self.state.iteration)
+        self.rotation.save(content, self.state.iteration)
         self._saved_at = time.monotonic()
 
     def _describe(self) -> dict[str, Any]:
@@ -173,7 +177,7 @@ class Session:
         Raises:
             UserError: none is readable, or it is of another network or other classes.
         """
-        path, content = self.checkpoints.read()
+        path, content = self.rotation.read()
         # The file's options would undo an override given on resuming.
         configured = [{k: v for k, v in group.items() if k != "params"}
                       for group in self.optimizer.param_groups]
@@ -204,7 +208,7 @@ class Session:
             self.best_weights = content["best"]
         elif self.run.best.is_file():  # checkpoints did not hold it always
             self.best_weights = checkpoint.read(self.run.best)
-        self._restored = path
+        self._restored_from = path
 
     @main_only
     def take_up(self) -> None:
@@ -213,7 +217,7 @@ class Session:
         Raises:
             UserError: it cannot be written.
         """
-        self.checkpoints.settle(self._restored, self.state.iteration)
+        self.rotation.settle(self._restored_from, self.state.iteration)
         self.run.forget_after(self.state.iteration)
         if self.best_weights is None:
             self.run.best.unlink(missing_ok=True)
