@@ -147,7 +147,7 @@ def fit(
         for batch in loader:
             if session.evaluation_due():
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
-            batch = to_device(batch, device)
+            batch = to_device(batch, device, cotraining.online.mean)
             distributed.reseed(config.seed, state.iteration)
             try:
                 session.optimizer.zero_grad()

@@ -84,7 +84,7 @@ class CoTraining:
         """Loss of one batch, Eq. (12) of CoSA plus the regularizers.
 
         Args:
-            batch: weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1};
+            batch: weak, strong (B, 3, S, S) in [0, 1]; image_labels (B, C) float in {0, 1};
                 valid (B, S, S) bool, False on padding; present, if it is there, what
                 ``cosa.present.present_index`` makes of the labels; for CSD what
                 ``PartnerViews`` adds; all on the networks' device but what

@@ -15,7 +15,7 @@ from torch import nn
 
 from cosa.checkpoint import released
 from cosa.checkpoint.files import DAMAGE, check_readable, read, replacing_with_torch, save
-from cosa.config import from_dict, to_dict
+from cosa.config import from_dict, to_dict, upgraded
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
 from cosa.network import CoSANetwork
@@ -59,6 +59,7 @@ def build_network(config: dict[str, Any], num_classes: int) -> CoSANetwork:
         aux_norm=model["aux_norm"],
         decoder_width=model["decoder_width"],
         decoder_dilation=model["decoder_dilation"],
+        normalization=model["normalization"],
     )
 
 
@@ -107,8 +108,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> CoSANetwork:
                         "give a file written by it")
     try:
         _check_description(about)
-        config = _complete(about["config"])
-        network = build_network(about["config"], len(about["classes"]))
+        saved = upgraded(about["config"])
+        config = _complete(saved)
+        network = build_network(saved, len(about["classes"]))
         network.load_state_dict(tensors)
     except (*DAMAGE, ArithmeticError, UserError) as error:
         if out_of_memory(error):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cosa.core.tensors import move
 from cosa.core.terminal import note
-from cosa.data.images import to_rgb
 from cosa.ema import AssignmentNetwork
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.targets import CamTargets
@@ -31,7 +30,7 @@ class Partner:
     image_labels: Tensor
     """(n, C) float, one 1 in each row: the only class of the partner."""
     images: Tensor
-    """(n, 3, S, S) weak views of the partners, normalised."""
+    """(n, 3, S, S) weak views of the partners, in [0, 1]."""
     valid: Tensor
     """(n, S, S) bool, False on padding."""
     output: NetworkOutput
@@ -48,7 +47,7 @@ class Context:
     """
 
     batch: dict[str, Tensor]
-    """weak, strong (B, 3, S, S) normalised; image_labels (B, C) float in {0, 1}; valid
+    """weak, strong (B, 3, S, S) in [0, 1]; image_labels (B, C) float in {0, 1}; valid
     (B, S, S) bool; with CSD also partner, partner_valid and partner_class. The last, and
     host_labels, the image_labels of a batch on a GPU once more, are on the CPU if
     ``cosa.data.loader.to_device`` made the batch: what they decide is known without waiting."""
@@ -78,10 +77,10 @@ class Context:
         """(h, w), the token grid."""
         return tuple(self.output.cam.shape[-2:])
 
-    @cached_property
+    @property
     def rgb(self) -> Tensor:
-        """(B, 3, S, S) float32 in [0, 1]: the weak view before normalisation, padding grey."""
-        return to_rgb(self.batch["weak"])
+        """(B, 3, S, S) float32 in [0, 1]: the weak view, whose padding is the mean colour."""
+        return self.batch["weak"]
 
     @cached_property
     def partner(self) -> Partner | None:

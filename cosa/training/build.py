@@ -80,7 +80,10 @@ def build_step(
     parts = cotraining.config.train.accumulate
     if distributed.world() == 1:
         return cotraining.step if parts == 1 else partial(step_in_parts, cotraining, parts=parts)
-    return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
+    # Of buffers the networks have only constants: to send them in each step would be for nothing.
+    return nn.parallel.DistributedDataParallel(
+        _Step(cotraining), find_unused_parameters=True, broadcast_buffers=False
+    )
 
 
 def check_processes(config: Config) -> None:
