@@ -157,7 +157,7 @@ def fit(
             if session.evaluation_due():
                 show_scores(bar, state.iteration, session.evaluate(stop.asked))
 
-            batch = to_device(batch, session.device)
+            batch = to_device(batch, session.device, session.cotraining.online.mean)
             distributed.reseed(config.seed, state.iteration)
             with divergence_explained(session, batch, train_set):
                 session.optimizer.zero_grad()

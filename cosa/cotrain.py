@@ -93,7 +93,7 @@ class CoTraining:
         Args:
             batch: weak, strong (B, 3, S, S) in [0, 1]; image_labels (B, C) float in {0, 1};
                 valid (B, S, S) bool, False on padding; present, if it is there, what
-                ``cosa.present.present_index`` makes of the labels; for CSD what
+                ``cosa.core.tensors.present_index`` makes of the labels; for CSD what
                 ``PartnerViews`` adds; all on the networks' device but what
                 ``cosa.data.loader.to_device`` leaves on the CPU.
             iteration: counted from 0; decides which terms have started.

@@ -37,7 +37,7 @@ class AssignmentNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> NetworkOutput:
-        """The copy's output for images (B, 3, H, W); nothing of it carries a gradient."""
+        """The copy's output for images (B, 3, H, W) in [0, 1], without any gradient."""
         return self.network(images)
 
     def train(self, mode: bool = True) -> AssignmentNetwork:
@@ -62,10 +62,9 @@ class AssignmentNetwork(nn.Module):
         mine, theirs = list(self.network.parameters()), list(online.parameters())
         if [p.shape for p in mine] != [p.shape for p in theirs]:
             raise ValueError("the online network has another architecture than the average")
-        # One fused call: a loop over the tensors costs more than the arithmetic.
+        # Fused calls: a loop over the tensors costs more than the arithmetic.
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
-        for average, current in zip(self.network.buffers(), online.buffers(), strict=True):
-            average.copy_(current)
+        torch._foreach_copy_(list(self.network.buffers()), list(online.buffers()))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.network.state_dict(*args, **kwargs)

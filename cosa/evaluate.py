@@ -170,7 +170,7 @@ def evaluate(
 @dataclass
 class _Sample:
     index: int
-    image: Tensor  # (3, S, S) float32, normalised
+    image: Tensor  # (3, S, S) float32 in [0, 1]
     mask: np.ndarray | None  # (H, W) uint8
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cosa.core.errors import UserError
 from cosa.core.tensors import in_full_precision
 from cosa.encoders.build import build_encoder
+from cosa.encoders.normalization import IMAGENET, Colour, resolve
 from cosa.encoders.vit import embed, rotary_embedding, to_map
 
 
@@ -64,13 +65,21 @@ class CoSANetwork(nn.Module):
         aux_norm: apply a LayerNorm of its own to the auxiliary tokens.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
+        normalization: mean and standard deviation of RGB in [0, 1] that the encoder's weights
+            were trained with: "encoder" for what timm says of its name, "imagenet", or both as
+            three numbers each. They are kept in the buffers ``mean`` and ``std``, (3, 1, 1)
+            float32, and saved with the weights.
 
     The classifiers start from a truncated normal with standard deviation 0.01 (scores near 0),
     the decoder's hidden layers from Kaiming's normal initialisation.
 
     Raises:
-        UserError: the encoder or one of its options is unknown or does not fit.
+        UserError: the encoder, one of its options or the normalisation is unknown or does not
+            fit.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -81,12 +90,15 @@ class CoSANetwork(nn.Module):
         aux_norm: bool = False,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
+        normalization: str | Sequence[Sequence[float]] = "encoder",
     ):
         super().__init__()
         if num_classes < 1:
             raise UserError(f"a network needs at least one class, not {num_classes}")
         self.num_classes = num_classes
         self.encoder = build_encoder(encoder, encoder_options or {})
+        for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
+            self.register_buffer(name, _as_buffer(colour))
         self.patch_size: int = self.encoder.patch_embed.feat_ratio()
         depth = len(self.encoder.blocks)
         if not -depth <= aux_layer < depth:
@@ -109,13 +121,12 @@ class CoSANetwork(nn.Module):
         """Class scores, CAMs and segmentation of a batch.
 
         Args:
-            images: (B, 3, H, W) float, normalised with ImageNet's mean and standard deviation;
-                H and W are multiples of ``patch_size``.
+            images: (B, 3, H, W) float, RGB in [0, 1]; H and W are multiples of ``patch_size``.
 
         Raises:
             ValueError: the size is not a multiple of the patch size.
         """
-        features, aux_features = self.encode(images)
+        features, aux_features = self.encode((images - self.mean) / self.std)
         return NetworkOutput(
             logits=pooled_scores(features, self.classifier),
             aux_logits=pooled_scores(aux_features, self.aux_classifier),
@@ -126,7 +137,7 @@ class CoSANetwork(nn.Module):
         )
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Final and auxiliary tokens of ``images`` (B, 3, H, W) as two (B, D, h, w) maps."""
+        """Final and auxiliary tokens of normalised images (B, 3, H, W), as (B, D, h, w) maps."""
         height, width = images.shape[-2:]
         patch = self.patch_size
         if height < 1 or width < 1 or height % patch or width % patch:
@@ -150,6 +161,13 @@ class CoSANetwork(nn.Module):
         # identity in the other place; applied to every token, either is the final norm.
         tokens = encoder.fc_norm(encoder.norm(tokens))
         return to_map(tokens, grid), to_map(aux_tokens, grid)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights of earlier versions, which knew only ImageNet's normalisation, keep that."""
+        if any(key.startswith(f"{prefix}encoder.") for key in state_dict):
+            for name, colour in zip(("mean", "std"), IMAGENET, strict=True):
+                state_dict.setdefault(prefix + name, _as_buffer(colour))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def freeze_position_embedding(self) -> None:
         """Exclude the absolute position embedding from training, if the encoder has one."""
@@ -187,6 +205,10 @@ class CoSANetwork(nn.Module):
             )
             group["params"].append(parameter)
         return [{"name": name, **group} for name, group in groups.items()]
+
+
+def _as_buffer(colour: Colour) -> Tensor:
+    return torch.tensor(colour, dtype=torch.float32)[:, None, None]
 
 
 def pooled_scores(features: Tensor, classifier: nn.Conv2d) -> Tensor:

@@ -48,9 +48,9 @@ def multi_scale(
     Args:
         network: a ``CoSANetwork`` in evaluation mode, or an ``AssignmentNetwork``; its
             ``patch_size`` is read. Its mode is left as it is.
-        images: (B, 3, H, W) float, normalised with ImageNet's mean and standard deviation. Any
-            size: each scaled size is rounded to a multiple of the patch size, at least one
-            patch; images that have that size already are not resampled.
+        images: (B, 3, H, W) float, RGB in [0, 1]. Any size: each scaled size is rounded to a
+            multiple of the patch size, at least one patch; images that have that size already
+            are not resampled.
         scales: factors of the image size, at least one, all above 0.
         flip: see the mirrored images too, in the same forward pass.
         size: (height, width) of the output; the images' own by default.

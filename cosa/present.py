@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cosa.core.tensors import present_index
+
 
 @dataclass(frozen=True)
 class PresentClasses:
@@ -65,17 +67,3 @@ class PresentClasses:
 
     def _with_background(self) -> Tensor:
         return torch.cat([torch.zeros_like(self.index[:, :1]), self.index + 1], dim=1)
-
-
-def present_index(image_labels: Tensor) -> Tensor:
-    """The classes that each image holds, in ascending order, then others up to K >= 1 places.
-
-    Args:
-        image_labels: (B, C) of any dtype, positive means present.
-
-    Returns:
-        (B, K) int64; K is the most classes that an image of the batch holds, at least 1.
-    """
-    present = image_labels > 0
-    most = max(1, int(present.sum(dim=1).max()))
-    return present.byte().argsort(dim=1, descending=True, stable=True)[:, :most]

@@ -54,6 +54,14 @@ def test_update_copies_buffers(online):
     assert average.network.seen.tolist() == [5.0, 5.0]
 
 
+def test_the_average_normalises_as_the_online_network_does(online):
+    average = AssignmentNetwork(online)
+    online.mean.fill_(0.25)
+    average.update(online, 0.9)
+    assert torch.equal(average.network.mean, online.mean) and average.network.mean[0] == 0.25
+    assert average.network.mean is not online.mean
+
+
 def test_momentum_of_the_paper_converges_slowly(online):
     average = AssignmentNetwork(online)
     with torch.no_grad():

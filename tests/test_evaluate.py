@@ -14,7 +14,7 @@ from cosa.cam import resize
 from cosa.config import MethodConfig
 from cosa.core.errors import UserError
 from cosa.data.datasets import SegmentationDataset
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, network_input
+from cosa.data.images import network_input
 from cosa.evaluate import EvaluationStopped, evaluate
 from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork, NetworkOutput
@@ -37,8 +37,7 @@ class ColorNetwork(nn.Module):
     def forward(self, images):
         self.forwards += 1
         assert not self.training and not torch.is_grad_enabled()
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        rgb = F.avg_pool2d(images * std + mean, self.patch_size)
+        rgb = F.avg_pool2d(images, self.patch_size)
         logits = rgb.amax(dim=(-2, -1)) - 0.5
         background = 1 - rgb.sum(dim=1, keepdim=True)
         seg = torch.cat([background, rgb], dim=1)

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from cosa.core.errors import UserError
+from cosa.encoders.normalization import IMAGENET
 from cosa.encoders.vit import embed, resize_position_embedding
 from cosa.network import CoSANetwork
 
@@ -51,6 +52,66 @@ def test_encoders_of_timm(name, prefix):
     assert not torch.allclose(features, aux_features, atol=1e-3)
     # the final tokens are normalised: a fresh LayerNorm leaves mean 0 and variance 1
     torch.testing.assert_close(features.mean(1), torch.zeros(2, 4, 4), atol=1e-5, rtol=0)
+
+
+# Normalisation
+
+
+def test_images_are_normalised_by_hand():
+    network = tiny(normalization=[[0.5, 0.25, 0.0], [0.5, 0.25, 2.0]])
+    assert network.mean.shape == network.std.shape == (3, 1, 1)
+    assert network.mean.dtype == network.std.dtype == torch.float32
+    seen = []
+    network.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.tensor([0.75, 0.125, 1.0])[None, :, None, None].expand(2, 3, 16, 8)
+    output = network(images)
+    by_hand = torch.tensor([0.5, -0.5, 0.5])[None, :, None, None].expand(2, 3, 16, 8)
+    assert torch.equal(seen[0], by_hand)
+    features, aux_features = network.encode(by_hand)
+    assert torch.equal(output.features, features) and not torch.equal(features, aux_features)
+
+
+@pytest.mark.parametrize("normalization", ["encoder", "imagenet"])
+def test_images_of_the_mean_colour_are_exactly_zero(normalization):
+    network = tiny(normalization=normalization)
+    seen = []
+    network.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(network.mean.expand(1, 3, 16, 8))
+    assert seen[0].dtype == torch.float32 and not seen[0].any()
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("vit_tiny_patch16_224", [[0.5] * 3, [0.5] * 3]),
+    ("vit_small_patch14_dinov2", IMAGENET),
+])
+def test_the_encoders_own_normalisation_is_the_default(name, expected):
+    options = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    network = CoSANetwork(2, name, options, aux_layer=0, decoder_width=8)
+    found = torch.stack([network.mean, network.std]).flatten(1)
+    assert torch.equal(found, torch.tensor(expected))
+    assert not any(name in ("mean", "std") for name, _ in network.named_parameters())
+
+
+def test_weights_without_normalisation_are_of_imagenets():
+    """Those of earlier versions, and of the released programs."""
+    old = tiny(normalization="imagenet")
+    state = {k: v for k, v in old.state_dict().items() if k not in ("mean", "std")}
+    network = tiny()
+    assert network.mean.unique().tolist() == [0.5]
+    network.load_state_dict(state)
+    assert "mean" not in state, "the caller's own is left alone"
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(network(images).cam, old(images).cam)
+    other = tiny()
+    other.load_state_dict({"classifier.weight": state["classifier.weight"]}, strict=False)
+    assert other.mean.unique().tolist() == [0.5], "no weights of an encoder say nothing of it"
+
+
+def test_weights_bring_their_normalisation_along():
+    network, images = tiny(normalization="imagenet"), torch.rand(1, 3, 16, 16)
+    network.load_state_dict(tiny().state_dict())
+    assert torch.equal(network(images).cam, tiny()(images).cam)
 
 
 @pytest.mark.parametrize(("layer", "block"), [(-3, 1), (-1, 3), (0, 0), (2, 2)])
@@ -126,6 +187,8 @@ def test_state_dict_has_the_released_keys():
         "decoder.conv6.weight",
         "decoder.conv7.weight",
         "decoder.conv8.weight",
+        "mean",  # of the input's normalisation, which released files lack
+        "std",
     }
     assert {"encoder.pos_embed", "encoder.cls_token", "encoder.blocks.3.mlp.fc2.bias"} <= keys
     assert not any("head" in key for key in keys)
@@ -209,6 +272,7 @@ def test_sizes_that_do_not_fit_the_patches(size):
         ({"encoder_options": TINY, "aux_layer": -5}, "aux_layer=-5.*4 blocks"),
         ({"encoder_options": TINY, "aux_layer": 4}, "choose -4 to 3"),
         ({"num_classes": 0}, "at least one class"),
+        ({"normalization": "imagnet"}, "model.normalization='imagnet'"),
     ],
 )
 def test_user_mistakes(arguments, message):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cosa.present import PresentClasses, present_index
+from cosa.core.tensors import present_index
+from cosa.present import PresentClasses
 
 LABELS = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).float()
 

@@ -4,7 +4,7 @@
 needs beside its weights; ``released``: the checkpoints of the authors' program.
 """
 
-from cosa.checkpoint.files import DAMAGE, DamagedError, holds, read, save, verify
+from cosa.checkpoint.files import DamagedError, holds, read, save, verify
 from cosa.checkpoint.networks import (
     TrainedNetwork,
     build_network,
@@ -15,6 +15,6 @@ from cosa.checkpoint.networks import (
 )
 
 __all__ = [
-    "DAMAGE", "DamagedError", "TrainedNetwork", "build_network", "check_finite", "describe",
+    "DamagedError", "TrainedNetwork", "build_network", "check_finite", "describe",
     "holds", "load", "read", "save", "save_weights", "verify",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,13 +17,7 @@ import torch
 
 from cosa.checkpoint import released
 from cosa.core.errors import UserError, one_line
-from cosa.core.files import replacing
-
-# What PyTorch's reader raises on files with flipped bits or a missing end, found by trying.
-DAMAGE = (
-    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, struct.error,
-)
+from cosa.core.files import DAMAGE, replacing
 
 
 class DamagedError(UserError):

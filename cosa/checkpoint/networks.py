@@ -14,16 +14,18 @@ import torch
 from torch import nn
 
 from cosa.checkpoint import released
-from cosa.checkpoint.files import DAMAGE, check_readable, read, replacing_with_torch, save
-from cosa.config import Config, from_dict
+from cosa.checkpoint.files import check_readable, read, replacing_with_torch, save
+from cosa.config import Config, from_dict, upgraded
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
+from cosa.core.files import DAMAGE
 from cosa.network import CoSANetwork
 
 FORMAT = "cosa-1"
 
 ARCHITECTURE = (
-    "encoder", "encoder_options", "aux_layer", "aux_norm", "decoder_width", "decoder_dilation",
+    "encoder", "encoder_options", "normalization", "aux_layer", "aux_norm", "decoder_width",
+    "decoder_dilation",
 )
 """Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
 
@@ -134,7 +136,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
     try:
         _check_description(about)
         network = TrainedNetwork(
-            _read_config(about["config"]), about["classes"], about["palette"],
+            _read_config(upgraded(about["config"])), about["classes"], about["palette"],
             about["thresholds"], about["image_size"],
         )
         network.load_state_dict(tensors)

@@ -40,6 +40,9 @@ SAFE_TYPES = [
 HEAD_CHANNELS = 64
 """Channels per attention head in every ViT that the released programs use."""
 
+CONSTANTS = frozenset({"mean", "std"})
+"""Of the input's normalisation; the released programs have them in their code."""
+
 IGNORED = re.compile(r"encoder\.(head|head_dist|pre_logits)\.|proj_head")
 """An unused ImageNet head, and ToCo's projection heads."""
 
@@ -104,6 +107,7 @@ def describe_released(
     conv6 = tensors.get("decoder.conv6.weight")
     model = {
         "encoder": "vit_base_patch16_224",
+        "normalization": "imagenet",  # for whatever weights their ViT starts from
         "encoder_options": {
             "img_size": side * patch, "patch_size": patch, "embed_dim": width,
             "depth": len(blocks), "num_heads": width // HEAD_CHANNELS,
@@ -126,7 +130,7 @@ def fill_missing(
     Raises:
         UserError: the encoder is not complete, or a shape differs.
     """
-    missing = sorted(set(expected) - set(tensors))
+    missing = sorted(set(expected) - set(tensors) - CONSTANTS)
     unused = sorted(set(tensors) - set(expected))
     broken = [key for key in missing if key.startswith("encoder.")]
     broken += [k for k in expected if k in tensors and tensors[k].shape != expected[k].shape]

@@ -1,6 +1,14 @@
 """Typed configuration: the defaults of the paper, YAML over them, ``key=value`` over both."""
 
-from cosa.config.loading import Config, from_dict, load_config, to_dict, to_yaml
+from cosa.config.loading import (
+    Config,
+    from_dict,
+    load_config,
+    load_saved,
+    to_dict,
+    to_yaml,
+    upgraded,
+)
 from cosa.config.sections import (
     AugmentConfig,
     DataConfig,
@@ -17,5 +25,5 @@ from cosa.config.sections import (
 __all__ = [
     "AugmentConfig", "Config", "DataConfig", "EvaluateConfig", "LossConfig", "MethodConfig",
     "ModelConfig", "OptimizerConfig", "TeacherConfig", "ThresholdConfig", "TrainConfig",
-    "from_dict", "load_config", "to_dict", "to_yaml",
+    "from_dict", "load_config", "load_saved", "to_dict", "to_yaml", "upgraded",
 ]

@@ -47,6 +47,20 @@ def ordered(config: Any, low: str, high: str) -> None:
         raise ValueError(f"{low} is {a} and {high} is {b}: both must be positive, in that order")
 
 
+def normalization(config: Any, key: str, names: tuple[str, ...]) -> None:
+    """A name, or mean and deviation of red, green and blue."""
+    value = getattr(config, key)
+    if value in names:
+        return
+    if isinstance(value, str) or [len(numbers) for numbers in value] != [3, 3]:
+        raise ValueError(f"{key} is {value!r}: use {', '.join(names)} or two lists of three "
+                         "numbers, mean and deviation of red, green and blue")
+    mean, deviation = value
+    if not all(0 <= number <= 1 for number in mean) or not all(number > 0 for number in deviation):
+        raise ValueError(f"{key} is {value!r}: the means must lie in 0..1, as the colours do, and "
+                         "the deviations above 0")
+
+
 def positive_scales(config: Any) -> None:
     if not config.scales or any(not s > 0 for s in config.scales):
         raise ValueError(f"scales is {list(config.scales)}: give at least one, all positive")

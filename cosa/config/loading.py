@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ class Config:
             )
 
 
-def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file over the defaults, and ``section.key=value`` overrides over both.
 
     Args:
@@ -81,10 +83,32 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
     Raises:
         UserError: no such file, not YAML, unknown key, wrong type, impossible value.
     """
-    tree: dict[str, Any] = {}
-    source = str(path) if path else "the configuration"
-    if path is not None:
-        tree = _read_with_base(Path(path))
+    tree = {} if path is None else _read_with_base(Path(path))
+    return _overridden(tree, overrides, str(path) if path else "the configuration")
+
+
+def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """``load_config`` of a file that a training run saved, this version's or an earlier one's.
+
+    Raises:
+        UserError: see :func:`load_config`.
+    """
+    return _overridden(upgraded(_read_with_base(Path(path))), overrides, str(path))
+
+
+def upgraded(tree: Any) -> Any:
+    """A configuration that an earlier version saved, as nested dictionaries, with today's keys.
+
+    Saved configurations are complete: one without ``model.normalization`` is from when ImageNet's
+    was the only one. What is no such tree is returned as it is.
+    """
+    model = tree.get("model") if isinstance(tree, dict) else None
+    if not isinstance(model, dict) or "normalization" in model:
+        return tree
+    return {**tree, "model": {**model, "normalization": "imagenet"}}
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:
@@ -107,12 +131,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        out[item.name] = value
+        out[item.name] = to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def to_yaml(config: Config) -> str:
@@ -207,10 +231,15 @@ def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:
 
 
 def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
-    if typing.get_origin(kind) is tuple:
+    if isinstance(kind, types.UnionType):  # of a list and one other
+        lists = isinstance(value, list | tuple)
+        kind = next(k for k in typing.get_args(kind) if _is_list(k) == lists)
+    if _is_list(kind):
         element = typing.get_args(kind)[0]
         if not isinstance(value, list | tuple):
             raise UserError(f"'{key}' in {source} must be a list, not {value!r}")
+        if _is_list(element) and not all(isinstance(v, list | tuple) for v in value):
+            raise UserError(f"'{key}' in {source} must be a list of lists, not {value!r}")
         return tuple(_convert(element, v, key, source) for v in value)
     if kind is float and isinstance(value, str):
         # YAML 1.1 reads 1e-4 as a string: it wants 1.0e-4.
@@ -225,3 +254,7 @@ def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise UserError(f"'{key}' in {source} must be a finite number, not {value}")
     return value
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple

@@ -13,6 +13,7 @@ from cosa.config.limits import (
     at_least,
     at_most,
     below,
+    normalization,
     one_of,
     ordered,
     positive_scales,
@@ -113,6 +114,9 @@ class ModelConfig:
     """Start from ImageNet weights: a file in weights/, else timm's hub."""
     weights: str = ""
     """A file with encoder weights; empty: weights/<encoder>.*, if there is one."""
+    normalization: str | tuple[tuple[float, ...], ...] = "encoder"
+    """Of the input, as the encoder's weights were trained: encoder (what timm says of the weights
+    of that name), imagenet, or mean and deviation of RGB in [0, 1]: [[r, g, b], [r, g, b]]."""
     aux_layer: int = -3
     """Block whose tokens feed the auxiliary classifier; negative: counted from the end."""
     aux_norm: bool = False
@@ -126,6 +130,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "decoder_width", "decoder_dilation")
+        normalization(self, "normalization", ("encoder", "imagenet"))
 
 
 @dataclass(frozen=True)

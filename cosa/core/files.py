@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ except ImportError:  # not on Windows
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 """Where train.py, configs/ and weights/ are."""
+
+# What PyTorch's reader raises on files with flipped bits or a missing end, found by trying.
+DAMAGE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, struct.error,
+)
+"""An error of these while a file of tensors is read says that it is damaged."""
 
 TEMPORARY = ".cosa-{}.tmp"
 """Names of unfinished files: short, since the target's may be as long as the file system allows."""

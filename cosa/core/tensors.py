@@ -49,3 +49,17 @@ def in_full_precision(conv: nn.Conv2d, features: Tensor) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         return conv(features.to(conv.weight.dtype))
+
+
+def present_index(image_labels: Tensor) -> Tensor:
+    """The classes that each image holds, in ascending order, then others up to K >= 1 places.
+
+    Args:
+        image_labels: (B, C) of any dtype, positive means present.
+
+    Returns:
+        (B, K) int64; K is the most classes that an image of the batch holds, at least 1.
+    """
+    present = image_labels > 0
+    most = max(1, int(present.sum(dim=1).max()))
+    return present.byte().argsort(dim=1, descending=True, stable=True)[:, :most]

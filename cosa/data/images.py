@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from cosa.core.errors import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split()
     # Pillow has it from version 11.3 on; not every build does.
@@ -205,46 +202,19 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """Normalise an RGB image, PIL or (H, W, 3) uint8, with ImageNet's mean and deviation.
-
-    Returns (3, H, W) float32.
-    """
-    return normalize(torch.from_numpy(np.array(image, dtype=np.uint8)))
+    """An RGB image, PIL or (H, W, 3) uint8, as (3, H, W) float32 in [0, 1]."""
+    return to_planes(torch.from_numpy(np.array(image, dtype=np.uint8)))
 
 
-def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """RGB pixels (..., H, W, 3) uint8, normalised as ``to_tensor`` does: (..., 3, H, W) float32."""
-    scale, shift = _scale_and_shift(pixels.device)
-    # Planes first, then two passes in place: the formula as written makes copies.
+def to_planes(pixels: torch.Tensor) -> torch.Tensor:
+    """RGB pixels (..., H, W, 3) uint8 as (..., 3, H, W) float32 in [0, 1], on their device."""
+    # Planes first, then a pass in place: the formula as written makes copies.
     planes = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-    return planes.mul_(scale).add_(shift)
-
-
-# Constants are kept on each device, as a copy to a GPU waits for its work.
-
-
-@cache
-def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's, (3, 1, 1) float32 each."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean.to(device), std.to(device)
-
-
-@cache
-def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``normalize`` multiplies by and adds."""
-    mean, std = _mean_and_std(torch.device("cpu"))
-    return (1 / (255 * std)).to(device), (-mean / std).to(device)
-
-
-def to_rgb(images: torch.Tensor) -> torch.Tensor:
-    """Undo ``to_tensor``'s normalisation: (..., 3, H, W) to float32 in [0, 1], clipped to it."""
-    mean, std = _mean_and_std(images.device)
-    return (images.float() * std + mean).clamp_(0, 1)
+    return planes.div_(255)
 
 
 def network_input(image: Image.Image, size: int) -> torch.Tensor:
-    """Squash an RGB image to a normalised square (3, size, size) float32, for prediction.
+    """Squash an RGB image to a square (3, size, size) float32 in [0, 1], for prediction.
 
     Bilinear without antialiasing, as in CoSA's evaluation. Sides beyond twice the size are first
     averaged down to that, so that large photographs do not alias; benchmark images are smaller.

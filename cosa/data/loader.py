@@ -3,8 +3,8 @@
 Every sample is a pure function of (seed, position in the stream). The number of workers, the
 batch boundaries and an interruption in between leave the stream as it is.
 
-Batches travel as 8-bit pixels, a quarter of what the networks read; ``to_device`` normalises them
-where they are used.
+Batches travel as 8-bit pixels, a quarter of what the networks read; ``to_device`` makes float
+planes of them where they are used.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cosa.core import distributed
 from cosa.core.errors import UserError
+from cosa.core.tensors import present_index
 from cosa.core.threads import core_count
 from cosa.data.datasets import SegmentationDataset
-from cosa.data.images import normalize
+from cosa.data.images import to_planes
 from cosa.data.transforms import training_views
-from cosa.present import present_index
 
 MAX_WORKERS = 8
 # The views of a batch, and what says where they are not padding.
@@ -146,7 +146,7 @@ def training_loader(
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
     Batches are dicts of weak, strong (B, S, S, 3) uint8, image_labels (B, C) float32,
-    valid (B, S, S) bool, index (B,) int64 and present, see ``cosa.present.present_index``;
+    valid (B, S, S) bool, index (B,) int64 and present, see ``cosa.core.tensors.present_index``;
     ``to_device`` makes of them what the networks read. Iterating raises ``UserError`` naming the
     file if an image cannot be read, and one naming the remedy if the system kills a worker.
 
@@ -174,14 +174,18 @@ def training_loader(
 
 
 def to_device(
-    batch: dict[str, torch.Tensor], device: torch.device | str
+    batch: dict[str, torch.Tensor], device: torch.device | str, padding: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """A batch of ``training_loader`` as the networks read it, without waiting for the copy.
 
-    Returns weak, strong and, where there is one, partner as (B, 3, S, S) float32, normalised with
-    the ImageNet mean and deviation and 0, the mean colour, in the padding; the others as they are.
-    partner_class stays on the CPU, and for a CUDA device so does a second image_labels, named
-    host_labels: the host decides by them, and would have to wait for the device.
+    Args:
+        padding: (3, 1, 1) float32 on the device, the colour of the padding. That of the network
+            is its ``mean``: padding is exactly 0 once it is normalised.
+
+    Returns weak, strong and, where there is one, partner as (B, 3, S, S) float32 in [0, 1]; the
+    others as they are. partner_class stays on the CPU, and for a CUDA device so does a second
+    image_labels, named host_labels: the host decides by them, and would have to wait for the
+    device.
     """
     device = torch.device(device)
     moved = {
@@ -191,8 +195,8 @@ def to_device(
     if device.type == "cuda":
         moved["host_labels"] = batch["image_labels"]
     for key in _VALID.keys() & moved.keys():
-        padding = ~moved[_VALID[key]][:, None]
-        moved[key] = normalize(moved[key]).masked_fill_(padding, 0)
+        valid = moved[_VALID[key]][:, None]
+        moved[key] = torch.where(valid, to_planes(moved[key]), padding)
     return moved
 
 

@@ -22,9 +22,8 @@ from safetensors.torch import load_file
 from timm.models import eva, get_pretrained_cfg, vision_transformer
 from torch import Tensor, nn
 
-from cosa.checkpoint import DAMAGE
 from cosa.core.errors import UserError, one_line
-from cosa.core.files import PROJECT_FOLDER
+from cosa.core.files import DAMAGE, PROJECT_FOLDER
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

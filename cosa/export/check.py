@@ -24,7 +24,7 @@ def compare(run: Runner, network: CoSANetwork, cases: Iterable[Case]) -> list[fl
     """Differences of an exported program from the network on random images.
 
     Args:
-        run: takes images and returns the maps ``OUTPUTS``.
+        run: takes images in [0, 1] and returns the maps ``OUTPUTS``.
         network: the original, in eval mode on the CPU.
         cases: batch size, height and width of each input.
 
@@ -38,7 +38,7 @@ def compare(run: Runner, network: CoSANetwork, cases: Iterable[Case]) -> list[fl
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, height, width in cases:
-        images = torch.randn(batch, 3, height, width, generator=generator)
+        images = torch.rand(batch, 3, height, width, generator=generator)
         expected, found = network(images), run(images)
         for name in OUTPUTS:
             wanted, given = getattr(expected, name), found[name]

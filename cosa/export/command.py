@@ -1,10 +1,10 @@
 """Export a trained network for inference elsewhere: python -m cosa.export --weights FILE ...
 
-The file holds one forward pass: normalised images (B, 3, H, W) float32 in, the maps ``OUTPUTS``
-out. What else inference needs (class names, palette, thresholds, image size, normalisation) is
-in the file's metadata, see :func:`describe_export`. The exported program is run, and no file is
-left unless it gives the network's own outputs. Only an ONNX file where there is no onnxruntime to
-run it is written all the same; the command says then that it is not verified.
+The file holds one forward pass: RGB images (B, 3, H, W) float32 in [0, 1] in, which it normalises
+itself; the maps ``OUTPUTS`` out. What else inference needs (class names, palette, thresholds,
+image size) is in the file's metadata, see :func:`describe_export`. The exported program is run, and
+no file is left unless it gives the network's own outputs. Only an ONNX file where there is no
+onnxruntime to run it is written all the same; the command says then that it is not verified.
 """
 
 from __future__ import annotations

@@ -14,14 +14,13 @@ from torch.export import ExportedProgram
 import cosa
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
-from cosa.export.program import INPUT, OUTPUTS, quiet
+from cosa.export.program import INPUT, INPUT_RANGE, INPUTS, OUTPUTS, quiet
 
 METADATA_FILE = "cosa.json"
 """Where a torch.export file keeps the metadata: torch.export.load(extra_files={this: ""})."""
 
 Runner = Callable[[Tensor], Mapping[str, Tensor]]
-"""Normalised images (B, 3, H, W) to the maps ``OUTPUTS``."""
+"""Images (B, 3, H, W) in [0, 1] to the maps ``OUTPUTS``."""
 
 
 def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]:
@@ -42,8 +41,8 @@ def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]
         "flip": evaluate.flip,
         "patch_size": network.patch_size,
         "fixed_size": None if size is None else [size, size],
-        "mean": list(IMAGENET_MEAN),  # of RGB in [0, 1]: images = (rgb - mean) / std
-        "std": list(IMAGENET_STD),
+        "inputs": INPUTS,
+        "input_range": list(INPUT_RANGE),  # of black and full red, green or blue
         "outputs": OUTPUTS,
     }
 

@@ -18,6 +18,8 @@ from cosa.encoders.vit import PREFIX_TOKENS
 from cosa.network import CoSANetwork
 
 INPUT = "images"
+INPUTS = {INPUT: "RGB images (batch, 3, height, width) in [0, 1], normalised inside"}
+INPUT_RANGE = (0.0, 1.0)
 OUTPUTS = {
     "seg": "segmentation logits (batch, classes + 1, rows, columns), channel 0: background",
     "cam": "class activation map (batch, classes, rows, columns), unbounded",

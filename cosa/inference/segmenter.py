@@ -35,7 +35,7 @@ class Prepared:
     size: Size
     """(height, width) of the image itself."""
     pixels: Tensor
-    """Whole: the normalised square (3, S, S) float32. Slide: (H', W', 3) uint8."""
+    """Whole: the square (3, S, S) float32 in [0, 1]. Slide: (H', W', 3) uint8."""
     photo: np.ndarray | None
     """(H', W', 3) uint8, shrunk to ``max_size``, where there will be a CRF."""
     present: list[int] | None

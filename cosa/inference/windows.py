@@ -47,7 +47,7 @@ class SlidingNetwork:
         """Blended maps of a batch.
 
         Args:
-            images: (B, 3, H, W) normalised; H and W are multiples of the patch size.
+            images: (B, 3, H, W) in [0, 1]; H and W are multiples of the patch size.
 
         Returns:
             ``logits`` (B, C) and the maps of ``maps`` (B, K, H / patch, W / patch), float32.

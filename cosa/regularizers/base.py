@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cosa.core.tensors import move
 from cosa.core.terminal import note
-from cosa.data.images import to_rgb
 from cosa.ema import AssignmentNetwork
 from cosa.losses import Sum
 from cosa.network import CoSANetwork, NetworkOutput
@@ -33,7 +32,7 @@ class Partner:
     image_labels: Tensor
     """(n, C) float, one 1 in each row: the only class of the partner."""
     images: Tensor
-    """(n, 3, S, S) weak views of the partners, normalised."""
+    """(n, 3, S, S) weak views of the partners, in [0, 1]."""
     valid: Tensor
     """(n, S, S) bool, False on padding."""
     output: NetworkOutput
@@ -60,10 +59,10 @@ class Context(Seen):
     autocast: Callable[[], AbstractContextManager] = field(default=nullcontext)
     """In this context the networks run."""
 
-    @cached_property
+    @property
     def rgb(self) -> Tensor:
-        """(B, 3, S, S) float32 in [0, 1]: the weak view before normalisation, padding grey."""
-        return to_rgb(self.batch["weak"])
+        """(B, 3, S, S) float32 in [0, 1]: the weak view, whose padding is the mean colour."""
+        return self.batch["weak"]
 
     @cached_property
     def partner(self) -> Partner | None:

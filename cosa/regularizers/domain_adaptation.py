@@ -184,8 +184,8 @@ def see_without_source(context: Context, threshold: float) -> Tensor:
     """Class activation maps of the assignment network, once the source pixels are erased.
 
     What lies above the threshold in the map of any class is erased for all of them at once: it
-    takes the mean colour of ImageNet. The maps are normalised over the other cells. With attention
-    a patch without content takes over what its neighbours say of their class; if such patches set
+    takes the network's mean colour. The maps are normalised over the other cells. With attention a
+    patch without content takes over what its neighbours say of their class; if such patches set
     the scale, all that is left to see could end up below the threshold. Nor can they be a target:
     the features that are adapted see there what was erased.
 
@@ -196,8 +196,9 @@ def see_without_source(context: Context, threshold: float) -> Tensor:
     batch = context.batch
     # Absent classes and padding are 0 in the map: they erase nothing.
     strongest = context.targets["cam"].cam.amax(dim=1, keepdim=True)
+    erased = torch.where(strongest > threshold, context.online.mean, batch["weak"])
     with context.autocast():
-        cam = context.assignment(batch["weak"].masked_fill(strongest > threshold, 0)).cam
+        cam = context.assignment(erased).cam
     seen = F.interpolate(strongest, context.grid, mode="area")[:, 0] <= threshold
     seen &= free_of_padding(batch["valid"], context.grid)
     labels, present = batch["image_labels"], batch.get("present")

@@ -134,7 +134,10 @@ def build_step(
     _check_accumulation(cotraining.accumulate)
     if distributed.world() == 1:
         return cotraining.step
-    return nn.parallel.DistributedDataParallel(_Step(cotraining), find_unused_parameters=True)
+    # Of buffers the networks have only constants: to send them in each step would be for nothing.
+    return nn.parallel.DistributedDataParallel(
+        _Step(cotraining), find_unused_parameters=True, broadcast_buffers=False
+    )
 
 
 def check_processes(config: Config) -> None:

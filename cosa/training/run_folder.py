@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows; there nothing keeps two programs out of one folder.
     fcntl = None
 
-from cosa.config import Config, load_config, to_yaml
+from cosa.config import Config, load_saved, to_yaml
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import UserError
 from cosa.core.files import remove_leftovers, write_atomically
@@ -147,7 +147,7 @@ class RunFolder:
             raise UserError(f"{self.path} holds no run to resume: last.pth is missing, though "
                             f"{results[0]} is there; put last.pth back, or begin anew with "
                             f"python train.py {self.config} name=...")
-        return load_config(self.config, overrides)
+        return load_saved(self.config, overrides)
 
     @main_only
     def log(self, record: dict[str, Any]) -> None:

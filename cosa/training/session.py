@@ -188,7 +188,12 @@ class Session:
                     f"{path} was trained on the classes {', '.join(classes)}, the data "
                     f"now has {', '.join(self.val_set.classes)}: resume with the run's own data"
                 )
+            online = self.cotraining.online
+            configured_colours = torch.stack([online.mean, online.std])
             self.cotraining.load_state_dict(content)
+            if not torch.equal(torch.stack([online.mean, online.std]), configured_colours):
+                raise UserError(f"{path} was trained with another model.normalization than "
+                                "configured: resume with that of the run")
             groups = content["optimizer"]["param_groups"]
             for saved, options in zip(groups, configured, strict=True):
                 saved.update(options)

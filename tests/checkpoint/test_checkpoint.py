@@ -276,6 +276,7 @@ def altered(path, network, config, change):
     (lambda about: about["config"]["train"].update(precision="int8"), "train.precision"),
     (lambda about: about["config"]["model"].update(decoder_width="16"), "'model.decoder_width'"),
     (lambda about: about["config"]["model"].pop("decoder_width"), "no 'decoder_width'"),
+    (lambda about: about["config"]["model"].update(normalization="x"), "model.normalization"),
     (lambda about: about["config"]["model"].update(encoder_options={"depth": 0}), "aux_layer"),
     (lambda about: about["config"].update(evaluate=3), "'evaluate'.*section"),
     (lambda about: about.update(config=[1]), "config is list"),
@@ -295,6 +296,39 @@ def test_altered_descriptions_are_refused_by_name(tmp_path, network, config, cha
     with pytest.raises(UserError, match=f"best.pth does not fit .*{reason}") as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])
+def test_files_of_earlier_versions_keep_imagenets_normalisation(tmp_path, config, name):
+    """They name none, and hold neither mean nor deviation."""
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    now = config | {"model": config["model"] | {"normalization": "imagenet"}}
+    torch.manual_seed(1)
+    network = build_network(now, len(CLASSES)).eval()
+    assert config["model"]["normalization"] == "encoder" and not torch.equal(
+        build_network(config, len(CLASSES)).mean, network.mean)
+    about = checkpoint.describe(now, CLASSES, PALETTE, (0.25, 0.75))
+    del about["config"]["model"]["normalization"]
+    tensors = {k: v for k, v in network.state_dict().items() if k not in ("mean", "std")}
+    if name.endswith(".pth"):
+        save(tmp_path / name, {"about": about, "assignment": tensors})
+    else:
+        safetensors.torch.save_file(tensors, tmp_path / name, {"cosa": json.dumps(about)})
+    loaded = load(tmp_path / name)
+    assert torch.equal(loaded(images).seg, network(images).seg)
+    assert loaded.config["model"]["normalization"] == "imagenet"
+
+
+@pytest.mark.parametrize("normalization", [
+    "encoder", "imagenet", [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]],
+])
+@pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])
+def test_the_normalisation_is_saved_along(tmp_path, config, name, normalization):
+    config = config | {"model": config["model"] | {"normalization": normalization}}
+    network = build_network(config, len(CLASSES)).eval()
+    loaded = load(write(tmp_path / name, network, config))
+    assert torch.equal(loaded.mean, network.mean) and torch.equal(loaded.std, network.std)
+    assert loaded.config["model"]["normalization"] == normalization
 
 
 def test_keys_that_an_older_version_did_not_have_get_their_defaults(tmp_path, network, config):

@@ -23,11 +23,16 @@ from tests.helpers.released import GRID, make_state, save_release
 
 
 def released_forward(state, images, aux_layer: int):
-    """The released network from plain PyTorch: position embedding bicubic, not antialiased."""
+    """The released network from plain PyTorch, on images in [0, 1].
+
+    ImageNet's normalisation; the position embedding bicubic, not antialiased.
+    """
     weight = state["encoder.patch_embed.proj.weight"]
     width, patch = weight.shape[0], weight.shape[-1]
     heads = width // 64
-    x = F.conv2d(images, weight, state["encoder.patch_embed.proj.bias"], stride=patch)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    x = (images - mean) / std
+    x = F.conv2d(x, weight, state["encoder.patch_embed.proj.bias"], stride=patch)
     h, w = x.shape[-2:]
     position = state["encoder.pos_embed"]
     grid = position[:, 1:].reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2)
@@ -76,6 +81,15 @@ def test_outputs_equal_the_released_forward_pass(tmp_path, patch, width, depth, 
             found = getattr(output, name)
             assert found.shape == expected.shape
             assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4), (name, h, w)
+
+
+def test_released_files_are_of_imagenets_normalisation(tmp_path, capsys):
+    save_release(tmp_path / "voc.pth", make_state(), aux_layer=-3)
+    network = cosa.load(tmp_path / "voc.pth")
+    assert network.config["model"]["normalization"] == "imagenet"
+    assert torch.equal(network.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    assert torch.equal(network.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+    assert capsys.readouterr() == ("", ""), "nothing is missing"
 
 
 @pytest.mark.parametrize("patch, width, depth", [(16, 128, 4), (8, 192, 3), (14, 64, 1)])

@@ -3,7 +3,15 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from cosa.config import Config, from_dict, load_config, to_dict, to_yaml
+from cosa.config import (
+    Config,
+    from_dict,
+    load_config,
+    load_saved,
+    to_dict,
+    to_yaml,
+    upgraded,
+)
 from cosa.core.errors import UserError
 from tests.helpers.tiny import ROOT, tiny_tree, write_yaml
 
@@ -29,6 +37,7 @@ def test_the_defaults_are_those_of_the_paper_on_voc():
         "model.aux_layer": -3,
         "model.decoder_width": 512,
         "model.decoder_dilation": 5,
+        "model.normalization": "encoder",
         "teacher.momentum": 0.9994,
         "teacher.momentum_ramp": False,
         "teacher.scales": [1.0, 0.5, 1.5],
@@ -149,7 +158,9 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         "optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.lr=1e999",
         "teacher.flip=1", "teacher.flip=yess", "teacher.scales=1.0", "teacher.scales=[a]",
         "teacher.scales=[true]", "name=3", "model.encoder_options=3", "train=5", "train=[1]",
-        "evaluate.coexistence_classes=boat",
+        "evaluate.coexistence_classes=boat", "model.normalization=3",
+        "model.normalization=[0.5, 0.5, 0.5]", "model.normalization=[[a, 0, 0], [1, 1, 1]]",
+        "model.normalization=[[0, 0, 0], [.inf, 1, 1]]",
     ],
 )
 def test_wrong_types_fail_and_name_the_key(override):
@@ -174,7 +185,10 @@ def test_wrong_types_fail_and_name_the_key(override):
         "data.workers=-2", "data.scenes_size=8", "augment.flip=2", "augment.scale_min=3",
         "augment.scale_min=0", "augment.blur_max=0.01", "augment.crop_size=0", "seed=-1",
         "seed=9223372036854775808", "data.scenes_seed=-1",
-        "model.decoder_width=0",
+        "model.decoder_width=0", "model.normalization=imagnet", "model.normalization=[]",
+        "model.normalization=[[0.5, 0.5, 0.5]]", "model.normalization=[[0, 0], [1, 1]]",
+        "model.normalization=[[0.5, 0.5, 0.5], [0.5, 0, 0.5]]",
+        "model.normalization=[[123.7, 116.3, 103.5], [58.4, 57.1, 57.4]]",
     ],
 )
 def test_impossible_values_fail_and_name_the_key(override):
@@ -212,6 +226,40 @@ def test_overrides():
     assert config.name == "other" and config.data.root == "/a=b"
     assert config.train.iterations == 8, "the last one counts"
     assert config.train.batch_size == Config().train.batch_size
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("imagenet", "imagenet"), ("encoder", "encoder"),
+    ("[[0.5,0.25,0],[0.5,1e-1,1]]", ((0.5, 0.25, 0.0), (0.5, 0.1, 1.0))),
+])
+def test_normalisation_is_a_name_or_numbers(tmp_path, text, expected):
+    config = load_config(None, [f"model.normalization={text}"])
+    assert config.model.normalization == expected
+    plain = to_dict(config)["model"]["normalization"]
+    assert plain == (expected if isinstance(expected, str) else [list(x) for x in expected])
+    (tmp_path / "a.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "a.yaml") == config == from_dict(to_dict(config))
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("voc", "imagenet"), ("coco", "imagenet"), ("demo", "imagenet"), ("custom", "encoder"),
+    ("regularizers/all", "imagenet"),
+])
+def test_shipped_configurations_normalise_as_their_weights_want_it(name, expected):
+    assert load_config(ROOT / f"configs/{name}.yaml").model.normalization == expected
+
+
+def test_saved_configurations_of_earlier_versions_mean_imagenet(tmp_path):
+    tree = to_dict(from_dict(tiny_tree()))
+    path = write_yaml(tmp_path / "new.yaml", tree)
+    assert load_saved(path) == load_config(path)
+    del tree["model"]["normalization"]
+    path = write_yaml(tmp_path / "old.yaml", tree)
+    assert load_saved(path).model.normalization == "imagenet"
+    assert load_saved(path, ["model.normalization=encoder"]).model.normalization == "encoder"
+    assert load_config(path).model.normalization == "encoder", "a user need not write all"
+    assert "normalization" not in tree["model"] and upgraded([1]) == [1]
+    assert upgraded({"model": 3}) == {"model": 3}
 
 
 def test_overrides_go_over_the_file(tmp_path):

@@ -13,7 +13,7 @@ from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.data import loader as loader_module
 from cosa.data.datasets import FileDataset, SegmentationDataset
-from cosa.data.loader import TrainingViews, training_loader, worker_count
+from cosa.data.loader import TrainingViews, to_device, training_loader, worker_count
 
 AUGMENT = dict(crop_size=16, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.5, strong=True)
 
@@ -66,6 +66,22 @@ def test_batches_have_the_documented_content():
     assert batch["image_labels"].dtype == torch.float32 and batch["index"].dtype == torch.int64
     expected = torch.from_numpy(Noise().labels)[batch["index"]].float()
     assert torch.equal(batch["image_labels"], expected)
+
+
+def test_on_the_device_they_are_what_the_networks_read():
+    (batch,) = batches(iterations=1, scale_min=0.4, scale_max=0.5)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    moved = to_device(batch, "cpu", mean)
+    padding = ~batch["valid"][:, None].expand(-1, 3, -1, -1)
+    assert padding.any() and not padding.all()
+    for key in ("weak", "strong"):
+        assert moved[key].dtype == torch.float32 and moved[key].shape == (4, 3, 16, 16)
+        expected = batch[key].permute(0, 3, 1, 2) / 255
+        assert torch.equal(moved[key][~padding], expected[~padding])
+        normalised = (moved[key] - mean) / std
+        assert not normalised[padding].any(), "exactly 0"
+    for key in ("valid", "image_labels", "index", "present"):
+        assert moved[key] is batch[key]
 
 
 def test_batches_do_not_depend_on_the_number_of_workers():

@@ -11,6 +11,8 @@ from cosa.data.partners import PartnerViews, cooccurrence
 
 AUGMENT = dict(crop_size=16, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.5, strong=True)
 
+GREY = torch.full((3, 1, 1), 0.25)
+
 
 class Plain(SegmentationDataset):
     """Image i has the red level 7 i throughout; touching a mask is an error."""
@@ -130,13 +132,14 @@ def test_samples_have_the_documented_content():
     batches = training_loader(
         Plain(ROWS), batch_size=8, seed=0, iterations=2, workers=0, stream=PartnerViews, **AUGMENT
     )
-    for batch in (to_device(batch, "cpu") for batch in batches):
+    for batch in (to_device(batch, "cpu", GREY) for batch in batches):
         assert batch["partner"].shape == (8, 3, 16, 16)
         assert batch["partner"].dtype == torch.float32
         assert batch["partner_valid"].shape == (8, 16, 16)
         assert batch["partner_valid"].dtype == torch.bool
         assert batch["partner_class"].shape == (8,) and batch["partner_class"].dtype == torch.int64
-        assert not batch["partner"][~batch["partner_valid"][:, None].expand(-1, 3, -1, -1)].any()
+        padding = ~batch["partner_valid"][:, None].expand(-1, 3, -1, -1)
+        assert (batch["partner"][padding] == GREY[0]).all()
         has_one = batch["partner_class"] >= 0
         assert torch.equal(has_one, batch["image_labels"].sum(dim=1) > 1)
         assert torch.equal(has_one, batch["partner_valid"].flatten(1).any(dim=1))

@@ -4,9 +4,12 @@ import torch
 from PIL import Image, ImageFilter
 
 from cosa.data.colour import apply_strong, blurred, strong_operations
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD, open_image, read_image, to_tensor
+from cosa.data.images import open_image, read_image, to_tensor
 from cosa.data.loader import to_device
 from cosa.data.transforms import Geometry, crop, sample_geometry, training_views
+from cosa.encoders.normalization import IMAGENET
+
+MEAN, STD = (torch.tensor(colour).view(3, 1, 1) for colour in IMAGENET)
 
 PLAIN = dict(crop_size=32, scale_min=1.0, scale_max=1.0, flip=0.0, blur=0.0, strong=False)
 
@@ -17,15 +20,19 @@ def picture(width=40, height=30, seed=0):
 
 
 def pixels(view):
-    """Undo the normalisation: (S, S, 3) in 0..255."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return ((view.permute(1, 2, 0) * std + mean) * 255).numpy()
+    """(S, S, 3) in 0..255."""
+    return (view.permute(1, 2, 0) * 255).numpy()
+
+
+def normalised(view):
+    """What the network makes of a view (3, S, S)."""
+    return (view - MEAN) / STD
 
 
 def views(image, seed=0, **options):
     """A sample as the networks read it."""
     sample = training_views(image, np.random.default_rng(seed), **{**PLAIN, **options})
-    batch = to_device({key: value[None] for key, value in sample.items()}, "cpu")
+    batch = to_device({key: value[None] for key, value in sample.items()}, "cpu", MEAN)
     return {key: value[0] for key, value in batch.items()}
 
 
@@ -46,8 +53,10 @@ def test_padding_is_the_mean_colour_and_not_valid():
     view = views(picture(20, 10), scale_min=0.5, scale_max=1.5, blur=1.0, strong=True)
     assert 0 < view["valid"].sum() <= 30 * 15
     for name in ("weak", "strong"):
-        assert torch.count_nonzero(view[name][:, ~view["valid"]]) == 0
-        assert torch.count_nonzero(view[name][:, view["valid"]]) > 0
+        assert view[name].dtype == torch.float32 and 0 <= view[name].min() <= view[name].max() <= 1
+        seen = normalised(view[name])
+        assert torch.count_nonzero(seen[:, ~view["valid"]]) == 0
+        assert torch.count_nonzero(seen[:, view["valid"]]) > 0
 
 
 def test_strong_operations_do_not_leak_into_the_padding():
@@ -55,7 +64,7 @@ def test_strong_operations_do_not_leak_into_the_padding():
     for seed in range(40):
         view = views(white, seed, strong=True)
         assert view["valid"].sum() == 64
-        assert torch.count_nonzero(view["strong"][:, ~view["valid"]]) == 0
+        assert torch.count_nonzero(normalised(view["strong"])[:, ~view["valid"]]) == 0
 
 
 def test_batches_read_as_if_padded_after_normalisation():
@@ -68,10 +77,10 @@ def test_batches_read_as_if_padded_after_normalisation():
         )
         canvas = torch.zeros(3, 32, 32)
         left, top, right, bottom = geometry.target
-        canvas[:, top:bottom, left:right] = to_tensor(crop(image, geometry))
+        canvas[:, top:bottom, left:right] = normalised(to_tensor(crop(image, geometry)))
         sample = training_views(image, rng, **options)
-        batch = to_device({key: value[None] for key, value in sample.items()}, "cpu")
-        assert torch.equal(batch["weak"][0], canvas)
+        batch = to_device({key: value[None] for key, value in sample.items()}, "cpu", MEAN)
+        assert torch.equal(normalised(batch["weak"][0]), canvas)
 
 
 def test_valid_box_is_full_when_the_image_covers_the_crop():

@@ -70,8 +70,9 @@ def expected_metadata():
     return {
         "classes": list(CLASSES), "palette": [list(color) for color in PALETTE],
         "thresholds": [0.25, None], "image_size": SIZE, "scales": [1.0], "flip": True,
-        "patch_size": PATCH, "fixed_size": None, "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225], "outputs": export.OUTPUTS,
+        "patch_size": PATCH, "fixed_size": None, "input_range": [0.0, 1.0],
+        "inputs": {"images": "RGB images (batch, 3, height, width) in [0, 1], normalised inside"},
+        "outputs": export.OUTPUTS,
         "program": f"CoSA {cosa.__version__}",
     }
 
@@ -84,6 +85,23 @@ def test_a_torch_export_file_gives_the_outputs_of_the_network(folder, network):
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         "best.pt2", "best.pth"
     ]
+
+
+def check_normalisation(run, network):
+    """A picture in [0, 1] gives what the network's parts below make of it, normalised."""
+    image = torch.rand(1, 3, 5 * PATCH, 5 * PATCH, generator=torch.Generator().manual_seed(3))
+    assert network.mean.tolist() != [[[0.0]]] * 3
+    features, _ = network.encode((image - network.mean) / network.std)
+    expected, seg = network.decoder(features), run(image)["seg"]
+    torch.testing.assert_close(seg, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_exported_files_take_images_in_0_to_1(folder, network):
+    check_normalisation(torch.export.load(str(folder / "best.pt2")).module(), network)
+
+
+def test_onnx_files_take_images_in_0_to_1(onnx_file, network):
+    check_normalisation(export.onnx_runner(str(onnx_file)), network)
 
 
 def test_an_onnx_file_gives_the_outputs_of_the_network(onnx_file, network):

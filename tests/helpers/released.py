@@ -20,7 +20,7 @@ def make_state(classes: int = 20, patch: int = PATCH, width: int = WIDTH, depth:
                "num_heads": width // 64}
     network = CoSANetwork(classes, encoder_options=options, aux_layer=0, decoder_width=24)
     torch.nn.init.normal_(network.encoder.pos_embed)
-    return dict(network.state_dict())
+    return {k: v for k, v in network.state_dict().items() if k not in ("mean", "std")}
 
 
 def save_release(path, state, **arguments) -> None:

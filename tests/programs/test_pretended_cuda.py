@@ -15,7 +15,7 @@ from cosa.checkpoint import read as read_checkpoint
 from cosa.config import from_dict, to_dict
 from cosa.core.device import choose_autocast
 from cosa.core.tensors import move
-from cosa.data import build_dataset, images
+from cosa.data import build_dataset
 from cosa.data.loader import to_device, training_loader
 from cosa.data.partners import PartnerViews
 from cosa.regularizers.registry import REGULARIZERS
@@ -70,14 +70,6 @@ CSD_AND_PLCA = {("nonzero", "cycle_association.pair_terms")}
 def cuda():
     with pretended_cuda() as pretended:
         yield pretended
-
-
-@pytest.fixture(autouse=True)
-def forget_constants():
-    """Those that the program keeps on a device that is there no more."""
-    yield
-    images._scale_and_shift.cache_clear()
-    images._mean_and_std.cache_clear()
 
 
 # The emulation
@@ -214,17 +206,15 @@ def test_nothing_is_left_behind():
 
 def test_constants_and_decisions_of_the_host_are_moved_without_a_wait(cuda, batch):
     batch = {key: value.pin_memory() for key, value in batch.items()}
-    moved = to_device(batch, "cuda")
-    images.to_rgb(moved["weak"])
+    mean = torch.full((3, 1, 1), 0.25, device="cuda")
     cuda.waits.clear()
-    moved = to_device(batch, "cuda")
-    images.to_rgb(moved["weak"])
+    moved = to_device(batch, "cuda", mean)
     assert move(torch.ones(2), torch.device("cuda")).is_cuda and cuda.waits == []
     assert move(moved["valid"], torch.device("cpu")).dtype == torch.bool
     assert [wait.operation for wait in cuda.waits] == ["copy to the CPU"], "it must be complete"
     here = {key for key, value in moved.items() if not value.is_cuda}
     assert here == {"partner_class", "host_labels"}
-    assert "host_labels" not in to_device(batch, "cpu")
+    assert "host_labels" not in to_device(batch, "cpu", torch.zeros(3, 1, 1))
 
 
 # Training
@@ -253,7 +243,7 @@ def run_steps(device, batch, precision="fp32", **sections):
     torch.manual_seed(5)
     for iteration in range(2):
         OnCuda.noted.waits.clear()  # the first step caches constants on the device
-        moved = to_device(batch, device)
+        moved = to_device(batch, device, cotraining.online.mean)
         optimizer.zero_grad()
         loss, terms = step(moved, iteration)
         _, norm = optimizer_step(optimizer, loss, options, iteration, 10)

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
+import cosa
 import train
 from cosa.checkpoint import read, save, verify
+from cosa.config import load_config
+from cosa.core.errors import UserError
 from cosa.training import session
 from cosa.training.run_folder import RunFolder
 from cosa.training.session import Session
@@ -213,3 +217,49 @@ def test_a_checkpoint_of_another_kind_of_adamw_takes_on_the_present_one(tmp_path
         assert train.main(["--resume", str(run.path)]) == 0
     # PyTorch moves the count of steps to the device for groups that say so while they are loaded.
     assert loaded and all(loaded)
+
+
+def as_earlier_versions_wrote_it(run):
+    """Neither the key nor the tensors of the normalisation, which was always ImageNet's."""
+    tree = yaml.safe_load(run.config.read_text())
+    assert tree["model"].pop("normalization") == "imagenet"
+    run.config.write_text(yaml.safe_dump(tree))
+    for path in (*run.checkpoints(), run.best):
+        content = read(path)
+        for part in (content, content.get("best") or {}):
+            if part:
+                part["about"]["config"]["model"].pop("normalization", None)
+            for network in {"online", "assignment"} & part.keys():
+                part[network] = {k: v for k, v in part[network].items() if k not in ("mean", "std")}
+        save(path, content)
+
+
+def test_runs_of_earlier_versions_go_on_with_imagenets_normalisation(tmp_path, run, monkeypatch):
+    imagenet = RANDOM | {"normalization": "imagenet"}  # the encoder's own is another
+    other = RunFolder(tmp_path / "other" / "runs" / "tiny")
+    assert train.main([configure(tmp_path / "other", model=imagenet, train=TRAIN)]) == 0
+    train_until(monkeypatch, 5, configure(tmp_path, model=imagenet, train=TRAIN))
+    as_earlier_versions_wrote_it(run)
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert_equal_runs(run, other)
+    assert load_config(run.config).model.normalization == "imagenet"
+    assert "mean" in read(run.last)["assignment"]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_cannot_go_on_with_another_normalisation(tmp_path, run, monkeypatch, earlier):
+    model = {"normalization": "imagenet"}
+    train_until(monkeypatch, 5, configure(tmp_path, model=model, train=TRAIN))
+    if earlier:
+        as_earlier_versions_wrote_it(run)
+    with pytest.raises(UserError, match="trained with another model.normalization"):
+        train.main(["--resume", str(run.path), "model.normalization=encoder"])
+    assert train.main(["--resume", str(run.path)]) == 0
+
+
+def test_numbers_on_the_command_line_are_the_networks(tmp_path, run):
+    option = "model.normalization=[[0.5,0.25,0.5],[0.5,0.5,0.125]]"
+    assert train.main([configure(tmp_path, train={"iterations": 1}), option]) == 0
+    network = cosa.load(run.best)
+    assert network.mean.flatten().tolist() == [0.5, 0.25, 0.5]
+    assert network.std.flatten().tolist() == [0.5, 0.5, 0.125]

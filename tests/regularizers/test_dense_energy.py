@@ -258,7 +258,6 @@ def test_cells_with_padding_are_left_out_of_the_term():
     loss, context = step(valid=valid)
     context.batch["weak"] = context.batch["weak"].masked_fill(~valid[:, None], 7.0)
     context.targets["cam"].perplexity[~valid] = 0.5
-    del context.__dict__["rgb"]
     again = DenseEnergy(DenseEnergyOptions(weight=1.0), 8, 2)(context)["dense_energy"].mean()
     assert torch.allclose(loss / UNIT, again / UNIT)
     loss.backward()

@@ -13,7 +13,6 @@ from cosa.benchmark.timings.similarity import (
     value_and_gradient,
 )
 from cosa.config.regularizers import FeatureSimilarityOptions
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.network import NetworkOutput
 from cosa.regularizers.feature_similarity import (
     FeatureSimilarity,
@@ -277,12 +276,10 @@ def test_resize_within_is_the_plain_resize_without_padding():
 
 
 def context_of(cam, rgb, labels, valid):
-    """The weak view is given as colours, hence no normalisation."""
     nothing = torch.zeros(0)
     output = NetworkOutput(nothing, nothing, cam, nothing, nothing, nothing)
-    context = cotraining.context_of({"image_labels": labels, "valid": valid}, output)
-    context.rgb = rgb
-    return context
+    batch = {"weak": rgb, "image_labels": labels, "valid": valid}
+    return cotraining.context_of(batch, output)
 
 
 def regularizer(**options):
@@ -334,11 +331,11 @@ def test_a_padded_image_counts_as_if_it_were_cropped():
 def test_colours_are_those_of_the_weak_view():
     cam, rgb = torch.rand(1, 2, 4, 4), rand(1, 3, 8, 8).float()
     valid, labels = torch.ones(1, 8, 8, dtype=torch.bool), torch.ones(1, 2)
-    context, same = (context_of(cam, rgb, labels, valid) for _ in range(2))
-    del context.rgb
-    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
-    context.batch |= {"weak": (rgb - mean) / std, "strong": torch.zeros(1, 3, 8, 8)}
+    context, same, other = (context_of(cam, rgb, labels, valid) for _ in range(3))
+    context.batch |= {"strong": torch.zeros(1, 3, 8, 8)}
+    other.batch |= {"weak": torch.zeros(1, 3, 8, 8)}
     assert torch.allclose(regularizer()(context)["fsl"], regularizer()(same)["fsl"])
+    assert not torch.allclose(regularizer()(other)["fsl"], regularizer()(same)["fsl"])
 
 
 @pytest.mark.parametrize("kind", ["no class", "no activation", "padding"])

@@ -14,9 +14,9 @@ from cosa.config import Config, from_dict, load_config, to_dict
 from cosa.core.errors import UserError
 from cosa.cotrain import CoTraining
 from cosa.data import build_dataset
-from cosa.data.images import to_rgb, to_tensor
 from cosa.data.loader import TrainingViews, to_device, training_loader
 from cosa.data.partners import PartnerViews
+from cosa.regularizers.base import Context
 from cosa.regularizers.registry import REGULARIZERS
 from cosa.training.build import choose_stream
 from cosa.training.optimizer import build_optimizer
@@ -42,7 +42,7 @@ def batch():
     )
     (only,) = loader
     assert (only["partner_class"] >= 0).any() and (only["partner_class"] < 0).any()
-    return to_device(only, "cpu")
+    return to_device(only, "cpu", build({}).online.mean)
 
 
 # Configuration
@@ -208,9 +208,10 @@ def test_all_padding_counts_nowhere(batch):
 
 
 def test_the_views_in_rgb_are_the_images():
-    pixels = torch.randint(256, (4, 6, 3), dtype=torch.uint8)
-    image = to_rgb(to_tensor(pixels.numpy()))
-    torch.testing.assert_close(image.permute(1, 2, 0), pixels / 255, atol=1e-6, rtol=0)
+    pixels = torch.randint(256, (2, 4, 6, 3), dtype=torch.uint8)
+    whole = {"weak": pixels, "valid": torch.ones(2, 4, 6, dtype=torch.bool)}
+    context = Context(to_device(whole, "cpu", torch.zeros(3, 1, 1)), *[None] * 6)
+    torch.testing.assert_close(context.rgb.permute(0, 2, 3, 1), pixels / 255, atol=1e-6, rtol=0)
 
 
 # Parameters of their own

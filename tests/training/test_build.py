@@ -6,7 +6,7 @@ import torch
 from cosa.checkpoint import build_network
 from cosa.config import OptimizerConfig, from_dict, to_dict
 from cosa.core.errors import NotFiniteError
-from cosa.present import present_index
+from cosa.core.tensors import present_index
 from cosa.training.build import build_cotraining, prepare
 from cosa.training.optimizer import build_optimizer, optimizer_step, require_finite
 from cosa.training.step_log import StepLog

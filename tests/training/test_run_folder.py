@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
-from cosa.config import from_dict, load_config
+from cosa.config import from_dict, load_config, to_dict
 from cosa.core.errors import UserError
 from cosa.core.files import TEMPORARY
 from cosa.training import run_folder
@@ -57,6 +58,14 @@ def test_reopen_applies_overrides(run):
     run.create(from_dict(tiny_tree()))
     run.last.write_bytes(b"")
     assert run.reopen(["train.iterations=99", "device=cpu"]).train.iterations == 99
+
+
+def test_reopen_takes_runs_of_earlier_versions(run):
+    tree = to_dict(from_dict(tiny_tree()))
+    del tree["model"]["normalization"]
+    run.path.mkdir(parents=True)
+    run.config.write_text(yaml.safe_dump(tree))
+    assert run.reopen([]).model.normalization == "imagenet"
 
 
 def test_reopen_needs_the_configuration(run):

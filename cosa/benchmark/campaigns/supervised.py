@@ -79,7 +79,7 @@ def train_steps(
         **to_dict(config.augment),
     )
     for iteration, batch in enumerate(loader):
-        batch = to_device(batch, device)
+        batch = to_device(batch, device, cotraining.online.mean)
         with autocast():
             seg = network(batch["strong"]).seg
         loss = losses.cam_to_seg(seg, batch["mask"], None, valid=batch["valid"])

@@ -34,7 +34,7 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core.files import write_atomically
 from cosa.data import SegmentationDataset, build_dataset, datasets, loader, transforms
 from cosa.data.datasets import FileDataset
-from cosa.data.images import IMAGENET_STD, LazyJpeg, read_image
+from cosa.data.images import LazyJpeg, read_image
 from cosa.data.loader import TrainingViews, collate, to_device, training_loader, worker_count
 from cosa.inference.command_line import positive_integer
 
@@ -107,7 +107,8 @@ def measure(dataset: SegmentationDataset, config: Config, batches: int) -> dict[
         for name, kind in STREAMS.items()
     }
     clocks = {name: Clock() for name in STREAMS}
-    normalising, apart, megabytes = [], [], {}
+    moving, apart, megabytes = [], [], {}
+    black = torch.zeros(3, 1, 1)
     for number in range(-1, batches):
         positions = range(max(number, 0) * size, (max(number, 0) + 1) * size)
         found = {}
@@ -119,8 +120,8 @@ def measure(dataset: SegmentationDataset, config: Config, batches: int) -> dict[
                 found[name] = collate(made[name].__getitems__(positions))
             megabytes[name] = sum(value.nbytes for value in found[name].values()) / 1e6
         start = time.process_time()
-        views = to_device(found[NOW], "cpu")["weak"]
-        normalising.append(time.process_time() - start)
+        views = to_device(found[NOW], "cpu", black)["weak"]
+        moving.append(time.process_time() - start)
         apart.append(grey_levels(views, found[BEFORE]["weak"], found[NOW]["valid"]))
     images = batches * size
     per_core = {name: images / sum(clock.seconds.values()) for name, clock in clocks.items()}
@@ -131,7 +132,7 @@ def measure(dataset: SegmentationDataset, config: Config, batches: int) -> dict[
         },
         "per_core": per_core,
         "ratio": per_core[NOW] / per_core[BEFORE],
-        "to_device": 1e3 * float(np.median(normalising)) / size,
+        "to_device": 1e3 * float(np.median(moving)) / size,
         "megabytes": megabytes,
         "apart": float(np.mean(apart)),
         "batch_size": size,
@@ -139,10 +140,8 @@ def measure(dataset: SegmentationDataset, config: Config, batches: int) -> dict[
 
 
 def grey_levels(first: Tensor, second: Tensor, valid: Tensor) -> float:
-    """Mean absolute difference of normalised images (B, 3, H, W) in 0..255, where valid."""
-    deviation = torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    apart = ((first - second).abs() * 255 * deviation).mean(dim=1)
-    return float(apart[valid].mean())
+    """Mean absolute difference, in 0..255, of images (B, 3, H, W) in [0, 1], where valid."""
+    return float(255 * (first - second).abs().mean(dim=1)[valid].mean())
 
 
 def with_workers(
@@ -285,7 +284,7 @@ def explain(facts: dict[str, Any]) -> list[str]:
     rate = facts["per_core"][NOW]
     return [
         "Milliseconds of processor time per image, in one process with one thread, both in turn. "
-        f"`{BEFORE}` decodes in full, blurs by Pillow and normalises both views to float32 where "
+        f"`{BEFORE}` decodes in full, blurs by Pillow and makes float32 of both views where "
         f"they are made; `{NOW}` is what trains. `sum with workers` adds their start and the way "
         "to the main process. The rate with workers is by the wall clock: it alone is lowered by "
         "what else the machine does. Not counted is `to_device`, which makes float32 of the 8-bit "

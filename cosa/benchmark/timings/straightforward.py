@@ -17,8 +17,8 @@ from cosa.data.transforms import crop, sample_geometry
 class Straightforward(TrainingViews):
     """The stream of train.py, written without thought of its cost.
 
-    Images are decoded in full, Pillow blurs, and views are normalised to float32 one by one in
-    the process that loads. Yields weak and strong as (3, S, S) float32.
+    Images are decoded in full, Pillow blurs, and views become float32 one by one in the process
+    that loads. Yields weak and strong as (3, S, S) float32 in [0, 1].
     """
 
     def views(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def blurred(content: Image.Image, deviation: float) -> Image.Image:
 
 
 def float_canvas(content: Image.Image, box: tuple[slice, slice], side: int) -> Tensor:
-    """(3, side, side) normalised float32: ``content`` in rows and columns ``box``, 0 around it."""
+    """(3, side, side) float32 in [0, 1]: ``content`` in rows and columns ``box``, 0 around it."""
     canvas = torch.zeros(3, side, side)
     canvas[(slice(None), *box)] = to_tensor(content)
     return canvas

@@ -82,7 +82,7 @@ def measure(trainer: Trainer, before: int, rounds: int, warm_up: int) -> Measure
     phases, started = PhaseClock(device), 0.0
     loaded = trainer.batches(warm_up + rounds, trainer.config.data.workers)
     for made, batch in enumerate(loaded, start=1):
-        batch = to_device(batch, device)
+        batch = to_device(batch, device, trainer.cotraining.online.mean)
         phases.mark(PHASES[0])
         trainer.train_on(batch, phases.mark)
         phases.mark(PHASES[-1])

@@ -49,7 +49,8 @@ class Trainer:
 
     def cached_batches(self) -> list[dict[str, Tensor]]:
         """The first ``CACHED`` batches, on the device."""
-        return [to_device(batch, self.device) for batch in self.batches(CACHED, 0)]
+        padding = self.cotraining.online.mean
+        return [to_device(batch, self.device, padding) for batch in self.batches(CACHED, 0)]
 
     def train_on(
         self, batch: dict[str, Tensor], mark: Mark = lambda phase: None

@@ -23,11 +23,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from tqdm import tqdm
 
 from cosa.core.errors import run_program
-from cosa.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cosa.data.scenes import drawing
 
 HUES = 10
@@ -151,9 +151,12 @@ def whiten_patch_embedding(encoder: nn.Module, images: torch.Tensor) -> None:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Normalise a uint8 batch, with random flips and a shift of up to half a patch."""
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    """Normalise a uint8 batch, with random flips and a shift of up to half a patch.
+
+    By ImageNet's mean and deviation, which configs/demo.yaml names for this encoder.
+    """
+    mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
     x = (images.float() / 255.0 - mean) / std
     if torch.rand((), generator=generator) < 0.5:
         x = x.flip(3)
