@@ -94,7 +94,7 @@ def both(tmp_path_factory):
 def alone(both, tmp_path_factory):
     """The run of a single process with the configuration of the exact scenario."""
     folder = tmp_path_factory.mktemp("alone")
-    config = pair.configure(folder, "alone", regularizers=pair.EXACT)
+    config = pair.configure(folder, "alone", regularizers=pair.EXACT, model=pair.EXACT_MODEL)
     assert train.main([config]) == 0
     return folder / "alone"
 
