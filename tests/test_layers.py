@@ -64,7 +64,7 @@ def modules():
         yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path
 
 
-@pytest.mark.parametrize("module, path", modules(), ids=lambda value: str(value)[:0] or None)
+@pytest.mark.parametrize("module, path", [*modules()], ids=lambda value: str(value)[:0] or None)
 def test_imports_point_downward(module, path):
     own = part_of(module)
     allowed = {own, *MAY_SEE[own]}

@@ -316,7 +316,7 @@ def test_files_of_earlier_versions_keep_imagenets_normalisation(tmp_path, config
         safetensors.torch.save_file(tensors, tmp_path / name, {"cosa": json.dumps(about)})
     loaded = load(tmp_path / name)
     assert torch.equal(loaded(images).seg, network(images).seg)
-    assert loaded.config["model"]["normalization"] == "imagenet"
+    assert loaded.config.model.normalization == "imagenet"
 
 
 @pytest.mark.parametrize("normalization", [
@@ -328,7 +328,7 @@ def test_the_normalisation_is_saved_along(tmp_path, config, name, normalization)
     network = build_network(config, len(CLASSES)).eval()
     loaded = load(write(tmp_path / name, network, config))
     assert torch.equal(loaded.mean, network.mean) and torch.equal(loaded.std, network.std)
-    assert loaded.config["model"]["normalization"] == normalization
+    assert to_dict(loaded.config.model)["normalization"] == normalization
 
 
 def test_keys_that_an_older_version_did_not_have_get_their_defaults(tmp_path, network, config):

@@ -86,7 +86,7 @@ def test_outputs_equal_the_released_forward_pass(tmp_path, patch, width, depth, 
 def test_released_files_are_of_imagenets_normalisation(tmp_path, capsys):
     save_release(tmp_path / "voc.pth", make_state(), aux_layer=-3)
     network = cosa.load(tmp_path / "voc.pth")
-    assert network.config["model"]["normalization"] == "imagenet"
+    assert network.config.model.normalization == "imagenet"
     assert torch.equal(network.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     assert torch.equal(network.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
     assert capsys.readouterr() == ("", ""), "nothing is missing"

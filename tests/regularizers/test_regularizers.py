@@ -16,7 +16,7 @@ from cosa.cotrain import CoTraining
 from cosa.data import build_dataset
 from cosa.data.loader import TrainingViews, to_device, training_loader
 from cosa.data.partners import PartnerViews
-from cosa.regularizers.base import Context
+from cosa.network import NetworkOutput
 from cosa.regularizers.registry import REGULARIZERS
 from cosa.training.build import choose_stream
 from cosa.training.optimizer import build_optimizer
@@ -210,7 +210,8 @@ def test_all_padding_counts_nowhere(batch):
 def test_the_views_in_rgb_are_the_images():
     pixels = torch.randint(256, (2, 4, 6, 3), dtype=torch.uint8)
     whole = {"weak": pixels, "valid": torch.ones(2, 4, 6, dtype=torch.bool)}
-    context = Context(to_device(whole, "cpu", torch.zeros(3, 1, 1)), *[None] * 6)
+    seen = to_device(whole, "cpu", torch.zeros(3, 1, 1))
+    context = tiny_cotraining.context_of(seen, NetworkOutput(*[None] * 6))
     torch.testing.assert_close(context.rgb.permute(0, 2, 3, 1), pixels / 255, atol=1e-6, rtol=0)
 
 
