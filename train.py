@@ -23,9 +23,11 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError, run_program
-from cosa.core.terminal import StopRequest, progress_bar
+from cosa.core.signals import StopRequest
+from cosa.core.terminal import progress_bar
 from cosa.data import SegmentationDataset, build_dataset
-from cosa.data.loader import to_device, training_loader
+from cosa.data.batches import to_device
+from cosa.data.loader import training_loader
 from cosa.evaluate import EvaluationStopped, class_indices
 from cosa.network import CoSANetwork
 from cosa.scores import format_table
@@ -37,9 +39,9 @@ from cosa.training.build import (
     choose_stream,
     prepare,
 )
+from cosa.training.evaluation import scored_split
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from cosa.training.run_folder import RunFolder
-from cosa.training.score import scored_split
 from cosa.training.session import Session
 from cosa.training.step_log import DivergedError
 

@@ -26,11 +26,11 @@ from cosa.core.errors import UserError, did_you_mean
 from cosa.core.numbers import without_nan
 from cosa.core.terminal import progress_bar
 from cosa.core.threads import parallel_map
-from cosa.data.datasets import SegmentationDataset
+from cosa.data.base import SegmentationDataset
 from cosa.data.images import network_input
 from cosa.metrics import average_precision, f1_scores, mean_over_present
 from cosa.predict import Prediction, multi_scale, scaled_size
-from cosa.scores import PixelScores, Seen
+from cosa.scores import Decided, PixelScores
 
 _READERS = 3
 """Threads that read images ahead; decoding releases the interpreter lock."""
@@ -186,7 +186,7 @@ def _read_ahead(
     return parallel_map(read, indices, _READERS, ahead)
 
 
-def _count(pixels: PixelScores, seen: Iterable[tuple[Seen, np.ndarray]]) -> None:
+def _count(pixels: PixelScores, seen: Iterable[tuple[Decided, np.ndarray]]) -> None:
     for maps, mask in seen:
         pixels.count(maps, mask)
 

@@ -21,7 +21,7 @@ CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 @dataclass(frozen=True)
-class Seen:
+class Decided:
     """What the scores need to know of the maps of an image, (H, W) arrays of main memory."""
 
     seg: np.ndarray
@@ -64,7 +64,7 @@ class PixelScores:
         self.ensemble = CamMetrics(classes, (self.ensemble_threshold,))
         self.images = np.zeros((), np.int64)
 
-    def look(self, maps: Prediction, image_labels: Tensor, size: tuple[int, int]) -> Seen:
+    def look(self, maps: Prediction, image_labels: Tensor, size: tuple[int, int]) -> Decided:
         """Reduce an image's maps to what is counted, on their device.
 
         Args:
@@ -79,7 +79,7 @@ class PixelScores:
             filter_by_labels(resize(cam.float(), size), image_labels[None])[0]
             for cam in (maps.cam, maps.aux_cam)
         )
-        return Seen(
+        return Decided(
             seg=_label_map(_strongest(seg)),
             filtered=_label_map(allowed[_strongest(seg[allowed])]),
             cam=self.cam.code(cam),
@@ -87,7 +87,7 @@ class PixelScores:
             ensemble=self.ensemble.code((cam + aux_cam) / 2),
         )
 
-    def count(self, seen: Seen, mask: np.ndarray) -> None:
+    def count(self, seen: Decided, mask: np.ndarray) -> None:
         """Add one image with its mask, (H, W) uint8; on the CPU."""
         self.seg.update(seen.seg, mask)
         self.filtered.update(seen.filtered, mask)

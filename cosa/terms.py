@@ -1,5 +1,8 @@
 """The terms of CoSA's loss, Eq. (12), in one table: what supervises each, and what it adds up.
 
+To add one: its function in ``cosa.losses``, a row here, its weight in ``LossConfig``, and an option
+of its own, if it has one, in ``MethodConfig`` and ``cosa.training.build.assemble``.
+
 A term is a sum and a count (``cosa.losses.Sum``). Here nothing is divided or weighted: that is the
 step's affair, ``cosa.cotrain``, for these terms and those of the regularizers alike.
 """

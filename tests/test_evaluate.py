@@ -13,7 +13,7 @@ from torch import nn
 from cosa.cam import resize
 from cosa.config import MethodConfig
 from cosa.core.errors import UserError
-from cosa.data.datasets import SegmentationDataset
+from cosa.data.base import SegmentationDataset
 from cosa.data.images import network_input
 from cosa.evaluate import EvaluationStopped, evaluate
 from cosa.metrics import SegmentationMetrics
@@ -22,7 +22,7 @@ from cosa.pictures import panels
 from cosa.pictures.palette import voc_palette
 from cosa.predict import Prediction, multi_scale
 from cosa.scores import CAM_THRESHOLDS, PixelScores, format_table
-from cosa.training.score import panel_writer
+from cosa.training.evaluation import panel_writer
 
 
 class ColorNetwork(nn.Module):

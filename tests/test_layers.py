@@ -108,6 +108,6 @@ def test_no_test_imports_another():
 
 def test_an_upward_import_would_be_found(tmp_path):
     path = tmp_path / "losses.py"
-    path.write_text("def f():\n    from cosa.data.datasets import FileDataset\n")
+    path.write_text("def f():\n    from cosa.data.base import FileDataset\n")
     (name,) = within_cosa(Path(path))
     assert part_of(name) == "data" and "data" not in MAY_SEE["losses"]

@@ -1,16 +1,9 @@
 """Typed configuration: the defaults of the paper, YAML over them, ``key=value`` over both."""
 
-from cosa.config.loading import (
-    Config,
-    from_dict,
-    load_config,
-    load_saved,
-    to_dict,
-    to_yaml,
-    upgraded,
-)
+from cosa.config.loading import from_dict, load_config, load_saved, to_dict, to_yaml, upgraded
 from cosa.config.sections import (
     AugmentConfig,
+    Config,
     DataConfig,
     EvaluateConfig,
     LossConfig,

@@ -1,8 +1,6 @@
-"""Typed configuration: defaults here, YAML over them, ``key=value`` over both.
+"""From defaults, YAML files and ``key=value`` to a typed configuration, and back.
 
-The defaults are those of the CoSA paper on VOC. Unknown keys and wrong types fail at start-up,
-naming the key and the nearest known one. The sections are in ``cosa/config/sections.py`` and
-``cosa/config/regularizers.py``; none of the three imports anything else of the project.
+Unknown keys and wrong types fail at start-up, naming the key and the nearest known one.
 """
 
 from __future__ import annotations
@@ -12,64 +10,15 @@ import math
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cosa.config.limits import at_least, below
-from cosa.config.regularizers import RegularizersConfig
 from cosa.config.sections import (
-    AugmentConfig,
-    DataConfig,
-    EvaluateConfig,
-    LossConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TeacherConfig,
-    ThresholdConfig,
-    TrainConfig,
+    Config,
 )
 from cosa.core.errors import UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a training run depends on."""
-
-    name: str = "cosa"
-    """The run folder is <output>/<name>."""
-    output: str = "runs"
-    """The folder of all run folders, made if it is missing."""
-    seed: int = 0
-    """Of all random numbers: weights, the order of the images, their augmentation; in
-    0..2^63 - 1."""
-    device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    regularizers: RegularizersConfig = field(default_factory=RegularizersConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "seed")
-        below(self, 2**63, "seed")
-        if not self.name:
-            raise ValueError("name is empty: it names the run folder")
-        cell, crop = self.threshold.cell, self.augment.crop_size
-        if cell > crop:
-            raise ValueError(
-                f"threshold.cell is {cell}: it must fit into augment.crop_size, which is {crop}"
-            )
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -1,6 +1,7 @@
-"""The sections of the configuration, with their defaults: those of the CoSA paper on VOC.
+"""All options with their defaults, those of the CoSA paper on VOC, section by section.
 
-The section ``regularizers`` is in ``cosa/config/regularizers.py``.
+The section ``regularizers`` is in ``cosa/config/regularizers.py``; ``Config``, at the end, is the
+whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from cosa.config.limits import (
     positive_scales,
     unit,
 )
+from cosa.config.regularizers import RegularizersConfig
+
+DATASETS = ("scenes", "voc", "coco", "folder")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class DataConfig:
     """folder: masks of the images to score on; empty: masks, or, with val_images, none."""
 
     def __post_init__(self) -> None:
-        one_of(self, "name", ("scenes", "voc", "coco", "folder"))
+        one_of(self, "name", DATASETS)
         at_least(self, 1, "scenes_train", "scenes_val", "scenes_test")
         at_least(self, 32, "scenes_size")
         at_least(self, -1, "workers")
@@ -326,3 +330,40 @@ class EvaluateConfig:
         at_least(self, 1, "image_size", "batch_size")
         at_least(self, 0, "panels", "max_images")
         positive_scales(self)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a training run depends on."""
+
+    name: str = "cosa"
+    """The run folder is <output>/<name>."""
+    output: str = "runs"
+    """The folder of all run folders, made if it is missing."""
+    seed: int = 0
+    """Of all random numbers: weights, the order of the images, their augmentation; in
+    0..2^63 - 1."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    regularizers: RegularizersConfig = field(default_factory=RegularizersConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed")
+        below(self, 2**63, "seed")
+        if not self.name:
+            raise ValueError("name is empty: it names the run folder")
+        cell, crop = self.threshold.cell, self.augment.crop_size
+        if cell > crop:
+            raise ValueError(
+                f"threshold.cell is {cell}: it must fit into augment.crop_size, which is {crop}"
+            )

@@ -16,7 +16,7 @@ from cosa.core import IGNORE
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.datasets import FileDataset, existing_folder, expanded, label_rows, read_mask
+from cosa.data.base import FileDataset, existing_folder, expanded, label_rows, read_mask
 
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",

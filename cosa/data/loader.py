@@ -19,19 +19,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from cosa.core import distributed
 from cosa.core.errors import UserError
-from cosa.core.tensors import present_index
 from cosa.core.threads import core_count
-from cosa.data.datasets import SegmentationDataset
-from cosa.data.images import to_planes
+from cosa.data.base import SegmentationDataset
+from cosa.data.batches import collate
 from cosa.data.transforms import training_views
 
 MAX_WORKERS = 8
-# The views of a batch, and what says where they are not padding.
-_VALID = {"weak": "valid", "strong": "valid", "partner": "partner_valid"}
 # Keeps the draws that order an epoch apart from those that make a sample.
 _ORDER, _SAMPLE = 0, 1
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*")
@@ -173,33 +170,6 @@ def training_loader(
     return TrainingLoader(loader)
 
 
-def to_device(
-    batch: dict[str, torch.Tensor], device: torch.device | str, padding: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """A batch of ``training_loader`` as the networks read it, without waiting for the copy.
-
-    Args:
-        padding: (3, 1, 1) float32 on the device, the colour of the padding. That of the network
-            is its ``mean``: padding is exactly 0 once it is normalised.
-
-    Returns weak, strong and, where there is one, partner as (B, 3, S, S) float32 in [0, 1]; the
-    others as they are. partner_class stays on the CPU, and for a CUDA device so does a second
-    image_labels, named host_labels: the host decides by them, and would have to wait for the
-    device.
-    """
-    device = torch.device(device)
-    moved = {
-        key: value if key == "partner_class" else value.to(device, non_blocking=True)
-        for key, value in batch.items()
-    }
-    if device.type == "cuda":
-        moved["host_labels"] = batch["image_labels"]
-    for key in _VALID.keys() & moved.keys():
-        valid = moved[_VALID[key]][:, None]
-        moved[key] = torch.where(valid, to_planes(moved[key]), padding)
-    return moved
-
-
 def worker_count(requested: int) -> int:
     """Worker processes for ``requested``; -1 means one per usable core but one, 8 at most.
 
@@ -247,15 +217,6 @@ def _kill_workers() -> None:
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
-
-
-def collate(batch: list[dict] | UserError) -> dict[str, torch.Tensor] | UserError:
-    """Samples as one batch, with ``present``; a user's mistake as it is."""
-    if isinstance(batch, UserError):
-        return batch
-    whole = default_collate(batch)
-    # Here, as the host would have to wait for the device to learn its shape there.
-    return {**whole, "present": present_index(whole["image_labels"])}
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cosa.core.terminal import note
-from cosa.data.datasets import SegmentationDataset
+from cosa.data.base import SegmentationDataset
 from cosa.data.loader import TrainingViews
 from cosa.data.transforms import training_views
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from cosa.core import IGNORE
-from cosa.data.colour import apply_strong, blurred, strong_operations
+from cosa.data.augmentations import apply_strong, blurred, strong_operations
 from cosa.data.images import Decoded, LazyJpeg
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.datasets import FileDataset, existing_folder, expanded, label_rows
+from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -46,7 +46,7 @@ def load_encoder_weights(
     bicubically. Files are read as data: none can run code.
 
     Args:
-        encoder: a timm ``VisionTransformer`` or ``Eva``, see ``cosa.network.build_encoder``.
+        encoder: a timm ``VisionTransformer`` or ``Eva``, see ``cosa.encoders.build.build_encoder``.
         name: its timm name, such as ``vit_base_patch16_224.augreg2_in21k_ft_in1k``.
         file: an explicit weight file.
         folder: where files are looked up by name.

@@ -8,7 +8,7 @@ import torch
 
 from cosa.core.errors import UserError, one_line
 from cosa.export.formats import Runner
-from cosa.export.program import MIN_PATCHES, OUTPUTS
+from cosa.export.forward import MIN_PATCHES, OUTPUTS
 from cosa.network import CoSANetwork
 from cosa.predict import scaled_size
 

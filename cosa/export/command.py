@@ -31,7 +31,7 @@ from cosa.export.formats import (
     torch_export_bytes,
     torch_export_runner,
 )
-from cosa.export.program import INPUT, MIN_PATCHES, OUTPUTS, ExportedForward, trace
+from cosa.export.forward import INPUT, MIN_PATCHES, OUTPUTS, ExportedForward, trace
 from cosa.network import CoSANetwork
 from cosa.predict import scaled_size
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 import cosa
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError
-from cosa.export.program import INPUT, INPUT_RANGE, INPUTS, OUTPUTS, quiet
+from cosa.export.forward import INPUT, INPUT_RANGE, INPUTS, OUTPUTS, quiet
 
 METADATA_FILE = "cosa.json"
 """Where a torch.export file keeps the metadata: torch.export.load(extra_files={this: ""})."""

@@ -5,10 +5,10 @@ weights and the image (noted beside the files), and the keyword arguments of ``s
 what is saved and how fast it goes.
 
 ``program``: the stages, one after the other; ``task``: what is to be done; ``command_line`` and
-``arguments``: the options; ``settings`` and ``choices``: the settings, and how they follow from
-options and weights; ``jobs``, ``search`` and ``paths``: which files; ``windows``, ``segmenter``
+``argument_types``: the options; ``settings`` and ``choose_settings``: the settings, and how they
+follow from options and weights; ``jobs`` and ``search``: which files; ``windows``, ``segmenter``
 and ``pixels``: from an image to its maps and labels; ``labels``: image-level labels; ``pipeline``
-and ``room``: all of it at once, within the memory; ``outputs`` and ``record``: what is saved and
-where it comes from; ``finished``: what is there already; ``outcome``, ``scoring``, ``counts`` and
-``summary``: what became of the images.
+and ``memory_budget``: all of it at once, within the memory; ``kinds``, ``outputs`` and ``record``:
+what can be saved, how, and where it comes from; ``finished``: what is there already; ``outcome``,
+``scoring``, ``counts``, ``summary`` and ``summary_path``: what became of the images.
 """

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from cosa.core import distributed
 from cosa.core.errors import did_you_mean
 from cosa.core.threads import core_count
-from cosa.inference.arguments import (
+from cosa.inference.argument_types import (
     filled,
     kinds,
     number,
@@ -19,7 +19,7 @@ from cosa.inference.arguments import (
     positive_number,
     share,
 )
-from cosa.inference.jobs import SUFFIXES
+from cosa.inference.kinds import KINDS
 from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
 
 
@@ -46,7 +46,7 @@ class Options:
 
     The sentence of each field is the one of ``--help``. None stands for an option that is not
     given: ``choose_settings`` puts in its place what the weights say. ``save`` holds keys of
-    ``SUFFIXES``, in its order, "overlay" among them if ``overlay`` is set.
+    ``KINDS``, in its order, "overlay" among them if ``overlay`` is set.
     """
 
     input: str = option(
@@ -56,7 +56,7 @@ class Options:
     weights: str = option("a checkpoint of CoSA", type=filled, metavar="FILE")
     output: str = option("where the results go", type=filled, metavar="FOLDER")
     save: tuple[str, ...] = option(
-        f"what to write, of {', '.join(SUFFIXES)}; default: mask",
+        f"what to write, of {', '.join(KINDS)}; default: mask",
         type=kinds, metavar="KIND,...", default=("mask",),
     )
     overlay: bool = option(
@@ -158,7 +158,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         if name in values and not there:
             parser.error(f"{_flag(name)} is of use with {needed} only: add that, or leave it out")
     chosen = {*options.save, "overlay"} if options.overlay else set(options.save)
-    return replace(options, save=tuple(kind for kind in SUFFIXES if kind in chosen))
+    return replace(options, save=tuple(kind for kind in KINDS if kind in chosen))
 
 
 def _flag(name: str) -> str:

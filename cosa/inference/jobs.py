@@ -12,16 +12,8 @@ import numpy as np
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.data.images import IMAGE_SUFFIXES
+from cosa.inference.kinds import KINDS
 from cosa.inference.search import is_pattern, is_regular, matching, walk
-
-SUFFIXES = {
-    "mask": ".png",
-    "overlay": ".overlay.png",
-    "cam": ".cam.npz",
-    "cpl": ".cpl.png",
-    "probabilities": ".probabilities.npz",
-}
-"""What can be saved of an image, and what takes the place of the image's suffix."""
 
 
 class CannotGoOn(UserError):
@@ -36,7 +28,7 @@ class Job:
     """Path of the image below the folder that is searched, in "/" notation."""
     source: Path
     results: dict[str, Path]
-    """Keys of ``SUFFIXES``, in its order."""
+    """Keys of ``KINDS``, in its order."""
 
     @property
     def finished(self) -> bool:
@@ -56,7 +48,7 @@ class Plan(Sequence[Job]):
     root: Path
     output: Path
     save: tuple[str, ...]
-    """Keys of ``SUFFIXES``, in its order."""
+    """Keys of ``KINDS``, in its order."""
     files: list[str]
     """Paths of the images below ``root``, sorted, in "/" notation."""
     masks: Path | None = None
@@ -73,7 +65,7 @@ class Plan(Sequence[Job]):
     def results(self, file: str) -> list[str]:
         """Paths below ``output`` of what becomes of an image."""
         stem = os.path.splitext(file)[0]
-        return [stem + SUFFIXES[kind] for kind in self.save]
+        return [stem + KINDS[kind].suffix for kind in self.save]
 
     @property
     def folders(self) -> set[Path]:
@@ -102,13 +94,13 @@ class Plan(Sequence[Job]):
             if not path.name.endswith((".png", ".npz")):
                 continue
             name = path.relative_to(self.output).as_posix()
-            kind = next((k for k in self.save if name.removesuffix(SUFFIXES[k]) in stems
-                         and name.endswith(SUFFIXES[k])), None)
+            kind = next((k for k in self.save if name.removesuffix(KINDS[k].suffix) in stems
+                         and name.endswith(KINDS[k].suffix)), None)
             if kind is not None:
                 own.setdefault(kind, path)
             elif not name.startswith(left_out):
                 # Masks have the shortest ending, which others end in, too.
-                endings = (k for k in reversed(SUFFIXES) if name.endswith(SUFFIXES[k]))
+                endings = (k for k in reversed(KINDS) if name.endswith(KINDS[k].suffix))
                 kind = next(endings, None)
                 if kind is not None:
                     others.setdefault(kind, path)
@@ -144,7 +136,7 @@ def plan(
     """Find the images of ``source`` and name their outputs.
 
     Outputs keep the relative path and stem: ``output/a/b.png`` is the mask of ``a/b.jpg``, the
-    others have the endings of ``SUFFIXES``. In folders and globs, hidden files, files without
+    others have the endings of ``KINDS``. In folders and globs, hidden files, files without
     the suffix of an image and everything inside ``output`` or ``masks`` are left out; links to
     folders are followed.
 
@@ -152,7 +144,7 @@ def plan(
         source: a folder (searched with its subfolders), a file, or a glob, where ``**`` stands
             for any subfolders and relative paths start at the first part with a wildcard.
         output: folder of the outputs; it need not exist.
-        save: keys of ``SUFFIXES``.
+        save: keys of ``KINDS``.
         masks: folder of the true masks, named like the masks of ``output``, if there is one.
 
     Returns:
@@ -169,7 +161,7 @@ def plan(
         none = "none of its files" if root == Path(source) else "no file that fits this pattern"
         raise UserError(f"there is no image in {source}: {none} ends in {known}; check the path")
     save = set(save)
-    jobs = Plan(root, Path(output), tuple(kind for kind in SUFFIXES if kind in save), files,
+    jobs = Plan(root, Path(output), tuple(kind for kind in KINDS if kind in save), files,
                 None if masks is None else Path(masks))
     _check_collisions(jobs)
     image = jobs.overwritten(root, files)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.core.errors import UserError, did_you_mean
-from cosa.data.folder import Names, composed, read_labels
+from cosa.data.label_table import Names, composed, read_labels
 
 
 @dataclass

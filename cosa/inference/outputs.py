@@ -17,7 +17,7 @@ from torch import Tensor
 from cosa.cam import resize
 from cosa.core.errors import UserError
 from cosa.core.files import atomic
-from cosa.data.datasets import header_size
+from cosa.data.base import header_size
 from cosa.data.images import read_image
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size

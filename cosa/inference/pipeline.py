@@ -18,13 +18,10 @@ from cosa.core.threads import parallel_map
 from cosa.data.images import read_image
 from cosa.inference import outputs
 from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.kinds import KINDS
 from cosa.inference.outcome import Found, Outcome
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
-from cosa.inference.pixels import (
-    argmax_and_probability,
-    argmax_at_size,
-    pseudo_labels_at_size,
-)
+from cosa.inference.pixels import argmax_and_probability, argmax_at_size, pseudo_labels_at_size
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
 
@@ -64,7 +61,7 @@ def segment_files(
         network: in evaluation mode; runs on the device where it is.
         jobs: may be lazy.
         settings: see ``Settings``.
-        save: keys of ``SUFFIXES``, those that the jobs have.
+        save: keys of ``KINDS``, those that the jobs have.
         labels_of: the foreground classes, from 1, of the image with this name; others are left
             out of all results. It may raise ``UserError``: the job fails then.
         details: fill in ``Outcome.found``.
@@ -82,12 +79,13 @@ def segment_files(
     Raises:
         CannotGoOn: the device's memory is too small, or the disk is full.
     """
-    labelled = details or keep_masks or not {"mask", "overlay"}.isdisjoint(save)
+    made_of = {KINDS[kind].map for kind in save}
+    labelled = details or keep_masks or any(KINDS[kind].of_labels for kind in save)
     segmenter = Segmenter(
         network,
         settings,
-        seg=labelled or "probabilities" in save,
-        cam=not {"cam", "cpl"}.isdisjoint(save),
+        seg=labelled or "seg" in made_of,
+        cam="cam" in made_of,
         batch_size=batch_size,
         autocast=autocast,
     )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast
-from cosa.core.terminal import Interrupts
+from cosa.core.signals import Interrupts
 from cosa.inference.command_line import Options, parse
 from cosa.inference.counts import Counts
 from cosa.inference.finished import in_order

@@ -17,16 +17,9 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.core.files import FolderLock, existing, replacing
-from cosa.inference.jobs import SUFFIXES, Plan
+from cosa.inference.jobs import Plan
+from cosa.inference.kinds import KINDS
 from cosa.inference.settings import Settings
-
-NAMES = {
-    "mask": "masks",
-    "overlay": "overlays",
-    "cam": "CAMs",
-    "cpl": "CAM pseudo-labels",
-    "probabilities": "probabilities",
-}
 
 CLASSES_FILE = "classes.csv"
 MARKS_FILE = ".cosa.json"
@@ -94,24 +87,24 @@ class Record:
         if overwrite:
             return
         if other_classes:
-            raise self._refusal(NAMES[next(iter(there))], "weights")
+            raise self._refusal(KINDS[next(iter(there))].plural, "weights")
         for kind in self.new:
             differing = self._differing(kind)
             if self.old.get(kind) == SEVERAL:
                 other = self.others.get(kind)
                 hint = "" if other is None else f" (also of other images, such as {other})"
-                raise self._refusal(NAMES[kind], f"weights or settings{hint}")
+                raise self._refusal(KINDS[kind].plural, f"weights or settings{hint}")
             if "weights_sha256" in differing:
-                raise self._refusal(NAMES[kind], "weights")
+                raise self._refusal(KINDS[kind].plural, "weights")
             if differing:
                 named = ", ".join(sorted(differing))
                 both = self.old[kind].get("labels") and self.new[kind]["labels"]
                 if differing == {"labels"} and both:
                     named = "labels: another file, or the file has changed"
-                raise self._refusal(NAMES[kind], f"settings ({named})")
+                raise self._refusal(KINDS[kind].plural, f"settings ({named})")
             if kind in self.strange:
                 raise UserError(
-                    f"{self.folder} holds {NAMES[kind]} of unknown origin, such as "
+                    f"{self.folder} holds {KINDS[kind].plural} of unknown origin, such as "
                     f"{self.strange[kind]}: --overwrite or another --output"
                 )
 
@@ -183,7 +176,7 @@ class Record:
         if isinstance(marks, dict) and all(isinstance(mark, dict) for mark in marks.values()):
             return marks
         # Whatever it was, it cannot vouch for the files.
-        return dict.fromkeys(SUFFIXES, SEVERAL)
+        return dict.fromkeys(KINDS, SEVERAL)
 
     def _read(self, name: str) -> str | None:
         try:

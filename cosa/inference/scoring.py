@@ -12,7 +12,7 @@ from cosa.core import IGNORE, distributed
 from cosa.core.errors import UserError
 from cosa.core.numbers import percent, without_nan
 from cosa.core.threads import parallel_map
-from cosa.data.datasets import read_mask
+from cosa.data.base import read_mask
 from cosa.evaluate import class_indices
 from cosa.inference.jobs import Plan, mask_name
 from cosa.inference.outcome import Outcome

@@ -17,8 +17,8 @@ from cosa.core.errors import UserError
 from cosa.crf import dense_crf, working_memory
 from cosa.data.images import network_input, to_tensor
 from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.memory_budget import Room, memory_size
 from cosa.inference.pixels import Size
-from cosa.inference.room import Room, memory_size
 from cosa.inference.settings import CrfSettings, Settings
 from cosa.inference.windows import SlidingNetwork
 from cosa.network import CoSANetwork, NetworkOutput

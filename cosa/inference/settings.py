@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cosa.inference.kinds import KINDS
+
 MODES = ("whole", "slide")
 BACKENDS = ("torch", "pydensecrf")
 MAX_SIZE = 1024
@@ -53,13 +55,13 @@ class Settings:
         return len(self.scales) * (1 + self.flip)
 
     def of(self, kind: str) -> dict[str, Any]:
-        """The settings on which what is saved as ``kind`` (of ``SUFFIXES``) depends, as JSON."""
-        slide, crf = self.mode == "slide", self.crf if kind in ("mask", "overlay") else None
+        """The settings on which what is saved as ``kind`` (of ``KINDS``) depends, as JSON."""
+        slide, crf = self.mode == "slide", self.crf if KINDS[kind].of_labels else None
         relevant = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip}
         relevant |= {"window": self.window, "stride": self.stride} if slide else {"size": self.size}
         if slide or crf:
             relevant["max-size"] = self.max_size
         relevant |= {"crf": crf and asdict(crf), "labels": self.labels}
-        if kind == "cpl":
+        if KINDS[kind].at_threshold:
             relevant["threshold"] = self.threshold
         return relevant

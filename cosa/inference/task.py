@@ -15,15 +15,15 @@ from cosa.core import distributed
 from cosa.core.device import choose_device, out_of_memory
 from cosa.core.errors import UserError
 from cosa.core.files import remove_leftovers
-from cosa.inference.choices import choose_crf, choose_settings
+from cosa.inference.choose_settings import choose_crf, choose_settings
 from cosa.inference.command_line import Options
 from cosa.inference.finished import find_finished
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import ImageLabels, read_image_labels
-from cosa.inference.paths import check_json
 from cosa.inference.record import Record
 from cosa.inference.scoring import Scorer
 from cosa.inference.settings import Settings
+from cosa.inference.summary_path import check_json
 
 
 @dataclass(frozen=True)

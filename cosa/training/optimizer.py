@@ -1,4 +1,4 @@
-"""The learning rate over time."""
+"""AdamW, the learning rate over time, and one move of the weights."""
 
 from __future__ import annotations
 

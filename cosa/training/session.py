@@ -16,9 +16,9 @@ from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import UserError, one_line
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
-from cosa.training.rotation import Rotation
+from cosa.training.checkpoints import Rotation
+from cosa.training.evaluation import score
 from cosa.training.run_folder import RunFolder
-from cosa.training.score import score
 from cosa.training.step_log import StepLog
 
 

@@ -8,7 +8,8 @@ import torch
 from cosa.benchmark.__main__ import main
 from cosa.benchmark.timings import loader
 from cosa.data import transforms
-from cosa.data.loader import TrainingViews, to_device
+from cosa.data.batches import to_device
+from cosa.data.loader import TrainingViews
 
 AUGMENT = dict(crop_size=32, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.0, blur_min=0.1,
                blur_max=2.0, strong=True)

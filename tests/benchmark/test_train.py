@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cosa.benchmark.timings import train as benchmark
-from cosa.benchmark.timings.baseline import Baseline
-from cosa.benchmark.timings.clock import PhaseClock
+from cosa.benchmark.timings.baseline_step import Baseline
+from cosa.benchmark.timings.phases import PhaseClock
 from cosa.config import load_config
 from cosa.core.errors import UserError
 from cosa.training.optimizer import build_optimizer, optimizer_step
@@ -127,7 +127,7 @@ def test_no_rounds_are_a_users_mistake(tiny):
 
 def test_a_phase_lasts_from_mark_to_mark(monkeypatch):
     moments = iter([1.0, 2.0, 5.0, 6.0, 10.0])
-    monkeypatch.setattr("cosa.benchmark.timings.clock.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("cosa.benchmark.timings.phases.time.perf_counter", lambda: next(moments))
     clock = PhaseClock(torch.device("cpu"))
     for phase in ("start", "a", "b", "a", "b"):
         clock.mark(phase)
@@ -136,7 +136,7 @@ def test_a_phase_lasts_from_mark_to_mark(monkeypatch):
 
 def test_a_phase_of_several_parts_counts_as_a_whole(monkeypatch):
     moments = iter([0.0, 1.0, 3.0, 4.0, 7.0, 7.5, 8.0, 9.0, 10.0, 13.0, 20.0])
-    monkeypatch.setattr("cosa.benchmark.timings.clock.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("cosa.benchmark.timings.phases.time.perf_counter", lambda: next(moments))
     clock = PhaseClock(torch.device("cpu"))
     for phase in ("start", *("a", "b", "a", "b", "end") * 2):
         clock.mark(phase)

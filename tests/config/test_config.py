@@ -3,15 +3,7 @@ import dataclasses
 import pytest
 from PIL import Image
 
-from cosa.config import (
-    Config,
-    from_dict,
-    load_config,
-    load_saved,
-    to_dict,
-    to_yaml,
-    upgraded,
-)
+from cosa.config import Config, from_dict, load_config, load_saved, to_dict, to_yaml, upgraded
 from cosa.core.errors import UserError
 from tests.helpers.tiny import ROOT, tiny_tree, write_yaml
 

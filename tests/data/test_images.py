@@ -9,14 +9,7 @@ from PIL import Image
 
 from cosa.core.errors import UserError
 from cosa.data import images
-from cosa.data.images import (
-    LazyJpeg,
-    network_input,
-    open_image,
-    read_image,
-    to_planes,
-    to_tensor,
-)
+from cosa.data.images import LazyJpeg, network_input, open_image, read_image, to_planes, to_tensor
 
 
 def pixel(image, x=0, y=0):

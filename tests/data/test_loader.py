@@ -12,8 +12,9 @@ from PIL import Image
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.data import loader as loader_module
-from cosa.data.datasets import FileDataset, SegmentationDataset
-from cosa.data.loader import TrainingViews, to_device, training_loader, worker_count
+from cosa.data.base import FileDataset, SegmentationDataset
+from cosa.data.batches import to_device
+from cosa.data.loader import TrainingViews, training_loader, worker_count
 
 AUGMENT = dict(crop_size=16, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.5, strong=True)
 

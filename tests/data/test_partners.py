@@ -5,8 +5,9 @@ from PIL import Image
 
 from cosa.core.errors import UserError
 from cosa.data import loader, partners
-from cosa.data.datasets import SegmentationDataset
-from cosa.data.loader import TrainingViews, to_device, training_loader
+from cosa.data.base import SegmentationDataset
+from cosa.data.batches import to_device
+from cosa.data.loader import TrainingViews, training_loader
 from cosa.data.partners import PartnerViews, cooccurrence
 
 AUGMENT = dict(crop_size=16, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.5, strong=True)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from cosa.data.colour import apply_strong, blurred, strong_operations
+from cosa.data.augmentations import apply_strong, blurred, strong_operations
+from cosa.data.batches import to_device
 from cosa.data.images import open_image, read_image, to_tensor
-from cosa.data.loader import to_device
 from cosa.data.transforms import Geometry, crop, sample_geometry, training_views
 from cosa.encoders.normalization import IMAGENET
 

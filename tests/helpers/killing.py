@@ -1,6 +1,6 @@
 """A program that starts train.py and kills it, again and again, until it has had its kills.
 
-    python tests/killing.py < JOBS
+    python tests/helpers/killing.py < JOBS
 
 JOBS is a JSON list of objects with config (a YAML file), folder (of the run) and deaths (a list).
 
@@ -30,7 +30,7 @@ import torch  # noqa: E402
 
 import train  # noqa: E402
 from cosa import checkpoint  # noqa: E402
-from cosa.training import score  # noqa: E402
+from cosa.training import evaluation as score  # noqa: E402
 from cosa.training.run_folder import RunFolder  # noqa: E402
 
 CHANGES = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.chmod")

@@ -9,7 +9,7 @@ import torch
 
 from cosa.checkpoint.files import read
 from cosa.cotrain import CoTraining
-from cosa.training import score as scoring
+from cosa.training import evaluation as scoring
 from tests.helpers.tiny import tiny_tree, update_that_acts, write_yaml
 
 # Dropout in the online network draws from the global generator: resuming must restore it.

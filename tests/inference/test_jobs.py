@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cosa.core.errors import UserError
-from cosa.inference.jobs import SUFFIXES, plan
+from cosa.inference.jobs import plan
+from cosa.inference.kinds import KINDS
 from tests.helpers.inference import save
 
 
@@ -157,7 +158,7 @@ def test_globs_find_what_python_finds_but_follow_no_circle(tmp_path):
 
 def test_every_kind_has_a_name_of_its_own(tmp_path):
     save(tmp_path / "in/a.b.jpg")
-    (job,) = plan(str(tmp_path / "in"), "out", reversed(SUFFIXES))
+    (job,) = plan(str(tmp_path / "in"), "out", reversed(KINDS))
     assert {kind: path.name for kind, path in job.results.items()} == {
         "mask": "a.b.png",
         "overlay": "a.b.overlay.png",

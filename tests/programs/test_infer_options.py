@@ -14,7 +14,7 @@ from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
-from cosa.inference.choices import choose_settings
+from cosa.inference.choose_settings import choose_settings
 from cosa.inference.summary import Summary
 from cosa.metrics import SegmentationMetrics
 from tests.helpers.inference import CLASSES, SIZE, files, read, refusal, run_main, save, save_smooth

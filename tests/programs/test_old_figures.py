@@ -8,7 +8,8 @@ import pytest
 
 from cosa.config import load_config, to_dict
 from cosa.data import build_dataset
-from cosa.data.loader import to_device, training_loader
+from cosa.data.batches import to_device
+from cosa.data.loader import training_loader
 from cosa.training.build import build_cotraining, build_step, prepare
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from tests.helpers.tiny import ROOT

@@ -16,7 +16,8 @@ from cosa.config import from_dict, to_dict
 from cosa.core.device import choose_autocast
 from cosa.core.tensors import move
 from cosa.data import build_dataset
-from cosa.data.loader import to_device, training_loader
+from cosa.data.batches import to_device
+from cosa.data.loader import training_loader
 from cosa.data.partners import PartnerViews
 from cosa.regularizers.registry import REGULARIZERS
 from cosa.training.build import build_step

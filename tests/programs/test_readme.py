@@ -16,7 +16,7 @@ from cosa.benchmark import __main__ as benchmark
 from cosa.checkpoint import build_network, save_weights
 from cosa.config import Config, load_config, to_dict
 from cosa.data import coco, voc
-from cosa.data.folder import read_labels
+from cosa.data.label_table import read_labels
 from cosa.data.scenes.dataset import main as write_scenes
 from cosa.evaluate import evaluate
 from cosa.pictures.palette import voc_palette

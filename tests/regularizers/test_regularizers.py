@@ -14,7 +14,8 @@ from cosa.config import Config, from_dict, load_config, to_dict
 from cosa.core.errors import UserError
 from cosa.cotrain import CoTraining
 from cosa.data import build_dataset
-from cosa.data.loader import TrainingViews, to_device, training_loader
+from cosa.data.batches import to_device
+from cosa.data.loader import TrainingViews, training_loader
 from cosa.data.partners import PartnerViews
 from cosa.network import NetworkOutput
 from cosa.regularizers.registry import REGULARIZERS

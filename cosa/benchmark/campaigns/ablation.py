@@ -9,8 +9,8 @@ from typing import Any
 from cosa.benchmark import stamp, tables
 from cosa.benchmark.campaigns import ablation_table, campaign
 from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS, PEAK_FILE
-from cosa.benchmark.campaigns.results import Results
 from cosa.benchmark.campaigns.runner import Run
+from cosa.benchmark.campaigns.statistics import Results
 from cosa.benchmark.campaigns.verdicts import Verdict, verdicts
 from cosa.config import load_config
 

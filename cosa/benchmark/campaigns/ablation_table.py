@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS
-from cosa.benchmark.campaigns.results import (
+from cosa.benchmark.campaigns.statistics import (
     Results,
     known,
     mean_and_deviation,

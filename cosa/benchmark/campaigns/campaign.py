@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cosa.benchmark import stamp, tables
-from cosa.benchmark.campaigns.results import Results
 from cosa.benchmark.campaigns.runner import Run, Runner
+from cosa.benchmark.campaigns.statistics import Results
 from cosa.benchmark.campaigns.verdicts import Verdict
 from cosa.config import Config, load_config, to_dict
 from cosa.core.device import choose_device

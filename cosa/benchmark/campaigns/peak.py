@@ -17,8 +17,8 @@ from cosa.config import load_config
 from cosa.core.device import allow_tf32, choose_device
 from cosa.core.files import write_atomically
 from cosa.data import build_dataset
+from cosa.training.evaluation import score, scored_split
 from cosa.training.run_folder import RunFolder
-from cosa.training.score import score, scored_split
 
 PEAK_FILE = "peak.json"
 PEAK_EVALUATIONS = 12

@@ -14,8 +14,8 @@ from scipy.stats import t as student_t  # comes with scikit-learn
 
 from cosa.benchmark import stamp, tables
 from cosa.benchmark.campaigns import campaign
-from cosa.benchmark.campaigns.results import Results, paired, percent, score_cell
 from cosa.benchmark.campaigns.runner import Run
+from cosa.benchmark.campaigns.statistics import Results, paired, percent, score_cell
 from cosa.benchmark.campaigns.verdicts import FAILS, HOLDS, Verdict, difference, judge
 from cosa.benchmark.timings.steps import memory_of_steps, seconds_per_step
 from cosa.config import Config, load_config, to_dict

@@ -24,12 +24,13 @@ from cosa.core.errors import NotFiniteError, UserError
 from cosa.core.terminal import progress_bar
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
-from cosa.data.loader import TrainingViews, to_device, training_loader
+from cosa.data.batches import to_device
+from cosa.data.loader import TrainingViews, training_loader
 from cosa.data.transforms import training_views
 from cosa.training.build import build_cotraining, prepare
+from cosa.training.evaluation import score, scored_split
 from cosa.training.optimizer import build_optimizer, optimizer_step, require_finite
 from cosa.training.run_folder import RunFolder
-from cosa.training.score import score, scored_split
 
 
 class SupervisedViews(TrainingViews):

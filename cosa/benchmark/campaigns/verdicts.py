@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cosa.benchmark.campaigns.results import Results, mean_and_deviation, paired, percent
+from cosa.benchmark.campaigns.statistics import Results, mean_and_deviation, paired, percent
 
 HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
 STANDARD_ERROR = " (SE)"

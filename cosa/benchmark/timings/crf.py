@@ -23,14 +23,14 @@ from cosa.benchmark.tables import (
     read_report,
     write_report,
 )
+from cosa.benchmark.timings.clock import cell, clock, spread
 from cosa.benchmark.timings.crf_inputs import CELL, PRESENT, class_maps, read_photos
 from cosa.benchmark.timings.crf_memory import explain_memory, measure_memory, memory_table
-from cosa.benchmark.timings.timing import cell, clock, spread
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.data import coco, voc
-from cosa.inference.command_line import positive_integer
+from cosa.inference.argument_types import positive_integer
 from cosa.inference.pixels import Size
 
 TOPIC = "crf"

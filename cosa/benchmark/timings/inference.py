@@ -13,13 +13,7 @@ from typing import Any
 import torch
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import (
-    add_report_option,
-    markdown,
-    plain,
-    read_report,
-    write_report,
-)
+from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
 from cosa.benchmark.timings.crf import classes_from, missing_pydensecrf
 from cosa.benchmark.timings.flops import count_multi_scale
 from cosa.benchmark.timings.inference_runs import Row, Setup, first, load, measure, truth
@@ -30,9 +24,10 @@ from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.crf import PRESETS
-from cosa.data.datasets import header_size, read_mask
+from cosa.data.base import header_size, read_mask
 from cosa.data.scenes import dataset as scenes
-from cosa.inference.command_line import default_workers, positive_integer
+from cosa.inference.argument_types import positive_integer
+from cosa.inference.command_line import default_workers
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.settings import BACKENDS, MAX_SIZE, CrfSettings, Settings
 from cosa.network import CoSANetwork

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 import cosa
+from cosa.benchmark.timings.clock import clock, spread
 from cosa.benchmark.timings.memory import in_fresh_process, peak
-from cosa.benchmark.timings.timing import clock, spread
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
-from cosa.data.datasets import read_mask
+from cosa.data.base import read_mask
 from cosa.data.images import read_image
 from cosa.inference import outputs
 from cosa.inference.finished import read_back

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosa.benchmark.tables import NOTHING
+from cosa.benchmark.timings.clock import cell
 from cosa.benchmark.timings.inference_runs import STAGES, Row
-from cosa.benchmark.timings.timing import cell
 
 
 def table(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[list[str]]:

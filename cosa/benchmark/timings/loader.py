@@ -19,24 +19,20 @@ import torch
 from torch import Tensor
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import (
-    add_report_option,
-    markdown,
-    plain,
-    read_report,
-    write_report,
-)
-from cosa.benchmark.timings import straightforward
+from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
+from cosa.benchmark.timings import baseline_loader
+from cosa.benchmark.timings.baseline_loader import Straightforward
 from cosa.benchmark.timings.crf import size
-from cosa.benchmark.timings.straightforward import Straightforward
 from cosa.benchmark.timings.textures import QUALITY, textures
 from cosa.config import Config, load_config, to_dict
 from cosa.core.files import write_atomically
-from cosa.data import SegmentationDataset, build_dataset, datasets, loader, transforms
-from cosa.data.datasets import FileDataset
+from cosa.data import SegmentationDataset, base, build_dataset, transforms
+from cosa.data import batches as batching
+from cosa.data.base import FileDataset
+from cosa.data.batches import collate, to_device
 from cosa.data.images import LazyJpeg, read_image
-from cosa.data.loader import TrainingViews, collate, to_device, training_loader, worker_count
-from cosa.inference.command_line import positive_integer
+from cosa.data.loader import TrainingViews, training_loader, worker_count
+from cosa.inference.argument_types import positive_integer
 
 TOPIC = "loader"
 BEFORE, NOW = "straightforward", "loader"
@@ -46,12 +42,12 @@ OTHER = "draws, labels"
 
 STREAMS = {BEFORE: Straightforward, NOW: TrainingViews}
 STAGES = {
-    "decode": ((straightforward, "decoded"), (datasets, "open_image"), (LazyJpeg, "decode")),
-    "crop, resize": ((straightforward, "crop"), (transforms, "crop")),
-    "blur": ((straightforward, "blurred"), (transforms, "blurred")),
-    "colour": ((straightforward, "apply_strong"), (transforms, "apply_strong")),
-    "tensors": ((straightforward, "float_canvas"), (transforms, "pad")),
-    "collate": ((loader, "default_collate"),),
+    "decode": ((baseline_loader, "decoded"), (base, "open_image"), (LazyJpeg, "decode")),
+    "crop, resize": ((baseline_loader, "crop"), (transforms, "crop")),
+    "blur": ((baseline_loader, "blurred"), (transforms, "blurred")),
+    "colour": ((baseline_loader, "apply_strong"), (transforms, "apply_strong")),
+    "tensors": ((baseline_loader, "float_canvas"), (transforms, "pad")),
+    "collate": ((batching, "default_collate"),),
 }
 """Stage -> where the functions that make it up are looked up when they are called."""
 

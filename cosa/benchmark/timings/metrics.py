@@ -13,17 +13,11 @@ import torch
 from scipy import ndimage
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import (
-    add_report_option,
-    markdown,
-    plain,
-    read_report,
-    write_report,
-)
-from cosa.benchmark.timings.timing import cell, spread
+from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
+from cosa.benchmark.timings.clock import cell, spread
 from cosa.core import IGNORE
 from cosa.data import voc
-from cosa.inference.command_line import positive_integer
+from cosa.inference.argument_types import positive_integer
 from cosa.metrics import BOUNDARY_TOLERANCE, SegmentationMetrics, iou_per_class, mean_over_present
 
 TOPIC = "metrics"

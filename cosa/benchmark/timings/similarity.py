@@ -17,13 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import (
-    add_report_option,
-    markdown,
-    plain,
-    read_report,
-    write_report,
-)
+from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
 from cosa.benchmark.timings.memory import peak, start_peak
 from cosa.core.device import choose_device
 from cosa.data import voc

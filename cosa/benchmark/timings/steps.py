@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cosa.benchmark.timings.clock import clock
 from cosa.benchmark.timings.memory import peak, start_peak
-from cosa.benchmark.timings.timing import clock
 from cosa.benchmark.timings.trainer import Trainer
 from cosa.config import Config, load_config, to_yaml
 from cosa.core.device import memory_errors_explained

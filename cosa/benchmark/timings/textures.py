@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cosa.data.datasets import FileDataset
+from cosa.data.base import FileDataset
 
 QUALITY = 90
 """Of the JPEG files."""

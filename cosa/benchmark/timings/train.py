@@ -17,20 +17,20 @@ import torch
 
 from cosa.benchmark import stamp
 from cosa.benchmark.tables import REPORT, markdown, plain, write_report
-from cosa.benchmark.timings.baseline import Baseline
-from cosa.benchmark.timings.clock import PhaseClock
+from cosa.benchmark.timings.baseline_step import Baseline
+from cosa.benchmark.timings.clock import clock
 from cosa.benchmark.timings.flops import count, count_multi_scale
 from cosa.benchmark.timings.memory import peak, start_peak
+from cosa.benchmark.timings.phases import PhaseClock
 from cosa.benchmark.timings.textures import textures
-from cosa.benchmark.timings.timing import clock
 from cosa.benchmark.timings.trainer import CACHED, Trainer
 from cosa.config import Config, load_config
 from cosa.core.device import choose_device, memory_errors_explained
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.data import SegmentationDataset, build_dataset, coco, voc
-from cosa.data.datasets import FileDataset
-from cosa.data.loader import to_device
+from cosa.data.base import FileDataset
+from cosa.data.batches import to_device
 
 TOPIC = "train"
 DEFAULT_CONFIG = "configs/demo.yaml"

@@ -10,7 +10,8 @@ from torch import Tensor
 from cosa.config import Config, to_dict
 from cosa.cotrain import CoTraining, Mark
 from cosa.data import SegmentationDataset
-from cosa.data.loader import TrainingLoader, to_device, training_loader
+from cosa.data.batches import to_device
+from cosa.data.loader import TrainingLoader, training_loader
 from cosa.training.build import build_cotraining, build_step, check_crop, choose_stream, prepare
 from cosa.training.optimizer import build_optimizer, optimizer_step
 

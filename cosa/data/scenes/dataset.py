@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from cosa.core.errors import UserError
-from cosa.data.datasets import SegmentationDataset
+from cosa.data.base import SegmentationDataset
 from cosa.data.scenes import drawing
 from cosa.pictures.palette import save_mask
 

@@ -9,17 +9,17 @@ import argparse
 import math
 
 from cosa.core.errors import did_you_mean
-from cosa.inference.jobs import SUFFIXES
+from cosa.inference.kinds import KINDS
 
 
 def kinds(text: str) -> tuple[str, ...]:
-    """The parts of a list such as "mask,cam", each a key of ``SUFFIXES``."""
+    """The parts of a list such as "mask,cam", each a key of ``KINDS``."""
     chosen = tuple(part.strip() for part in text.split(",") if part.strip())
-    unknown = next((kind for kind in chosen if kind not in SUFFIXES), None)
+    unknown = next((kind for kind in chosen if kind not in KINDS), None)
     if unknown is not None or not chosen:
-        known = f"; choose from {','.join(SUFFIXES)}"
+        known = f"; choose from {','.join(KINDS)}"
         raise argparse.ArgumentTypeError(
-            f"'{unknown or text}' cannot be saved{did_you_mean(unknown or '', SUFFIXES) or known}"
+            f"'{unknown or text}' cannot be saved{did_you_mean(unknown or '', KINDS) or known}"
         )
     return chosen
 

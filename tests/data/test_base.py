@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from cosa.core.errors import UserError
-from cosa.data import build_dataset, datasets
+from cosa.data import base as datasets
+from cosa.data import build_dataset
+from cosa.data.base import header_size, read_mask
 from cosa.data.coco import CLASSES as COCO
 from cosa.data.coco import fill_polygon, region
-from cosa.data.datasets import header_size, read_mask
-from cosa.data.folder import Names
+from cosa.data.label_table import Names
 from cosa.data.voc import CLASSES as VOC
 
 KEYS = "root train_split val_split images labels masks classes val_images val_labels val_masks"

@@ -1,7 +1,7 @@
 """A training killed at any point ends as if it had not been killed.
 
-Most kills are of forks of one process that has imported PyTorch already, see tests/killing.py; two
-are of train.py as a user starts it.
+Most kills are of forks of one process that has imported PyTorch already, see
+tests/helpers/killing.py; two are of train.py as a user starts it.
 """
 
 import json
@@ -33,7 +33,7 @@ def configuration(folder):
 
 
 def train_with_deaths(*jobs):
-    """For each (folder, deaths) what tests/killing.py says, and the run folder."""
+    """For each (folder, deaths) what tests/helpers/killing.py says, and the run folder."""
     runs = [RunFolder(folder / "runs" / "tiny") for folder, _ in jobs]
     orders = [{"config": configuration(folder), "folder": str(run.path), "deaths": deaths}
               for (folder, deaths), run in zip(jobs, runs, strict=True)]

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from cosa.data import SegmentationDataset
-from cosa.data.colour import apply_strong, strong_operations
+from cosa.data.augmentations import apply_strong, strong_operations
 from cosa.data.images import to_tensor
 from cosa.data.loader import TrainingViews
 from cosa.data.transforms import crop, sample_geometry

@@ -6,7 +6,7 @@ import torch
 from cosa import checkpoint
 from cosa.checkpoint import DamagedError, read, save, verify
 from cosa.core.errors import UserError
-from cosa.training.rotation import Rotation
+from cosa.training.checkpoints import Rotation
 from cosa.training.run_folder import RunFolder
 
 

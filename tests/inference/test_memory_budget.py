@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cosa.inference import room
-from cosa.inference.room import Room, memory_size
+from cosa.inference import memory_budget as room
+from cosa.inference.memory_budget import Room, memory_size
 
 
 def test_no_more_is_taken_than_there_is_and_what_is_larger_goes_alone():
