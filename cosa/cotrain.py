@@ -7,9 +7,9 @@ CAMs of ON. What each term of the loss is stands in ``cosa.terms``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,16 +19,18 @@ from cosa.cam import filter_by_labels, normalize
 from cosa.core.device import weights_cast_once
 from cosa.core.errors import UserError
 from cosa.ema import AssignmentNetwork, ema_momentum
-from cosa.losses import Sum
+from cosa.losses import Sum, divide
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.predict import multi_scale
 from cosa.present import PresentClasses
 from cosa.regularizers.base import Context, Regularizer
 from cosa.targets import Labeller
-from cosa.terms import Term
+from cosa.terms import Labelled, Term
 
 Network = Callable[[Tensor], NetworkOutput]
+"""A network, or what compiles it."""
 Mark = Callable[[str], None]
+"""Called with the name of each phase of a step at its end."""
 
 
 class CoTraining:
@@ -41,7 +43,6 @@ class CoTraining:
         regularizers: by name, on the network's device; they add terms of their own.
         scales, flip: of the assignment network's passes, see ``cosa.predict.multi_scale``.
         momentum, momentum_ramp: of the average, see ``cosa.ema.ema_momentum``.
-        warm_up: iterations without pseudo-labels, and so without regularizers that read some.
         iterations: of the whole training.
         accumulate: make each step in so many parts of the batch, one after the other.
         autocast: makes the context in which the networks run; losses and targets are float32.
@@ -63,7 +64,6 @@ class CoTraining:
         flip: bool = True,
         momentum: float = 0.9994,
         momentum_ramp: bool = False,
-        warm_up: int = 0,
         iterations: int = 32000,
         accumulate: int = 1,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -77,7 +77,7 @@ class CoTraining:
         self.terms = terms
         self.scales, self.flip = scales, flip
         self.momentum, self.momentum_ramp = momentum, momentum_ramp
-        self.warm_up, self.iterations, self.accumulate = warm_up, iterations, accumulate
+        self.iterations, self.accumulate = iterations, accumulate
         self.autocast, self.all_mean = autocast, all_mean
         # Regularizers call the networks as they are, at sizes and with parts of their own.
         self._student, self._teacher = wrap(self.online), wrap(self.assignment)
@@ -109,39 +109,33 @@ class CoTraining:
             NotFiniteError: the assignment network's activations are NaN.
         """
         active, maps = self.active_terms(iteration), self.needed_maps(iteration)
-        parts = [
-            self._context(part, iteration, active) for part in split(batch, self.accumulate)
-        ]
-        assigned = [self.assign(part.batch, maps) for part in parts]
+        parts = split(batch, self.accumulate)
+        assigned = [self.assign(part, maps) for part in parts]
         if maps:
-            self.labeller.adapt(assigned, [part.batch["valid"] for part in parts])
+            self.labeller.adapt(assigned, [part["valid"] for part in parts])
         mark("teacher")
-        loss, values, counts = 0.0, {}, {}
+        loss, values = 0.0, {}
         for number, part in enumerate(parts):
             with self.autocast():
-                output = self._student(part.batch["strong"])
+                output = self._student(part["strong"])
             mark("student")
             if number == 0:
                 # Only now is the host to know ξ: a GPU is busy with the student meanwhile.
-                for labelled, maps_of_part in zip(parts, assigned, strict=True):
-                    self._label(labelled, maps_of_part)
-                assigned.clear()
-                counts = self._counts(active, parts)
+                labelled = [self._label(one, assigned.pop(0)) for one in parts]
+                counts = self._counts(active, labelled)
                 mark("targets")
-            share = len(output.logits) / len(batch["weak"])
-            weights, sums = self._sums(active, replace(part, output=output), share)
-            sums |= {name: sums[name]._replace(count=count) for name, count in counts.items()}
-            means = divide(sums, self.all_mean)
-            # Eq. (12): the terms of CoSA with the weights of the section `loss`, and further ones.
+            weights, sums = self._sums(active, self._context(labelled[number], output, iteration))
+            means = self._divide(sums, counts, len(part["weak"]) / len(batch["weak"]))
+            # Eq. (12), and what the regularizers add to it.
             weighted = sum(weight * means[name] for name, weight in weights.items())
             mark("losses")
-            for name, mean in means.items():
-                values[name] = values.get(name, 0) + mean.detach()
             if number < len(parts) - 1:
                 weighted.backward()
                 weighted = weighted.detach()
                 mark("backward")
             loss = loss + weighted
+            for name, mean in means.items():
+                values[name] = values.get(name, 0) + mean.detach()
         return loss, values
 
     @torch.no_grad()
@@ -168,53 +162,59 @@ class CoTraining:
         return assigned
 
     @torch.no_grad()
-    def _label(self, part: Context, assigned: dict[str, Tensor]) -> None:
-        if assigned:
-            part.targets = self.labeller.targets(assigned, _present(part.batch))
+    def _label(self, batch: dict[str, Tensor], assigned: dict[str, Tensor]) -> Labelled:
+        height, width = (side // self.online.patch_size for side in batch["valid"].shape[-2:])
+        targets = self.labeller.targets(assigned, _present(batch)) if assigned else {}
+        return Labelled(
+            batch=batch, targets=targets, labeller=self.labeller, grid=(height, width)
+        )
 
-    def _counts(self, active: Mapping[str, float], parts: list[Context]) -> dict[str, Tensor]:
-        """What the active terms of CoSA count in the whole batch, which its parts must know."""
-        if len(parts) == 1:
-            return {}
-        terms = {name: self.terms[name] for name in active}
-        return {name: sum(term.count(part) for part in parts) for name, term in terms.items()}
-
-    def _sums(
-        self, active: Mapping[str, float], seen: Context, share: float
-    ) -> tuple[dict[str, float], dict[str, Sum]]:
-        """Name -> weight, and name -> sum, of all terms of a part that the online network saw.
-
-        A regularizer takes a part for a whole batch: its count stands for ``share`` of another.
-        """
-        weights = dict(active)
-        sums = {name: self.terms[name].sum(seen) for name in active}
-        for regularizer in self.active_regularizers(seen.iteration):
-            weights |= regularizer.weights()
-            for name, (total, count) in regularizer(seen).items():
-                sums[name] = Sum(total, count / share)
-        return weights, sums
-
-    def _context(
-        self, batch: dict[str, Tensor], iteration: int, active: Mapping[str, float]
-    ) -> Context:
-        patch = self.online.patch_size
-        height, width = batch["valid"].shape[-2:]
+    def _context(self, part: Labelled, output: NetworkOutput, iteration: int) -> Context:
+        terms = [self.terms[name] for name in self.active_terms(iteration)]
         return Context(
-            batch=batch,
-            targets={},
-            labeller=self.labeller,
-            grid=(height // patch, width // patch),
-            output=None,
-            segmented_by=tuple(
-                term.reads for name, term in self.terms.items()
-                if name in active and term.of_segmentation
-            ),
+            **{field.name: getattr(part, field.name) for field in fields(Labelled)},
+            output=output,
+            segmented_by=tuple(term.reads for term in terms if term.of_segmentation),
             online=self.online,
             assignment=self.assignment,
             iteration=iteration,
             progress=iteration / self.iterations,
             autocast=self.autocast,
         )
+
+    def _counts(self, active: Iterable[str], parts: list[Labelled]) -> dict[str, Tensor]:
+        """What the active terms of CoSA count in all parts together; nothing for a whole batch."""
+        if len(parts) == 1:
+            return {}
+        return {name: sum(self.terms[name].counts(part).sum() for part in parts) for name in active}
+
+    def _sums(
+        self, active: Mapping[str, float], seen: Context
+    ) -> tuple[dict[str, float], dict[str, Sum]]:
+        """Name -> weight, and name -> sum, of all terms: CoSA's and the regularizers'."""
+        weights = dict(active)
+        sums = {name: self.terms[name].sum(seen) for name in active}
+        for regularizer in self.active_regularizers(seen.iteration):
+            weights |= regularizer.weights()
+            sums |= regularizer(seen)
+        return weights, sums
+
+    def _divide(
+        self, sums: dict[str, Sum], counts: dict[str, Tensor], share: float
+    ) -> dict[str, Tensor]:
+        """Name -> mean, of which those of all parts and processes make that of the whole batch.
+
+        Args:
+            sums: of a part of the batch, which has this ``share`` of its images.
+            counts: of the whole batch, as far as they are known: a regularizer takes the part for
+                a batch, and what it counts for this share of it.
+        """
+        if share < 1:
+            sums = {
+                name: Sum(total, counts.get(name, count / share))
+                for name, (total, count) in sums.items()
+            }
+        return divide(sums, self.all_mean)
 
     # What is active when
 
@@ -225,15 +225,12 @@ class CoTraining:
         }
         for regularizer in self.active_regularizers(iteration):
             for name, factor in regularizer.loss_factors().items():
-                weights[name] *= factor
+                weights[name] = factor * weights.get(name, 0.0)
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     def active_regularizers(self, iteration: int) -> list[Regularizer]:
-        """Those that have started: with pseudo-labels to read, after the warm-up."""
-        return [
-            regularizer for regularizer in self.regularizers.values()
-            if iteration >= max(regularizer.options.start, self.warm_up * bool(regularizer.needs))
-        ]
+        """Those that have started."""
+        return [r for r in self.regularizers.values() if iteration >= r.start]
 
     def needed_maps(self, iteration: int) -> set[str]:
         """The assignment network's maps that the terms of this iteration read."""
@@ -267,24 +264,6 @@ class CoTraining:
         self.regularizers.load_state_dict(state.get("regularizers", {}))
         self.labeller.load_state_dict(state["thresholds"])
 
-
-def divide(
-    sums: dict[str, Sum], all_mean: Callable[[Tensor], Tensor] = lambda counts: counts
-) -> dict[str, Tensor]:
-    """Name -> scalar loss, whose mean over the processes is that of the whole batch.
-
-    Args:
-        sums: of this process's share of the batch; the same names in all processes.
-        all_mean: the mean of a tensor over the processes, which give it in one piece: one
-            exchange for all terms.
-    """
-    # In the terms' own dtype, since integers would be rounded by the mean.
-    counts = [count.detach().to(total).flatten() for total, count in sums.values()]
-    shared = all_mean(torch.cat(counts)).split([len(count) for count in counts])
-    return {
-        name: Sum(total, count.view_as(total)).mean()
-        for (name, (total, _)), count in zip(sums.items(), shared, strict=True)
-    }
 
 def split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
     """A batch in so many parts, at most its size, which differ by one image at most."""

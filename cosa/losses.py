@@ -4,14 +4,14 @@ Every loss is computed in float32 (float64 for float64 predictions), under autoc
 sends gradients to its first argument only. Positions that do not count (padding) are in neither
 the sum nor its count; a batch without any counted position gives 0, with zero gradients.
 
-Each loss is there twice: as a scalar, and under a name in ``_sum`` as what the scalar is made of,
-a :class:`Sum`. A training step divides by itself, since a batch may be spread over parts and
+Each loss is a scalar here, and beside it stands what it is the mean of: a value of each image or
+position. A training step makes the mean by itself, since a batch may be spread over parts and
 processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,12 +39,42 @@ class Sum(NamedTuple):
     count: Tensor
     """How much counts: images, positions or their weights; at least 0, any dtype."""
 
+    @classmethod
+    def of(cls, values: Tensor, weights: Tensor) -> Sum:
+        """Values, each of which counts with its weight: two tensors of one shape."""
+        return cls((weights.to(values) * values).sum(), weights.sum())
+
+    @classmethod
+    def over_images(cls, total: Tensor, images: int) -> Sum:
+        """A total over so many images, each of which counts 1."""
+        return cls(total, total.detach().new_full((), images))
+
     def mean(self) -> Tensor:
         """The loss, a scalar: total / count, or 0 if nothing counts."""
-        count = self.count.detach().to(self.total)
-        counted = count > 0
-        means = counted * self.total / torch.where(counted, count, 1)
-        return means.sum() / counted.sum().clamp_min(1)
+        return divide({"loss": self})["loss"]
+
+
+def divide(
+    sums: Mapping[str, Sum], all_mean: Callable[[Tensor], Tensor] = lambda counts: counts
+) -> dict[str, Tensor]:
+    """Name -> scalar loss, whose mean over the processes is that of the whole batch.
+
+    Args:
+        sums: of this process's share of the batch; the same names in all processes.
+        all_mean: the mean of a tensor over the processes, which give it in one piece: one
+            exchange for all terms.
+    """
+    # All at once: one by one, so many scalars would cost a GPU more than their arithmetic.
+    totals = torch.cat([total.flatten() for total, _ in sums.values()])
+    counts = torch.cat([count.detach().to(total).flatten() for total, count in sums.values()])
+    sizes = [total.numel() for total, _ in sums.values()]
+    counts = all_mean(counts)
+    counted = counts > 0
+    means = counted * totals / torch.where(counted, counts, 1)
+    return {
+        name: mean[0] if len(mean) == 1 else mean.sum() / held.sum().clamp_min(1)
+        for name, mean, held in zip(sums, means.split(sizes), counted.split(sizes), strict=True)
+    }
 
 
 def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
@@ -60,20 +90,15 @@ def classification(logits: Tensor, image_labels: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    return classification_sum(logits, image_labels).mean()
+    return classification_of_images(logits, image_labels).mean()
 
 
-def classification_sum(logits: Tensor, image_labels: Tensor) -> Sum:
-    """:func:`classification` over images: the total of their means over the classes."""
+def classification_of_images(logits: Tensor, image_labels: Tensor) -> Tensor:
+    """(B,), what :func:`classification` is the mean of: those over the classes."""
     require_shape("image_labels", image_labels, logits.shape)
     logits = at_least_float32(logits)
-    loss = F.binary_cross_entropy_with_logits(logits, image_labels.detach().to(logits))
-    return over_images(loss * len(logits), len(logits))
-
-
-def over_images(total: Tensor, images: int) -> Sum:
-    """A total over so many images, each of which counts 1."""
-    return Sum(total, total.detach().new_full((), images))
+    labels = image_labels.detach().to(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
 
 
 def cam_to_seg(
@@ -98,7 +123,7 @@ def cam_to_seg(
         ValueError: the shapes of labels, perplexity and valid differ.
     """
     (log_probability,) = label_log_probabilities(seg, [labels])
-    return cam_to_seg_sum(log_probability, labels, perplexity, valid).mean()
+    return Sum.of(-log_probability, pixel_weights(labels, perplexity, valid)).mean()
 
 
 def label_log_probabilities(seg: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
@@ -123,17 +148,6 @@ def label_log_probabilities(seg: Tensor, labels: Sequence[Tensor]) -> list[Tenso
     log_probability = F.log_softmax(resize(at_least_float32(seg), size), dim=1)
     places = torch.stack([target.masked_fill(target == IGNORE, 0) for target in labels], dim=1)
     return list(log_probability.gather(1, places).unbind(dim=1))
-
-
-def cam_to_seg_sum(
-    log_probability: Tensor,
-    labels: Tensor,
-    perplexity: Tensor | None = None,
-    valid: Tensor | None = None,
-) -> Sum:
-    """:func:`cam_to_seg` over weighted pixels, from :func:`label_log_probabilities`."""
-    weight = pixel_weights(labels, perplexity, valid).to(log_probability)
-    return Sum(-(weight * log_probability).sum(), weight.sum())
 
 
 def pixel_weights(
@@ -177,21 +191,20 @@ def seg_to_cam(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) ->
     Raises:
         ValueError: the batch or channel sizes do not fit.
     """
-    return seg_to_cam_sum(cam, seg_targets, valid).mean()
+    losses = seg_to_cam_at_positions(cam, seg_targets)
+    if valid is None:
+        return losses.mean()
+    require_shape("valid", valid, (len(cam), *valid.shape[1:]))
+    return Sum.of(losses, free_of_padding(valid, cam.shape[2:])).mean()
 
 
-def seg_to_cam_sum(cam: Tensor, seg_targets: Tensor, valid: Tensor | None = None) -> Sum:
-    """:func:`seg_to_cam` over counted positions: the total of their means over the classes."""
+def seg_to_cam_at_positions(cam: Tensor, seg_targets: Tensor) -> Tensor:
+    """(B, h, w), what :func:`seg_to_cam` is the mean of: those over the classes."""
     batch, classes, *grid = cam.shape
     require_shape("seg_targets", seg_targets, (batch, classes + 1, *seg_targets.shape[2:]))
     cam = at_least_float32(cam)
     target = F.interpolate(seg_targets.detach().to(cam), size=grid, mode="area")[:, 1:]
-    loss = F.binary_cross_entropy_with_logits(cam, target, reduction="none").mean(dim=1)
-    if valid is None:
-        return Sum(loss.sum(), loss.detach().new_full((), loss.numel()))
-    require_shape("valid", valid, (batch, *valid.shape[1:]))
-    counted = free_of_padding(valid, grid)
-    return Sum((loss * counted).sum(), counted.sum())
+    return F.binary_cross_entropy_with_logits(cam, target, reduction="none").mean(dim=1)
 
 
 def contrastive_separation(
@@ -225,20 +238,20 @@ def contrastive_separation(
     Raises:
         ValueError: the shapes do not fit, or the temperature is not positive.
     """
-    return contrastive_separation_sum(
+    return contrastive_separation_of_images(
         cam, labels, perplexity, epsilon, temperature, valid
     ).mean()
 
 
-def contrastive_separation_sum(
+def contrastive_separation_of_images(
     cam: Tensor,
     labels: Tensor,
     perplexity: Tensor,
     epsilon: float = 1.0,
     temperature: float = 0.5,
     valid: Tensor | None = None,
-) -> Sum:
-    """:func:`contrastive_separation` over images."""
+) -> Tensor:
+    """(B,), what :func:`contrastive_separation` is the mean of: those over the anchors."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     grid = (cam.shape[0], *cam.shape[2:])
@@ -262,7 +275,7 @@ def contrastive_separation_sum(
         pair = F.softplus(negatives - similarity) * positive
         per_anchor = pair.sum(dim=2) / positive.sum(dim=2).clamp_min(1)
         per_image = per_anchor.sum(dim=1) / anchor.sum(dim=1).clamp_min(1)
-        return over_images(per_image.sum(), len(per_image))
+        return per_image
 
 
 def _reliability(perplexity: Tensor) -> Tensor:

@@ -29,11 +29,11 @@ class Decided:
     filtered: np.ndarray
     """uint8, the segmentation in classes that the image's labels allow."""
     cam: np.ndarray
-    """int32, like the next two: codes of ``CamMetrics`` of M',"""
+    """int32, the codes of ``CamMetrics`` of M'."""
     aux_cam: np.ndarray
-    """of the auxiliary M',"""
+    """int32, those of the auxiliary M'."""
     ensemble: np.ndarray
-    """and of their mean."""
+    """int32, those of the mean of both."""
 
 
 class PixelScores:

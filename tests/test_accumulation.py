@@ -1,4 +1,4 @@
-from dataclasses import replace
+import weakref
 
 import pytest
 import torch
@@ -80,19 +80,38 @@ def test_regularizers_count_with_the_share_of_images_that_a_part_has():
         assert terms["fsl"].item() == pytest.approx(whole["fsl"].item(), rel=1e-5)
 
 
-def test_what_a_term_counts_is_known_before_the_online_network_has_seen_anything(monkeypatch):
-    """The table's two functions of a term say the same count."""
-    seen = []
-    original = CoTraining._sums
-    monkeypatch.setattr(CoTraining, "_sums", lambda self, active, part, share: (
-        seen.append(part) or original(self, active, part, share)))
-    cotraining = build()
-    cotraining.step(uneven(4), 0)
-    (part,) = seen
-    for name, term in cotraining.terms.items():
-        unseen = replace(part, output=None)
-        assert term.count(unseen).item() == pytest.approx(term.sum(part).count.item()), name
-        assert 0 < term.count(unseen)
+def test_what_a_part_counts_does_not_wait_for_the_online_network(monkeypatch):
+    """A count is of the labelled batch alone: the parts before it and after it have none yet."""
+    counted = []
+    original = CoTraining._counts
+    monkeypatch.setattr(CoTraining, "_counts", lambda self, active, parts: (
+        counted.append(original(self, active, parts)) or counted[-1]))
+    split = build(train={"accumulate": 2})
+    split.step(uneven(4), 0)
+    (counts,) = counted
+    assert set(counts) == set(TERMS)
+    assert counts["cls"] == counts["csc"] == 4
+    assert 0 < counts["s2c"] < 4 * 36, "one image is padded"
+
+
+def test_what_the_assignment_network_saw_is_let_go_before_the_losses(monkeypatch):
+    """The maps are as large as the targets that are made of them."""
+    alive, gone = [], []
+    original = CoTraining.assign
+
+    def assign(self, batch, maps):
+        assigned = original(self, batch, maps)
+        alive.extend(map(weakref.ref, (assigned["seg"],)))
+        return assigned
+
+    def mark(phase):
+        if phase == "losses":
+            gone.append([reference() is None for reference in alive])
+
+    monkeypatch.setattr(CoTraining, "assign", assign)
+    cotraining = build(train={"accumulate": 2})
+    cotraining.step(make_batch(4), 0, mark)
+    assert gone == [[True, True]] * 2
 
 
 def test_several_processes_do_not_accumulate(monkeypatch):

@@ -10,8 +10,9 @@ from tests.helpers.cotraining import TERMS, build, make_batch, only
 from tests.helpers.tiny import SIZE
 
 LOSS_FUNCTION = {
-    "cls": "classification_sum", "c2s": "label_log_probabilities", "s2c": "seg_to_cam_sum",
-    "csc": "contrastive_separation_sum",
+    "cls": "classification_of_images",
+    "c2s": "label_log_probabilities", "s2c": "seg_to_cam_at_positions",
+    "csc": "contrastive_separation_of_images",
 }
 
 
@@ -134,13 +135,13 @@ def test_the_terms_are_the_losses_of_the_method(monkeypatch):
 
 def test_without_raw_every_pixel_weighs_the_same(monkeypatch):
     seen = []
-    original = losses.cam_to_seg_sum
+    original = losses.pixel_weights
 
-    def spy(log_probability, labels, perplexity, valid=None):
+    def spy(labels, perplexity, valid=None):
         seen.append(perplexity)
-        return original(log_probability, labels, perplexity, valid)
+        return original(labels, perplexity, valid)
 
-    monkeypatch.setattr(losses, "cam_to_seg_sum", spy)
+    monkeypatch.setattr(losses, "pixel_weights", spy)
     method = {"cls_iterations": 0, "s2c_start": 0}
     build(method=method | {"raw": False}).step(make_batch(), 0)
     assert seen == [None, None]

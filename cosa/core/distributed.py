@@ -1,9 +1,9 @@
 """Several processes that work as one, as torchrun starts them; in a single one nothing happens.
 
-In a training each process has its share of every batch and the same weights. A loss is computed so
-that its mean over the processes is the loss of the whole batch: a mean over images is that by
-itself, a sum over pixels is divided by :func:`all_mean` of the number of pixels. The gradients,
-which DistributedDataParallel averages, are those of the whole batch then.
+In a training each process has its share of every batch and the same weights. Each sum of the loss
+is divided by :func:`all_mean` of what it counts (``cosa.losses.divide``): the mean of the losses
+over the processes is that of the whole batch. The gradients, which DistributedDataParallel
+averages, are those of the whole batch then.
 
 Functions that exchange something must be called by all processes, in the same order.
 """

@@ -39,8 +39,8 @@ MAX_BATCH = 65535
 class PositionedPatches(nn.Module):
     """A patch embedding that adds the position embedding, resized whatever the grid.
 
-    ``cosa.network.embed`` resizes unless the grid is the embedding's own, which an exporter would
-    turn into a condition on the image size. Resizing to the same grid changes no value.
+    ``cosa.encoders.vit.embed`` resizes unless the grid is the embedding's own, which an exporter
+    would turn into a condition on the image size. Resizing to the same grid changes no value.
 
     Args:
         patch_embed: gives (B, h, w, D).

@@ -59,11 +59,6 @@ class Context(Seen):
     autocast: Callable[[], AbstractContextManager] = field(default=nullcontext)
     """In this context the networks run."""
 
-    @property
-    def rgb(self) -> Tensor:
-        """(B, 3, S, S) float32 in [0, 1]: the weak view, whose padding is the mean colour."""
-        return self.batch["weak"]
-
     @cached_property
     def partner(self) -> Partner | None:
         """The partners, seen by the assignment network when first asked for; None without any."""
@@ -93,6 +88,7 @@ class Regularizer(nn.Module):
         num_features: D of ``NetworkOutput.features``.
         num_classes: C.
         loss_weights: name -> weight of the terms of the ``loss`` section; 1 where it has none.
+        warm_up: iterations without pseudo-labels; those that read some begin after them.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -104,9 +100,12 @@ class Regularizer(nn.Module):
         num_features: int,
         num_classes: int,
         loss_weights: Mapping[str, float] | None = None,
+        warm_up: int = 0,
     ) -> None:
         super().__init__()
         self.options = options
+        self.start: int = max(options.start, warm_up if self.needs else 0)
+        """The first iteration at which it counts."""
         self.loss_weights = dict(loss_weights or {})
         self._noted: set[str] = set()
 

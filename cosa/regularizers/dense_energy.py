@@ -14,7 +14,7 @@ from torch import Tensor
 from cosa.cam import free_of_padding, resize
 from cosa.core.tensors import at_least_float32, require_shape
 from cosa.lattice import Lattice, bilateral_features
-from cosa.losses import Sum, over_images
+from cosa.losses import Sum
 from cosa.regularizers.base import Context, Regularizer
 
 UNIT = 1e-7
@@ -82,7 +82,7 @@ def dense_energy_sum(
         doubt = 1 - values.detach().amax(dim=1)
         gated = values * torch.where(labelled.bool(), doubt, 1)[:, None]
     energy = (_by_pixel(gated) * lattice.filter(_by_pixel(values))).sum()
-    return over_images(-UNIT * energy, batch)
+    return Sum.over_images(-UNIT * energy, batch)
 
 
 class DenseEnergy(Regularizer):
@@ -104,7 +104,7 @@ class DenseEnergy(Regularizer):
         doubt = context.labeller.relabel(context.targets["cam"], size).perplexity
         energy = dense_energy_sum(
             probabilities,
-            255 * F.interpolate(context.rgb, size, mode="area"),
+            255 * F.interpolate(context.batch["weak"], size, mode="area"),
             labelled=doubt <= MAX_PERPLEXITY,
             valid=free_of_padding(valid, size),
             sigma_xy=options.scale * options.sigma_xy,

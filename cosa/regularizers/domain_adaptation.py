@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa.cam import filter_by_labels, free_of_padding
+from cosa.cam import filter_by_labels
 from cosa.core import IGNORE
 from cosa.core.tensors import at_least_float32, in_full_precision, require_shape
 from cosa.losses import Sum
@@ -200,7 +200,7 @@ def see_without_source(context: Context, threshold: float) -> Tensor:
     with context.autocast():
         cam = context.assignment(erased).cam
     seen = F.interpolate(strongest, context.grid, mode="area")[:, 0] <= threshold
-    seen &= free_of_padding(batch["valid"], context.grid)
+    seen &= context.whole
     labels, present = batch["image_labels"], batch.get("present")
     return context.labeller.label_view(cam, labels, seen, present).all_classes(context.grid)
 
@@ -304,8 +304,9 @@ class DomainAdaptation(Regularizer):
         num_features: int,
         num_classes: int,
         loss_weights: Mapping[str, float] | None = None,
+        warm_up: int = 0,
     ) -> None:
-        super().__init__(options, num_features, num_classes, loss_weights)
+        super().__init__(options, num_features, num_classes, loss_weights, warm_up)
         if options.adversarial > 0:
             self.classifier = DomainClassifier(
                 num_features, num_classes, options.width, options.hidden, options.dropout
@@ -320,7 +321,7 @@ class DomainAdaptation(Regularizer):
 
     def forward(self, context: Context) -> dict[str, Sum]:
         names, options = self.weights(), self.options
-        valid = free_of_padding(context.batch["valid"], context.grid)
+        valid = context.whole
         cam = context.targets["cam"].all_classes(context.grid)
         erased_cam = see_without_source(context, options.threshold)
         terms = {}

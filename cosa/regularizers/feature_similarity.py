@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cosa.cam import filter_by_labels, free_of_padding, resize
 from cosa.core.tensors import at_least_float32, require_shape
-from cosa.losses import Sum, over_images
+from cosa.losses import Sum
 from cosa.regularizers.base import Context, Regularizer
 
 REACH = 4
@@ -91,7 +91,7 @@ def feature_similarity_sum(
         maps = (maps - mean).masked_fill(outside, 0)
         colours = images.detach().to(maps).masked_fill(outside, 0)
         energy = _PairEnergy.apply(maps, colours, (~outside).to(maps), mu, sigma)
-        return over_images(-(energy / count).sum(), batch)
+        return Sum.over_images(-(energy / count).sum(), batch)
 
 
 def max_normalize(cam: Tensor, image_labels: Tensor, valid: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class FeatureSimilarity(Regularizer):
         valid = free_of_padding(batch["valid"], grid)
         cam = resize_within(at_least_float32(context.output.cam), batch["valid"], grid)
         activations = max_normalize(cam, batch["image_labels"], valid)
-        colours = F.interpolate(context.rgb, grid, mode="area")
+        colours = F.interpolate(context.batch["weak"], grid, mode="area")
         return {"fsl": feature_similarity_sum(
             activations, colours, options.mu, options.sigma, valid
         )}

@@ -31,6 +31,7 @@ def build_regularizers(
     num_features: int,
     num_classes: int,
     loss_weights: Mapping[str, float],
+    warm_up: int = 0,
 ) -> nn.ModuleDict:
     """The regularizers whose weight is above 0, in the order of the configuration.
 
@@ -39,9 +40,10 @@ def build_regularizers(
         num_features: D, channels of ``NetworkOutput.features``.
         num_classes: C, without the background.
         loss_weights: name -> weight of the terms of the section ``loss``.
+        warm_up: iterations without pseudo-labels.
     """
     return nn.ModuleDict({
-        name: kind(getattr(options, name), num_features, num_classes, loss_weights)
+        name: kind(getattr(options, name), num_features, num_classes, loss_weights, warm_up)
         for name, kind in REGULARIZERS.items()
         if getattr(options, name).weight > 0
     })

@@ -1,4 +1,4 @@
-"""The parts of a training that train.py and the supervised bound have in common."""
+"""The parts of a training from its configuration: networks, labeller, terms, step, stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cosa.config import Config, to_dict
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
-from cosa.cotrain import CoTraining
+from cosa.cotrain import CoTraining, Mark
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.encoders.pretrained import load_encoder_weights
@@ -23,6 +23,9 @@ from cosa.targets import Labeller
 from cosa.terms import loss_terms
 from cosa.threshold import DynamicThreshold
 from cosa.training.compile import Compiled
+
+Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+"""``CoTraining.step``, or what calls it."""
 
 
 def prepare(config: Config) -> tuple[torch.device, Callable[[], AbstractContextManager]]:
@@ -97,7 +100,8 @@ def assemble(
         method.csc_temperature,
     )
     regularizers = build_regularizers(
-        config.regularizers, network.classifier.in_channels, network.num_classes, weights
+        config.regularizers, network.classifier.in_channels, network.num_classes, weights,
+        method.cls_iterations,
     ).to(next(network.parameters()).device)
     return CoTraining(
         network,
@@ -108,7 +112,6 @@ def assemble(
         flip=config.teacher.flip,
         momentum=config.teacher.momentum,
         momentum_ramp=config.teacher.momentum_ramp,
-        warm_up=method.cls_iterations,
         iterations=config.train.iterations,
         accumulate=config.train.accumulate,
         autocast=autocast,
@@ -117,9 +120,7 @@ def assemble(
     )
 
 
-def build_step(
-    cotraining: CoTraining,
-) -> Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor]]]:
+def build_step(cotraining: CoTraining) -> Step:
     """``cotraining.step``, with gradients that are averaged over the processes, if there are more.
 
     DistributedDataParallel wraps the step as a whole and not the online network: regularizers send
@@ -134,9 +135,10 @@ def build_step(
     _check_accumulation(cotraining.accumulate)
     if distributed.world() == 1:
         return cotraining.step
-    # Of buffers the networks have only constants: to send them in each step would be for nothing.
+    # Constants need not be sent in each step; moving statistics of a batch would drift apart.
+    moving = any(hasattr(module, "running_mean") for module in cotraining.online.modules())
     return nn.parallel.DistributedDataParallel(
-        _Step(cotraining), find_unused_parameters=True, broadcast_buffers=False
+        _Step(cotraining), find_unused_parameters=True, broadcast_buffers=moving
     )
 
 
@@ -175,9 +177,9 @@ class _Step(nn.Module):
         self.step = cotraining.step
 
     def forward(
-        self, batch: dict[str, Tensor], iteration: int
+        self, batch: dict[str, Tensor], iteration: int, mark: Mark = lambda phase: None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.step(batch, iteration)
+        return self.step(batch, iteration, mark)
 
 
 def choose_stream(config: Config) -> type[TrainingViews]:

@@ -57,7 +57,7 @@ def optimizer_step(
 ) -> tuple[float, Tensor]:
     """Set the learning rate, go backward, clip, and move the weights.
 
-    The gradient of the loss is added to what :func:`build_step`'s step may have left; clear it
+    The gradient of the loss is added to what ``CoTraining.step`` may have left; clear it
     before. The host does not wait for the device. Where the loss or its gradient is not finite,
     the weights and the optimizer's state stay as they are, and whoever reads the loss or the norm
     finds out (:func:`require_finite`, ``cosa.training.step_log``).

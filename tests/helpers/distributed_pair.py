@@ -19,9 +19,10 @@ import torch.distributed as dist
 import infer
 import train
 from cosa import losses
+from cosa.cam import free_of_padding
 from cosa.core import IGNORE, distributed
 from cosa.core.errors import UserError
-from cosa.cotrain import CoTraining, divide
+from cosa.cotrain import CoTraining
 from cosa.data.loader import TrainingViews
 from cosa.regularizers.cycle_association import label_smoothing_sum
 from cosa.regularizers.domain_adaptation import (
@@ -80,12 +81,12 @@ def terms() -> dict:
     probabilities = draw(BATCH, CLASSES + 1, 8, 8).softmax(dim=1)
     one = (torch.arange(BATCH) == 2)[:, None, None].expand(-1, 8, 8)
     return {
-        "cls": (losses.classification_sum, [draw(BATCH, CLASSES), image_labels]),
+        "cls": (classification, [draw(BATCH, CLASSES), image_labels]),
         "c2s": (cam_to_seg, [seg, labels, draw(BATCH, 8, 8).abs() + 0.1, valid]),
         "c2s plain": (cam_to_seg, [seg, labels, None, valid]),
         "c2s none": (cam_to_seg, [seg, labels, None, torch.zeros_like(valid)]),
-        "s2c": (losses.seg_to_cam_sum, [maps, probabilities, valid]),
-        "csc": (lambda cam, names, doubt: losses.contrastive_separation_sum(cam, names, doubt),
+        "s2c": (seg_to_cam, [maps, probabilities, valid]),
+        "csc": (separation,
                 [maps, labels, draw(BATCH, 8, 8).abs()]),
         "isl": (lambda scores, names, inside: importance_sampling_sum(
             scores.expand(-1, -1, 8, 8), names, valid=inside),  # any sample of it is alike
@@ -102,9 +103,24 @@ def terms() -> dict:
     }
 
 
+def classification(logits, image_labels):
+    values = losses.classification_of_images(logits, image_labels)
+    return losses.Sum.of(values, torch.ones(len(values)))
+
+
 def cam_to_seg(seg, labels, perplexity, valid):
     (log_probability,) = losses.label_log_probabilities(seg, [labels])
-    return losses.cam_to_seg_sum(log_probability, labels, perplexity, valid)
+    return losses.Sum.of(-log_probability, losses.pixel_weights(labels, perplexity, valid))
+
+
+def seg_to_cam(cam, seg_targets, valid):
+    values = losses.seg_to_cam_at_positions(cam, seg_targets)
+    return losses.Sum.of(values, free_of_padding(valid, cam.shape[2:]))
+
+
+def separation(cam, labels, perplexity):
+    values = losses.contrastive_separation_of_images(cam, labels, perplexity)
+    return losses.Sum.of(values, torch.ones(len(values)))
 
 
 def measure(name: str, share: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +128,7 @@ def measure(name: str, share: slice) -> tuple[torch.Tensor, torch.Tensor]:
     function, (first, *others) = terms()[name]
     first = first[share].clone().requires_grad_()
     term = function(first, *(None if o is None else o[share] for o in others))
-    value = divide({name: term}, distributed.all_mean)[name]
+    value = losses.divide({name: term}, distributed.all_mean)[name]
     return value.detach(), torch.autograd.grad(value, first)[0]
 
 
@@ -203,17 +219,17 @@ def one_partner(folder: Path) -> int:
 
 
 def divergence(folder: Path) -> str:
-    original = losses.seg_to_cam_sum
+    original = losses.seg_to_cam_at_positions
 
     def broken(*args, **kwargs):
-        total, count = original(*args, **kwargs)
-        return losses.Sum(total * float("nan") if os.environ["RANK"] == "1" else total, count)
+        loss = original(*args, **kwargs)
+        return loss * float("nan") if os.environ["RANK"] == "1" else loss
 
-    losses.seg_to_cam_sum = broken
+    losses.seg_to_cam_at_positions = broken
     try:
         return end_of(lambda: train.main([configure(folder, "diverging")]))
     finally:
-        losses.seg_to_cam_sum = original
+        losses.seg_to_cam_at_positions = original
 
 
 def refusal(folder: Path) -> str:

@@ -272,14 +272,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     config = configure(tmp_path, train={"checkpoint_every": 2})
     run = RunFolder(tmp_path / "runs" / "tiny")
     calls = []
-    original = losses.seg_to_cam_sum
+    original = losses.seg_to_cam_at_positions
 
     def broken(*args, **kwargs):
         calls.append(1)
         loss = original(*args, **kwargs)
-        return loss._replace(total=loss.total * float("nan")) if len(calls) == 4 else loss
+        return loss * float("nan") if len(calls) == 4 else loss
 
-    monkeypatch.setattr(losses, "seg_to_cam_sum", broken)
+    monkeypatch.setattr(losses, "seg_to_cam_at_positions", broken)
     with pytest.raises(UserError) as caught:
         train.main([config])
     message = str(caught.value)
@@ -296,16 +296,16 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoiled(tmp_
     config = configure(tmp_path, train={"checkpoint_every": 2}, optimizer={"clip_norm": 0.0})
     run = RunFolder(tmp_path / "runs" / "tiny")
     calls, networks = [], []
-    original, init = losses.classification_sum, CoTraining.__init__
+    original, init = losses.classification_of_images, CoTraining.__init__
 
     def steep(logits, labels):
         calls.append(1)
         loss = original(logits, labels)
         # Of an infinite slope, and no value.
         infinite = (logits - logits.detach()).sum().abs().sqrt()
-        return loss._replace(total=loss.total + infinite) if len(calls) == 9 else loss
+        return loss + infinite if len(calls) == 9 else loss
 
-    monkeypatch.setattr(losses, "classification_sum", steep)
+    monkeypatch.setattr(losses, "classification_of_images", steep)
     monkeypatch.setattr(CoTraining, "__init__", lambda self, network, **more: (
         networks.append(network), init(self, network, **more))[1])
     with pytest.raises(UserError, match="norm of the gradient is not finite at iteration 4") as e:

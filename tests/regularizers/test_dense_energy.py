@@ -243,7 +243,7 @@ def step(scale=0.5, valid=None):
 def test_term_is_the_loss_on_the_reduced_step(scale, side):
     loss, context = step(scale)
     seg = F.interpolate(context.output.seg, (side, side), mode="bilinear").softmax(dim=1)
-    images = 255 * F.interpolate(context.rgb, (side, side), mode="area")
+    images = 255 * F.interpolate(context.batch["weak"], (side, side), mode="area")
     doubt = F.interpolate(context.targets["cam"].perplexity[:, None], (side, side), mode="area")
     expected = dense_energy_loss(seg, images, doubt[:, 0] <= 1, None, 100 * scale, 15.0)
     assert torch.allclose(loss / UNIT, expected / UNIT)

@@ -37,7 +37,7 @@ class Baseline:
 
     Args:
         cotraining: the networks, which are trained on; its own step is not used.
-        config: the sections that ``CoTraining`` reads, and ``optimizer``.
+        config: of the training.
 
     Raises:
         UserError: a regularizer is on; the baseline has none.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,14 @@ from cosa.cotrain import CoTraining, Mark
 from cosa.data import SegmentationDataset
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingLoader, training_loader
-from cosa.training.build import build_cotraining, build_step, check_crop, choose_stream, prepare
+from cosa.training.build import (
+    Step,
+    build_cotraining,
+    build_step,
+    check_crop,
+    choose_stream,
+    prepare,
+)
 from cosa.training.optimizer import build_optimizer, optimizer_step
 
 CACHED = 3
@@ -68,7 +73,7 @@ class Trainer:
 def training_step(
     cotraining: CoTraining,
     config: Config,
-    step: Callable[[dict[str, Tensor], int, Mark], tuple[Tensor, dict[str, Tensor]]],
+    step: Step,
     optimizer: torch.optim.Optimizer,
     batch: dict[str, Tensor],
     mark: Mark = lambda phase: None,
@@ -76,8 +81,8 @@ def training_step(
     """Targets, losses, backward, optimizer and average, at the last iteration's terms.
 
     Args:
-        step: of :func:`cosa.training.build_step`.
-        mark: see :func:`cosa.training.optimizer_step`.
+        step: of :func:`cosa.training.build.build_step`.
+        mark: see :func:`cosa.training.optimizer.optimizer_step`.
     """
     total = config.train.iterations
     optimizer.zero_grad()
