@@ -95,7 +95,7 @@ class CoTraining:
                 valid (B, S, S) bool, False on padding; present, if it is there, what
                 ``cosa.core.tensors.present_index`` makes of the labels; for CSD what
                 ``PartnerViews`` adds; all on the networks' device but what
-                ``cosa.data.loader.to_device`` leaves on the CPU.
+                ``cosa.data.batches.to_device`` leaves on the CPU.
             iteration: counted from 0; decides which terms have started.
             mark: called with the name of each phase at its end, for who times them.
 

@@ -126,7 +126,7 @@ class CoSANetwork(nn.Module):
         Raises:
             ValueError: the size is not a multiple of the patch size.
         """
-        features, aux_features = self.encode((images - self.mean) / self.std)
+        features, aux_features = self.encode(images)
         return NetworkOutput(
             logits=pooled_scores(features, self.classifier),
             aux_logits=pooled_scores(aux_features, self.aux_classifier),
@@ -137,7 +137,7 @@ class CoSANetwork(nn.Module):
         )
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Final and auxiliary tokens of normalised images (B, 3, H, W), as (B, D, h, w) maps."""
+        """Final and auxiliary tokens of images (B, 3, H, W) in [0, 1], as (B, D, h, w) maps."""
         height, width = images.shape[-2:]
         patch = self.patch_size
         if height < 1 or width < 1 or height % patch or width % patch:
@@ -146,7 +146,8 @@ class CoSANetwork(nn.Module):
                 "resize the images, or use cosa.predict.multi_scale, which takes any size"
             )
         encoder = self.encoder
-        tokens, grid = embed(encoder, images)
+        # In place: a second tensor of the images' size costs more than the arithmetic.
+        tokens, grid = embed(encoder, (images - self.mean).div_(self.std))
         rope = rotary_embedding(encoder, grid)
         aux_tokens = tokens
         for index, block in enumerate(encoder.blocks):

@@ -44,7 +44,8 @@ def test_encoders_of_timm(name, prefix):
         # At the pre-training size nothing is resized: timm's own forward is the reference.
         images = torch.randn(2, 3, 4 * patch, 4 * patch)
         features, aux_features = network.encode(images)
-        final, (aux,) = encoder.forward_intermediates(images, indices=[1], norm=False)
+        normalised = (images - network.mean) / network.std
+        final, (aux,) = encoder.forward_intermediates(normalised, indices=[1], norm=False)
         assert final.shape[1] == 16 + prefix
         final = encoder.fc_norm(final)[:, prefix:].transpose(1, 2).unflatten(2, (4, 4))
     torch.testing.assert_close(features, final)
@@ -67,7 +68,7 @@ def test_images_are_normalised_by_hand():
     output = network(images)
     by_hand = torch.tensor([0.5, -0.5, 0.5])[None, :, None, None].expand(2, 3, 16, 8)
     assert torch.equal(seen[0], by_hand)
-    features, aux_features = network.encode(by_hand)
+    features, aux_features = network.encode(images)
     assert torch.equal(output.features, features) and not torch.equal(features, aux_features)
 
 

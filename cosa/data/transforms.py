@@ -3,7 +3,7 @@
 Every random draw comes from the generator that is passed in, so a sample is a pure function of
 the image and the generator's state. Colour operations see the image content only, before it is
 padded. Views are 8-bit pixels, a quarter of the memory of what the networks read:
-``cosa.data.loader.to_device`` makes float planes of them and colours the padding.
+``cosa.data.batches.to_device`` makes float planes of them and colours the padding.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class ImageLabels:
 
 
 def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:
-    """Read a labels file in either form of ``cosa.data.folder.read_labels``.
+    """Read a labels file in either form of ``cosa.data.label_table.read_labels``.
 
     Rows name their image by its path below the folder that is segmented, with or without suffix.
     Rows of other images are left aside.

@@ -47,7 +47,7 @@ class Context(Seen):
 
     With CSD the batch also has partner, partner_valid and partner_class. The last, and
     host_labels, the image_labels of a batch on a GPU once more, are on the CPU if
-    ``cosa.data.loader.to_device`` made the batch: what they decide is known without waiting.
+    ``cosa.data.batches.to_device`` made the batch: what they decide is known without waiting.
     """
 
     online: CoSANetwork
