@@ -1,9 +1,9 @@
-import copy
 
 """Exported files give the network's own outputs, or are not there."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
