@@ -17,6 +17,7 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.core.files import FolderLock, existing, replacing
+from cosa.encoders.normalization import IMAGENET
 from cosa.inference.jobs import Plan
 from cosa.inference.kinds import KINDS
 from cosa.inference.settings import Settings
@@ -207,9 +208,16 @@ def classes_table(network: TrainedNetwork) -> str:
 
 
 def weights_digest(network: TrainedNetwork) -> str:
-    """SHA-256 of all tensors, whichever kind of file they come from."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
+    """SHA-256 of all tensors, whichever kind of file they come from.
+
+    ImageNet's normalisation adds nothing: when it was the only one, no file held it, and results
+    of that time are still known by their digest.
+    """
+    digest, state = hashlib.sha256(), network.state_dict()
+    mean, std = (state[name].flatten().cpu() for name in ("mean", "std"))
+    if torch.equal(torch.stack([mean, std]), torch.tensor(IMAGENET)):
+        del state["mean"], state["std"]
+    for name, tensor in state.items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
