@@ -122,12 +122,12 @@ def cam_to_seg(
     Raises:
         ValueError: the shapes of labels, perplexity and valid differ.
     """
-    (log_probability,) = label_log_probabilities(seg, [labels])
-    return Sum.of(-log_probability, pixel_weights(labels, perplexity, valid)).mean()
+    (cross_entropy,) = cam_to_seg_at_pixels(seg, [labels])
+    return Sum.of(cross_entropy, pixel_weights(labels, perplexity, valid)).mean()
 
 
-def label_log_probabilities(seg: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
-    """Log-probability of the label of each pixel, for one or more maps of labels of one size.
+def cam_to_seg_at_pixels(seg: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
+    """What :func:`cam_to_seg` is the weighted mean of, for maps of labels of one size.
 
     The probabilities at pixel size, the largest tensor of a training step, are made once.
 
@@ -147,7 +147,7 @@ def label_log_probabilities(seg: Tensor, labels: Sequence[Tensor]) -> list[Tenso
     # Nothing holds on to the resized logits.
     log_probability = F.log_softmax(resize(at_least_float32(seg), size), dim=1)
     places = torch.stack([target.masked_fill(target == IGNORE, 0) for target in labels], dim=1)
-    return list(log_probability.gather(1, places).unbind(dim=1))
+    return list((-log_probability.gather(1, places)).unbind(dim=1))
 
 
 def pixel_weights(

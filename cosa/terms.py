@@ -62,10 +62,10 @@ class Seen(Labelled):
     """The maps whose labels supervise the segmentation, of "cam" and "aux_cam"."""
 
     @cached_property
-    def log_probabilities(self) -> dict[str, Tensor]:
-        """For each map of ``segmented_by`` the log-probability of its labels, (B, S, S)."""
+    def cross_entropies(self) -> dict[str, Tensor]:
+        """For each map of ``segmented_by`` the segmentation's with its labels, (B, S, S)."""
         labels = [self.targets[key].labels for key in self.segmented_by]
-        found = losses.label_log_probabilities(self.output.seg, labels)
+        found = losses.cam_to_seg_at_pixels(self.output.seg, labels)
         return dict(zip(self.segmented_by, found, strict=True))
 
 
@@ -163,7 +163,7 @@ def _aux_classification(seen: Seen) -> Tensor:
 
 
 def _cam_to_seg(key: str, seen: Seen) -> Tensor:
-    return -seen.log_probabilities[key]
+    return seen.cross_entropies[key]
 
 
 def _seg_to_cam(seen: Seen) -> Tensor:

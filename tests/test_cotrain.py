@@ -11,7 +11,7 @@ from tests.helpers.tiny import SIZE
 
 LOSS_FUNCTION = {
     "cls": "classification_of_images",
-    "c2s": "label_log_probabilities", "s2c": "seg_to_cam_at_positions",
+    "c2s": "cam_to_seg_at_pixels", "s2c": "seg_to_cam_at_positions",
     "csc": "contrastive_separation_of_images",
 }
 

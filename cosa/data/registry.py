@@ -1,4 +1,7 @@
-"""The one place that knows the data sets by name."""
+"""From the section ``data`` to a data set.
+
+The names are ``cosa.config.sections.DATASETS``; a new one is built here.
+"""
 
 from __future__ import annotations
 

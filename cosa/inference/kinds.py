@@ -1,6 +1,6 @@
 """The kinds of output of infer.py, in one table: what ``--save`` may name.
 
-A new kind gets its row here, and says in ``outputs`` how it is made and written.
+A new kind gets its row here; ``pipeline`` collects what it is made of, ``outputs`` writes it.
 """
 
 from __future__ import annotations

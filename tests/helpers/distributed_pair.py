@@ -109,8 +109,8 @@ def classification(logits, image_labels):
 
 
 def cam_to_seg(seg, labels, perplexity, valid):
-    (log_probability,) = losses.label_log_probabilities(seg, [labels])
-    return losses.Sum.of(-log_probability, losses.pixel_weights(labels, perplexity, valid))
+    (cross_entropy,) = losses.cam_to_seg_at_pixels(seg, [labels])
+    return losses.Sum.of(cross_entropy, losses.pixel_weights(labels, perplexity, valid))
 
 
 def seg_to_cam(cam, seg_targets, valid):
