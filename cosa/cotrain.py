@@ -124,7 +124,10 @@ class CoTraining:
                 labelled = [self._label(one, assigned.pop(0)) for one in parts]
                 counts = self._counts(active, labelled)
                 mark("targets")
-            weights, sums = self._sums(active, self._context(labelled[number], output, iteration))
+            # Not kept under a name: the next part needs the room.
+            weights, sums = self._sums(
+                active, self._context(labelled[number], output, active, iteration)
+            )
             means = self._divide(sums, counts, len(part["weak"]) / len(batch["weak"]))
             # Eq. (12), and what the regularizers add to it.
             weighted = sum(weight * means[name] for name, weight in weights.items())
@@ -169,8 +172,10 @@ class CoTraining:
             batch=batch, targets=targets, labeller=self.labeller, grid=(height, width)
         )
 
-    def _context(self, part: Labelled, output: NetworkOutput, iteration: int) -> Context:
-        terms = [self.terms[name] for name in self.active_terms(iteration)]
+    def _context(
+        self, part: Labelled, output: NetworkOutput, active: Iterable[str], iteration: int
+    ) -> Context:
+        terms = [self.terms[name] for name in active]
         return Context(
             **{field.name: getattr(part, field.name) for field in fields(Labelled)},
             output=output,

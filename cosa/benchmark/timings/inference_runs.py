@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import cosa
 from cosa.benchmark.timings.clock import clock, spread
 from cosa.benchmark.timings.memory import in_fresh_process, peak
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
-from cosa.core.errors import UserError
+from cosa.core.numbers import without_nan
 from cosa.data.base import read_mask
 from cosa.data.images import read_image
 from cosa.inference import outputs
@@ -29,6 +27,7 @@ from cosa.inference.pipeline import segment_files
 from cosa.inference.pixels import argmax_at_size
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
+from cosa.inference.task import load_network
 from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork
 
@@ -180,11 +179,7 @@ def load(
     """
     device = choose_device(setup.device, "--device ")
     torch.set_num_threads(setup.threads)
-    network = cosa.load(setup.weights, device)
-    if network.num_classes > 255:
-        raise UserError(
-            f"{setup.weights} has {network.num_classes} classes: masks hold at most 255"
-        )
+    network = load_network(setup.weights, device)
     training = network.config.train
     allow_tf32(training.tf32)
     return network, choose_autocast(device, training.precision), device
@@ -232,8 +227,7 @@ def score(jobs: Plan, masks: Path, classes: int) -> dict[str, float | None]:
             raise outcome.error
         metrics.update(outcome.mask, read_mask(truth(masks, outcome.job), classes))
     scores = metrics.compute()
-    kept = {key: scores[key] for key in ("miou", "boundary_f", "jf")}
-    return {key: None if math.isnan(value) else value for key, value in kept.items()}
+    return without_nan({key: scores[key] for key in ("miou", "boundary_f", "jf")})
 
 
 def truth(masks: Path, job: Job) -> Path:
