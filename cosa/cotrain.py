@@ -166,7 +166,7 @@ class CoTraining:
 
     @torch.no_grad()
     def _label(self, batch: dict[str, Tensor], assigned: dict[str, Tensor]) -> Labelled:
-        height, width = (side // self.online.patch_size for side in batch["valid"].shape[-2:])
+        height, width = (side // self.online.stride for side in batch["valid"].shape[-2:])
         targets = self.labeller.targets(assigned, _present(batch)) if assigned else {}
         return Labelled(
             batch=batch, targets=targets, labeller=self.labeller, grid=(height, width)

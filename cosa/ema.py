@@ -32,8 +32,8 @@ class AssignmentNetwork(nn.Module):
         return self.network.num_classes
 
     @property
-    def patch_size(self) -> int:
-        return self.network.patch_size
+    def stride(self) -> int:
+        return self.network.stride
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> NetworkOutput:
@@ -48,7 +48,7 @@ class AssignmentNetwork(nn.Module):
     def update(self, online: CoSANetwork, momentum: float) -> None:
         """One step of the average: ``theta <- momentum * theta + (1 - momentum) * online``.
 
-        Buffers are copied.
+        Moving batch statistics are averaged like the weights they belong to; counters are copied.
 
         Args:
             online: the trained network, of the same architecture and on the same device.
@@ -59,18 +59,27 @@ class AssignmentNetwork(nn.Module):
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"the EMA momentum must lie in [0, 1], not {momentum}")
-        mine, theirs = list(self.network.parameters()), list(online.parameters())
+        (mine, my_counts), (theirs, counts) = _parts(self.network), _parts(online)
         if [p.shape for p in mine] != [p.shape for p in theirs]:
             raise ValueError("the online network has another architecture than the average")
         # Fused calls: a loop over the tensors costs more than the arithmetic.
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
-        torch._foreach_copy_(list(self.network.buffers()), list(online.buffers()))
+        if counts:
+            torch._foreach_copy_(my_counts, counts)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+
+def _parts(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """What is averaged, weights and buffers of numbers (constants stay so), and what counts."""
+    numbers, counts = list(network.parameters()), []
+    for buffer in network.buffers():
+        (numbers if buffer.is_floating_point() else counts).append(buffer)
+    return numbers, counts
 
 
 def ema_momentum(iteration: int, momentum: float, ramp: bool = False) -> float:

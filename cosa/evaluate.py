@@ -120,7 +120,7 @@ def evaluate(
     pixels = PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
     logits, stopped = [], False
-    whole_patches = scaled_size((image_size, image_size), 1.0, network.patch_size)
+    whole_patches = scaled_size((image_size, image_size), 1.0, network.stride)
     with (
         progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress) as bar,
         closing(_read_ahead(dataset, own, image_size, 2 * batch_size)) as samples,

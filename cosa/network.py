@@ -1,4 +1,4 @@
-"""The CoSA network: a plain ViT from timm, two CAM classifiers and a LargeFOV decoder."""
+"""The CoSA network: an encoder from timm, two CAM classifiers and a LargeFOV decoder."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cosa.core.errors import UserError
 from cosa.core.tensors import in_full_precision
-from cosa.encoders.build import build_encoder
+from cosa.encoders.build import build_encoder, choose_reader
 from cosa.encoders.normalization import IMAGENET, Colour, resolve
-from cosa.encoders.vit import embed, rotary_embedding, to_map
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+"""The base of all layers that keep statistics of batches, timm's too."""
 
 
 @dataclass
 class NetworkOutput:
-    """What one forward pass yields; (h, w) is the token grid, image size over patch size.
+    """What one forward pass yields; (h, w) is the grid of positions, image size over stride.
 
     All but the features is float32 under autocast, too.
     """
 
-    logits: Tensor  # (B, C) class scores of the final tokens, before the sigmoid
-    aux_logits: Tensor  # (B, C) class scores of the auxiliary tokens
+    logits: Tensor  # (B, C) class scores of the final features, before the sigmoid
+    aux_logits: Tensor  # (B, C) class scores of the auxiliary features
     cam: Tensor  # (B, C, h, w) class activation map M, unbounded
     aux_cam: Tensor  # (B, C, h, w) auxiliary class activation map, unbounded
     seg: Tensor  # (B, C+1, h, w) segmentation logits, channel 0 is the background
-    features: Tensor  # (B, D, h, w) final tokens, after the encoder's last LayerNorm
+    features: Tensor  # (B, D, h, w) final features, of a ViT after its last LayerNorm
 
 
 class LargeFOV(nn.Module):
@@ -57,12 +58,19 @@ class CoSANetwork(nn.Module):
     Args:
         num_classes: number C of foreground classes.
         encoder: timm name of a plain ViT: ViT, DeiT, DINOv2 (``VisionTransformer``) or
-            EVA-02, DINOv3 (``Eva``). It starts with random weights.
+            EVA-02, DINOv3 (``Eva``); or of a network of stages: ResNet, ConvNeXt, EfficientNet,
+            MobileNet, Swin and many others. It starts with random weights.
         encoder_options: further arguments of the timm model, such as ``patch_size``,
             ``embed_dim``, ``depth``, ``num_heads``, ``img_size`` (of the position embedding).
-        aux_layer: the block whose raw output the auxiliary CAM reads; -3 is the third block
-            from the end, 0 the first.
-        aux_norm: apply a LayerNorm of its own to the auxiliary tokens.
+        aux_layer: of a plain ViT, the block whose raw output the auxiliary CAM reads; -3 is the
+            third block from the end, 0 the first.
+        aux_stage: of a network of stages, the stage that the auxiliary CAM reads; -2 is the last
+            but one, 0 the first.
+        output_stride: pixels of a position of the maps; 0 takes 16 where a network of stages can
+            be dilated to it, else the encoder's own.
+        freeze_batch_norm: keep the encoder's batch statistics as they were pretrained: small
+            batches have none worth the name. Scales and shifts are trained.
+        aux_norm: apply a LayerNorm of its own to the auxiliary features.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
         normalization: mean and standard deviation of RGB in [0, 1] that the encoder's weights
@@ -87,6 +95,9 @@ class CoSANetwork(nn.Module):
         encoder: str = "vit_base_patch16_224",
         encoder_options: Mapping[str, Any] | None = None,
         aux_layer: int = -3,
+        aux_stage: int = -2,
+        output_stride: int = 0,
+        freeze_batch_norm: bool = True,
         aux_norm: bool = False,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
@@ -96,21 +107,15 @@ class CoSANetwork(nn.Module):
         if num_classes < 1:
             raise UserError(f"a network needs at least one class, not {num_classes}")
         self.num_classes = num_classes
-        self.encoder = build_encoder(encoder, encoder_options or {})
+        self.encoder = build_encoder(encoder, encoder_options or {}, output_stride)
+        self.reader = choose_reader(self.encoder, encoder, aux_layer, aux_stage, output_stride)
         for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
             self.register_buffer(name, _as_buffer(colour))
-        self.patch_size: int = self.encoder.patch_embed.feat_ratio()
-        depth = len(self.encoder.blocks)
-        if not -depth <= aux_layer < depth:
-            raise UserError(
-                f"model.aux_layer={aux_layer} does not exist: {encoder} has {depth} blocks, "
-                f"choose {-depth} to {depth - 1}"
-            )
-        self.aux_layer = aux_layer % depth
-        width = self.encoder.embed_dim
-        self.aux_norm = nn.LayerNorm(width, eps=1e-6) if aux_norm else nn.Identity()
+        self.freeze_batch_norm = freeze_batch_norm
+        width, aux_width = self.reader.width, self.reader.aux_width
+        self.aux_norm = nn.LayerNorm(aux_width, eps=1e-6) if aux_norm else nn.Identity()
         self.classifier = nn.Conv2d(width, num_classes, 1, bias=False)
-        self.aux_classifier = nn.Conv2d(width, num_classes, 1, bias=False)
+        self.aux_classifier = nn.Conv2d(aux_width, num_classes, 1, bias=False)
         for classifier in (self.classifier, self.aux_classifier):
             nn.init.trunc_normal_(classifier.weight, std=0.01)
         self.decoder = LargeFOV(width, num_classes + 1, decoder_width, decoder_dilation)
@@ -121,10 +126,10 @@ class CoSANetwork(nn.Module):
         """Class scores, CAMs and segmentation of a batch.
 
         Args:
-            images: (B, 3, H, W) float, RGB in [0, 1]; H and W are multiples of ``patch_size``.
+            images: (B, 3, H, W) float, RGB in [0, 1]; H and W are multiples of ``stride``.
 
         Raises:
-            ValueError: the size is not a multiple of the patch size.
+            ValueError: the size is not a multiple of the stride.
         """
         features, aux_features = self.encode(images)
         return NetworkOutput(
@@ -136,32 +141,33 @@ class CoSANetwork(nn.Module):
             features=features,
         )
 
+    @property
+    def stride(self) -> int:
+        """Side in pixels of a position of the maps; image sizes are multiples of it."""
+        return self.reader.stride
+
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Final and auxiliary tokens of images (B, 3, H, W) in [0, 1], as (B, D, h, w) maps."""
+        """Final and auxiliary features of images (B, 3, H, W) in [0, 1], as (B, D, h, w) maps."""
         height, width = images.shape[-2:]
-        patch = self.patch_size
-        if height < 1 or width < 1 or height % patch or width % patch:
+        stride = self.stride
+        if height < 1 or width < 1 or height % stride or width % stride:
             raise ValueError(
-                f"an image size of {height}x{width} is no multiple of the patch size {patch}: "
-                "resize the images, or use cosa.predict.multi_scale, which takes any size"
+                f"an image size of {height}x{width} is no multiple of the encoder's stride, "
+                f"{stride}: resize the images, or use cosa.predict.multi_scale for any size"
             )
-        encoder = self.encoder
         # In place: a second tensor of the images' size costs more than the arithmetic.
-        tokens, grid = embed(encoder, (images - self.mean).div_(self.std))
-        rope = rotary_embedding(encoder, grid)
-        aux_tokens = tokens
-        for index, block in enumerate(encoder.blocks):
-            options = {} if rope is None else {"rope": rope[index]}
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
-            else:
-                tokens = block(tokens, **options)
-            if index == self.aux_layer:
-                aux_tokens = self.aux_norm(tokens)
-        # timm moves the last LayerNorm behind the pooling (fc_norm) for some models, and puts an
-        # identity in the other place; applied to every token, either is the final norm.
-        tokens = encoder.fc_norm(encoder.norm(tokens))
-        return to_map(tokens, grid), to_map(aux_tokens, grid)
+        normalized = (images - self.mean).div_(self.std)
+        features, aux = self.reader.read(self.encoder, normalized, self.activation_checkpointing)
+        return features, self.aux_norm(aux.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def train(self, mode: bool = True) -> CoSANetwork:
+        """Training or evaluation mode; frozen batch statistics are those of evaluation in both."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.encoder.modules():
+                if isinstance(module, BATCH_NORM):
+                    module.eval()
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Weights of earlier versions, which knew only ImageNet's normalisation, keep that."""
@@ -172,8 +178,9 @@ class CoSANetwork(nn.Module):
 
     def freeze_position_embedding(self) -> None:
         """Exclude the absolute position embedding from training, if the encoder has one."""
-        if self.encoder.pos_embed is not None:
-            self.encoder.pos_embed.requires_grad_(False)
+        position = getattr(self.encoder, "pos_embed", None)
+        if isinstance(position, nn.Parameter):
+            position.requires_grad_(False)
 
     def parameter_groups(
         self, lr: float, head_lr_factor: float = 10.0, weight_decay: float = 0.01

@@ -47,9 +47,9 @@ def multi_scale(
 
     Args:
         network: a ``CoSANetwork`` in evaluation mode, or an ``AssignmentNetwork``; its
-            ``patch_size`` is read. Its mode is left as it is.
+            ``stride`` is read. Its mode is left as it is.
         images: (B, 3, H, W) float, RGB in [0, 1]. Any size: each scaled size is rounded to a
-            multiple of the patch size, at least one patch; images that have that size already
+            multiple of the stride, at least one position; images that have that size already
             are not resampled.
         scales: factors of the image size, at least one, all above 0.
         flip: see the mirrored images too, in the same forward pass.
@@ -71,7 +71,7 @@ def multi_scale(
     size = image_size if size is None else size
     total: dict[str, Tensor | None] = dict.fromkeys(MAPS)
     for scale in scales:
-        scaled = resize(images, scaled_size(image_size, scale, network.patch_size))
+        scaled = resize(images, scaled_size(image_size, scale, network.stride))
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         output = network(scaled)
@@ -87,9 +87,9 @@ def multi_scale(
     return Prediction(**total)
 
 
-def scaled_size(size: tuple[int, int], scale: float, patch_size: int) -> tuple[int, int]:
-    """``size`` (height, width) times ``scale``, rounded to whole patches, at least one each."""
-    height, width = (max(1, int(side * scale / patch_size + 0.5)) * patch_size for side in size)
+def scaled_size(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
+    """``size`` (height, width) times ``scale``, rounded to whole positions, at least one each."""
+    height, width = (max(1, int(side * scale / stride + 0.5)) * stride for side in size)
     return height, width
 
 

@@ -22,7 +22,7 @@ def test_starts_as_a_frozen_copy(online):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert not any(p.requires_grad or p.grad is not None for p in average.parameters())
     assert all(p.requires_grad for p in online.parameters())
-    assert average.patch_size == 8 and average.num_classes == 2
+    assert average.stride == 8 and average.num_classes == 2
     with torch.no_grad():
         online.classifier.weight.add_(1.0)
     assert not torch.equal(average.network.classifier.weight, online.classifier.weight)

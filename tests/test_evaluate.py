@@ -28,7 +28,7 @@ from cosa.training.evaluation import panel_writer
 class ColorNetwork(nn.Module):
     """Sees class k wherever channel k shines; (1, 1, 1) minus the colour is background."""
 
-    patch_size = 4
+    stride = 4
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class ColorNetwork(nn.Module):
     def forward(self, images):
         self.forwards += 1
         assert not self.training and not torch.is_grad_enabled()
-        rgb = F.avg_pool2d(images, self.patch_size)
+        rgb = F.avg_pool2d(images, self.stride)
         logits = rgb.amax(dim=(-2, -1)) - 0.5
         background = 1 - rgb.sum(dim=1, keepdim=True)
         seg = torch.cat([background, rgb], dim=1)

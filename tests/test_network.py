@@ -33,7 +33,7 @@ def test_encoders_of_timm(name, prefix):
     torch.manual_seed(0)
     options = {"depth": 3, "embed_dim": 96, "num_heads": 2, "img_size": 56 if "14" in name else 64}
     network = CoSANetwork(5, name, options, aux_layer=-2, decoder_width=8).eval()
-    encoder, patch = network.encoder, network.patch_size
+    encoder, patch = network.encoder, network.stride
     assert patch == (14 if "14" in name else 16)
     with torch.no_grad():
         output = network(torch.randn(2, 3, 2 * patch, 3 * patch))

@@ -103,7 +103,7 @@ def test_scaled_sizes():
 class Recorder:
     """A stand-in network that answers with hand-made maps and keeps what it was given."""
 
-    patch_size = 4
+    stride = 4
 
     def __init__(self, cam):
         self.cam, self.seen = cam, []

@@ -24,8 +24,8 @@ from cosa.network import CoSANetwork
 FORMAT = "cosa-1"
 
 ARCHITECTURE = (
-    "encoder", "encoder_options", "normalization", "aux_layer", "aux_norm", "decoder_width",
-    "decoder_dilation",
+    "encoder", "encoder_options", "output_stride", "freeze_batch_norm", "normalization",
+    "aux_layer", "aux_stage", "aux_norm", "decoder_width", "decoder_dilation",
 )
 """Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
 

@@ -20,6 +20,14 @@ from cosa.config.sections import (
 )
 from cosa.core.errors import UserError, did_you_mean
 
+FORMERLY = {
+    "normalization": "imagenet",
+    "output_stride": 0,
+    "aux_stage": -2,
+    "freeze_batch_norm": True,
+}
+"""Keys of ``model`` that came later, with what all files without them mean."""
+
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file over the defaults, and ``section.key=value`` overrides over both.
@@ -48,13 +56,13 @@ def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def upgraded(tree: Any) -> Any:
     """A configuration that an earlier version saved, as nested dictionaries, with today's keys.
 
-    Saved configurations are complete: one without ``model.normalization`` is from when ImageNet's
-    was the only one. What is no such tree is returned as it is.
+    Saved configurations are complete: one without a key of ``FORMERLY`` is from when there was
+    but one way. What is no such tree is returned as it is.
     """
     model = tree.get("model") if isinstance(tree, dict) else None
-    if not isinstance(model, dict) or "normalization" in model:
+    if not isinstance(model, dict):
         return tree
-    return {**tree, "model": {**model, "normalization": "imagenet"}}
+    return {**tree, "model": {**FORMERLY, **model}}
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Config:

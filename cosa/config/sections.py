@@ -81,7 +81,7 @@ class AugmentConfig:
     """The two views of a training image."""
 
     crop_size: int = 448
-    """Side of both views in pixels, a multiple of the encoder's patch size; smaller images are
+    """Side of both views in pixels, a multiple of the encoder's stride; smaller images are
     padded, and padding is never supervised."""
     scale_min: float = 0.5
     """Least random factor by which an image is scaled before it is cropped."""
@@ -111,9 +111,16 @@ class ModelConfig:
     """The network."""
 
     encoder: str = "vit_base_patch16_224"
-    """Any plain ViT of timm."""
+    """Of timm: any plain ViT, or any network of stages that yields maps (ResNet, ConvNeXt,
+    EfficientNet, MobileNet, Swin, ...)."""
     encoder_options: dict = field(default_factory=dict)
     """Passed to timm (img_size, patch_size, embed_dim, depth, num_heads, ...)."""
+    output_stride: int = 0
+    """Pixels of a position of the maps; 0 takes 16 where a network of stages can be dilated to it,
+    else the encoder's own, such as a ViT's patch size."""
+    freeze_batch_norm: bool = True
+    """Keep the encoder's batch statistics as they were pretrained; off: they move with the batches,
+    which should then be large."""
     pretrained: bool = True
     """Start from ImageNet weights: a file in weights/, else timm's hub."""
     weights: str = ""
@@ -122,9 +129,12 @@ class ModelConfig:
     """Of the input, as the encoder's weights were trained: encoder (what timm says of the weights
     of that name), imagenet, or mean and deviation of RGB in [0, 1]: [[r, g, b], [r, g, b]]."""
     aux_layer: int = -3
-    """Block whose tokens feed the auxiliary classifier; negative: counted from the end."""
+    """Of a plain ViT: block whose tokens feed the auxiliary classifier; negative: counted from the
+    end."""
+    aux_stage: int = -2
+    """Of a network of stages: stage whose map feeds it; negative: counted from the end."""
     aux_norm: bool = False
-    """Layer-normalise the auxiliary tokens."""
+    """Layer-normalise the auxiliary features."""
     decoder_width: int = 512
     """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = 5
@@ -134,6 +144,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "decoder_width", "decoder_dilation")
+        at_least(self, 0, "output_stride")
         normalization(self, "normalization", ("encoder", "imagenet"))
 
 

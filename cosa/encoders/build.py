@@ -10,7 +10,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cosa.core.errors import UserError, did_you_mean
+from cosa.core.errors import UserError, did_you_mean, one_line
+from cosa.encoders.reader import Reader
+from cosa.encoders.stages import StageReader
+from cosa.encoders.vit import BlockReader
 
 # What the network itself decides about the encoder; the rest of timm's options is the user's.
 RESERVED_OPTIONS = (
@@ -18,9 +21,15 @@ RESERVED_OPTIONS = (
     "in_chans",
     "dynamic_img_size",
     "dynamic_img_pad",
+    "strict_img_size",
+    "output_stride",
+    "features_only",
     "patch_drop_rate",
     "pretrained",
 )
+
+AUTOMATIC_STRIDE = 16
+"""Of an encoder that can be dilated, where none is asked for: that of the paper's ViT-B/16."""
 
 # What timm raises for options that make no sense, such as a width that the heads do not divide.
 BUILD_ERRORS = (
@@ -29,27 +38,70 @@ BUILD_ERRORS = (
 )
 
 
-def build_encoder(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A timm ViT without a head, random weights, any input size; see ``CoSANetwork``."""
+def build_encoder(name: str, options: Mapping[str, Any], output_stride: int = 0) -> nn.Module:
+    """A timm model without a head, random weights, any input size.
+
+    Args:
+        name: of a plain ViT, or of a network of stages.
+        options, output_stride: see ``CoSANetwork``.
+
+    Raises:
+        UserError: timm has no such model or cannot build it so.
+    """
     reserved = sorted(set(options) & set(RESERVED_OPTIONS))
     if reserved:
         raise UserError(f"model.encoder_options.{reserved[0]} is set by the network: remove it")
     if not timm.is_model(name):
         raise UserError(f"model.encoder={name} is not a model of timm {timm.__version__}"
                         f"{did_you_mean(name.split('.')[0], timm.list_models())}")
-    try:
-        encoder = timm.create_model(
-            name, pretrained=False, num_classes=0, dynamic_img_size=True, **options
-        )
-    except BUILD_ERRORS as error:
-        raise UserError(
-            f"timm cannot build model.encoder={name} with encoder_options={dict(options)}: "
-            f"{error}; choose a plain ViT such as vit_base_patch16_224 and options that it has"
-        ) from error
-    if not isinstance(encoder, (VisionTransformer, Eva)):
-        raise UserError(
-            f"model.encoder={name} is a {type(encoder).__name__}, not a plain ViT: choose one "
-            "such as vit_base_patch16_224, deit_small_patch16_224 or vit_small_patch14_dinov2"
-        )
-    encoder.attn_pool = None  # some models pool with attention; the CAMs never do
+    encoder = _create(name, options, output_stride)
+    if is_plain_vit(encoder):
+        encoder.attn_pool = None  # some models pool with attention; the CAMs never do
     return encoder
+
+
+def is_plain_vit(encoder: nn.Module) -> bool:
+    """Whether a timm model is one of tokens on one grid, from which the maps are read by block."""
+    return isinstance(encoder, VisionTransformer | Eva)
+
+
+def choose_reader(
+    encoder: nn.Module, name: str, aux_layer: int = -3, aux_stage: int = -2, output_stride: int = 0
+) -> Reader:
+    """How the maps of a model of :func:`build_encoder` are read.
+
+    Raises:
+        UserError: it yields no maps, has no such block or stage, or is of another stride.
+    """
+    if is_plain_vit(encoder):
+        reader: Reader = BlockReader.of(encoder, name, aux_layer)
+    else:
+        reader = StageReader.of(encoder, name, aux_stage)
+    if output_stride and reader.stride != output_stride:
+        raise UserError(f"model.output_stride={output_stride} cannot be had of {name}, whose "
+                        f"stride is {reader.stride}: set it to that, or to 0 for the encoder's own")
+    return reader
+
+
+def _create(name: str, options: Mapping[str, Any], output_stride: int) -> nn.Module:
+    """The model, with the first of the options for any size and for the stride that it knows."""
+    for own in (
+        {"dynamic_img_size": True},  # plain ViTs
+        {"strict_img_size": False},  # Swin
+        {"output_stride": output_stride or AUTOMATIC_STRIDE},
+        {},
+    ):
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=0, **own, **options)
+        except BUILD_ERRORS as error:
+            unknown = isinstance(error, TypeError) and any(key in str(error) for key in own)
+            # Where nobody asked for a stride, one that is impossible is no fault.
+            automatic = "output_stride" in own and not output_stride
+            if unknown or automatic:
+                continue
+            raise UserError(
+                f"timm cannot build model.encoder={name} with encoder_options={dict(options)}"
+                f"{f' and output_stride={output_stride}' if output_stride else ''}: "
+                f"{one_line(error) or type(error).__name__}; choose options that it has"
+            ) from error
+    raise AssertionError("unreachable: the last attempt has no option of its own")

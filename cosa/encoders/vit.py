@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cosa.core.errors import UserError
+from cosa.encoders.reader import Reader
 
 # timm's prefix tokens in the order in which it concatenates them.
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+
+
+@dataclass(frozen=True)
+class BlockReader(Reader):
+    """Reads a ViT's tokens after the last LayerNorm, and those that a block puts out, raw."""
+
+    aux_layer: int
+    """Index of that block, from 0."""
+
+    @classmethod
+    def of(cls, encoder: nn.Module, name: str, aux_layer: int) -> BlockReader:
+        """The reader of a ``VisionTransformer`` or ``Eva``.
+
+        Args:
+            name: of the model, for errors.
+            aux_layer: -1 is the last block, 0 the first.
+
+        Raises:
+            UserError: it has no such block.
+        """
+        depth, width = len(encoder.blocks), encoder.embed_dim
+        if not -depth <= aux_layer < depth:
+            raise UserError(f"model.aux_layer={aux_layer} does not exist: {name} has {depth} "
+                            f"blocks, choose {-depth} to {depth - 1}")
+        return cls(encoder.patch_embed.feat_ratio(), width, width, aux_layer % depth)
+
+    def read(
+        self, encoder: nn.Module, images: Tensor, checkpointing: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`cosa.encoders.reader.Reader.read`."""
+        tokens, grid = embed(encoder, images)
+        rope = rotary_embedding(encoder, grid)
+        aux_tokens = tokens
+        for index, block in enumerate(encoder.blocks):
+            options = {} if rope is None else {"rope": rope[index]}
+            if checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
+            else:
+                tokens = block(tokens, **options)
+            if index == self.aux_layer:
+                aux_tokens = tokens
+        # timm moves the last LayerNorm behind the pooling (fc_norm) for some models, and puts an
+        # identity in the other place; applied to every token, either is the final norm.
+        tokens = encoder.fc_norm(encoder.norm(tokens))
+        return to_map(tokens, grid), to_map(aux_tokens, grid)
 
 
 def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -71,7 +71,7 @@ def convert(network: TrainedNetwork, size: int | None, opset: int | None) -> byt
     program = trace(network, size)
     if size is None:
         # Some encoders are traced without complaint, and yet bound to the size of the example.
-        patch = network.patch_size
+        patch = network.stride
         if not within_tolerance(compare(program.module(), network, [(1, 2 * patch, 3 * patch)])):
             raise ValueError("other sizes give other values")
     metadata = describe_export(network, size)
@@ -119,7 +119,7 @@ def installed(package: str) -> bool:
 
 def choose_size(network: TrainedNetwork, wanted: int | None) -> int:
     """The side that images have in verification and in a file of fixed size."""
-    patch = network.patch_size
+    patch = network.stride
     nearest = max(scaled_size((wanted or network.image_size,) * 2, 1.0, patch)[0],
                   MIN_PATCHES * patch)
     if wanted is not None and wanted != nearest:
@@ -167,7 +167,7 @@ def export(
     content, any_size = convert_as_free_as_possible(
         network, size, fixed, opset if onnx else None
     )
-    cases = check_cases(size, network.patch_size, any_size)
+    cases = check_cases(size, network.stride, any_size)
     with replacing(output) as temporary:
         Path(temporary).write_bytes(content)
         if onnx and not installed("onnxruntime"):
@@ -179,7 +179,7 @@ def export(
             shapes = " and ".join("x".join(map(str, (b, 3, h, w))) for b, h, w in cases)
             verdict = (f"verified on random images of {shapes}: the outputs differ by at most "
                        f"{largest:.1e} of their range (tolerance {TOLERANCE:.0e})")
-    patch = network.patch_size
+    patch = network.stride
     sizes = (
         f"any image size in multiples of {patch} pixels, from {MIN_PATCHES * patch} on"
         if any_size else f"images of {size}x{size} alone"

@@ -39,7 +39,7 @@ def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]
         "image_size": network.image_size,  # side of the square that it was evaluated at
         "scales": list(evaluate.scales),
         "flip": evaluate.flip,
-        "patch_size": network.patch_size,
+        "stride": network.stride,
         "fixed_size": None if size is None else [size, size],
         "inputs": INPUTS,
         "input_range": list(INPUT_RANGE),  # of black and full red, green or blue

@@ -102,7 +102,7 @@ def quiet() -> Iterator[None]:
 
 def trace(network: CoSANetwork, size: int | None) -> ExportedProgram:
     """The network as a program of any batch size, of one image size or of all (``size`` None)."""
-    patch = network.patch_size
+    patch = network.stride
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
     height = width = size
     if size is None:

@@ -97,7 +97,7 @@ class Segmenter:
             photo = np.array(resized(image, shrunk(size, settings.max_size)))
         if settings.mode == "whole":
             return Prepared(size, network_input(image, settings.size), photo, present)
-        patches = scaled_size(shrunk(size, settings.max_size), 1.0, self.network.patch_size)
+        patches = scaled_size(shrunk(size, settings.max_size), 1.0, self.network.stride)
         pixels = torch.from_numpy(np.array(resized(image, patches)))
         return Prepared(size, pixels, photo, present)
 
@@ -136,7 +136,7 @@ class Segmenter:
 
     def saved_grid(self, size: Size) -> Size:
         """(h, w) of the maps that are saved of an image of ``size``: ``CELLS`` per patch."""
-        settings, patch = self.settings, self.network.patch_size
+        settings, patch = self.settings, self.network.stride
         if settings.mode == "slide":
             height, width = scaled_size(shrunk(size, settings.max_size), 1.0, patch)
             return height // patch * CELLS, width // patch * CELLS
@@ -216,7 +216,7 @@ class _ScoredNetwork:
     """
 
     def __init__(self, network: Callable[[Tensor], NetworkOutput], batch: int) -> None:
-        self.network, self.patch_size, self.batch = network, network.patch_size, batch
+        self.network, self.stride, self.batch = network, network.stride, batch
         self.logits: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> NetworkOutput:

@@ -18,43 +18,43 @@ class SlidingNetwork:
     """Windows over an image, their maps blended; what ``multi_scale`` takes as a network.
 
     All windows of an image have one size: ``window``, or the image's side where that is smaller.
-    They are spread evenly, the first and the last flush with the borders, at most ``stride``
-    apart (up to the rounding to whole patches). At every position of the token grid the maps are
+    They are spread evenly, the first and the last flush with the borders, at most ``step``
+    apart (up to the rounding to whole positions). At every position of the grid the maps are
     averaged with the weights sin²(π (i + 1/2) / n), i = 0..n-1 along each side of a window, so
     that a map fades out towards the border of its window. Class scores are the largest of all
-    windows. Windows lie on whole patches, hence no map is resampled.
+    windows. Windows lie on whole positions, hence no map is resampled.
 
-    Beside one batch of windows, only maps on the token grid are held.
+    Beside one batch of windows, only maps on that grid are held.
     """
 
     network: Callable[[Tensor], NetworkOutput]
     """A ``CoSANetwork`` in evaluation mode."""
     window: int
-    """Side in pixels, rounded to whole patches."""
-    stride: int
-    """Largest step in pixels, rounded to whole patches, at most ``window``."""
+    """Side in pixels, rounded to whole positions."""
+    step: int
+    """Largest step in pixels, rounded to whole positions, at most ``window``."""
     batch_size: int
     """Windows that go through the network at once, of each image of the batch."""
     maps: Collection[str]
     """Names of the maps to blend: "seg", "cam", "aux_cam"."""
 
     @property
-    def patch_size(self) -> int:
+    def stride(self) -> int:
         """Of the network."""
-        return self.network.patch_size
+        return self.network.stride
 
     def __call__(self, images: Tensor) -> SimpleNamespace:
         """Blended maps of a batch.
 
         Args:
-            images: (B, 3, H, W) in [0, 1]; H and W are multiples of the patch size.
+            images: (B, 3, H, W) in [0, 1]; H and W are multiples of the network's stride.
 
         Returns:
-            ``logits`` (B, C) and the maps of ``maps`` (B, K, H / patch, W / patch), float32.
+            ``logits`` (B, C) and the maps of ``maps`` (B, K, H / stride, W / stride), float32.
         """
-        patch = self.patch_size
-        grid = images.shape[-2] // patch, images.shape[-1] // patch
-        longest, step = (max(1, round(side / patch)) for side in (self.window, self.stride))
+        stride = self.stride
+        grid = images.shape[-2] // stride, images.shape[-1] // stride
+        longest, step = (max(1, round(side / stride)) for side in (self.window, self.step))
         size = min(longest, grid[0]), min(longest, grid[1])
         places = [
             (top, left)
@@ -76,7 +76,7 @@ class SlidingNetwork:
         return SimpleNamespace(logits=scores, **blend.result())
 
     def _cut(self, images: Tensor, place: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        top, left, height, width = (self.patch_size * value for value in (*place, *size))
+        top, left, height, width = (self.stride * value for value in (*place, *size))
         return images[:, :, top : top + height, left : left + width]
 
 

@@ -159,12 +159,12 @@ def _check_accumulation(parts: int) -> None:
 
 
 def check_crop(config: Config, network: CoSANetwork) -> None:
-    """Raise ``UserError`` if the crop is no whole number of the network's patches."""
-    crop, patch = config.augment.crop_size, network.patch_size
-    if crop % patch:
-        near = max(1, round(crop / patch)) * patch
-        raise UserError(f"augment.crop_size={crop} is no multiple of the encoder's patch size "
-                        f"{patch}: use {near}")
+    """Raise ``UserError`` if the crop is no multiple of the network's stride."""
+    crop, stride = config.augment.crop_size, network.stride
+    if crop % stride:
+        near = max(1, round(crop / stride)) * stride
+        raise UserError(f"augment.crop_size={crop} is no multiple of the encoder's stride "
+                        f"{stride}: use {near}")
 
 
 class _Step(nn.Module):

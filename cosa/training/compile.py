@@ -22,7 +22,7 @@ class Compiled:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.patch_size: int = network.patch_size
+        self.stride: int = network.stride
         self._compiled = torch.compile(network, dynamic=False)
         self._tried: set[torch.Size] = set()
 

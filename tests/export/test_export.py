@@ -64,7 +64,7 @@ def network(folder):
 
 def check(run, network, sizes=((1, 2, 9), (4, 7, 3), (2, 4, 4))):
     """Compare maps at batches and grids of patches, among them the position embedding's own."""
-    cases = [(batch, h * network.patch_size, w * network.patch_size) for batch, h, w in sizes]
+    cases = [(batch, h * network.stride, w * network.stride) for batch, h, w in sizes]
     assert max(export.compare(run, network, cases)) <= export.TOLERANCE
 
 
@@ -72,7 +72,7 @@ def expected_metadata():
     return {
         "classes": list(CLASSES), "palette": [list(color) for color in PALETTE],
         "thresholds": [0.25, None], "image_size": SIZE, "scales": [1.0], "flip": True,
-        "patch_size": PATCH, "fixed_size": None, "input_range": [0.0, 1.0],
+        "stride": PATCH, "fixed_size": None, "input_range": [0.0, 1.0],
         "inputs": {"images": "RGB images (batch, 3, height, width) in [0, 1], normalised inside"},
         "outputs": export.OUTPUTS,
         "program": f"CoSA {cosa.__version__}",

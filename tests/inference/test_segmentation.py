@@ -41,7 +41,7 @@ def network(weights):
 class PatchMeans(torch.nn.Module):
     """A network that sees each patch by itself, so that windows change nothing."""
 
-    patch_size = 4
+    stride = 4
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ class PatchMeans(torch.nn.Module):
 
     def forward(self, images):
         self.seen.append(tuple(images.shape))
-        means = F.avg_pool2d(images, self.patch_size)
+        means = F.avg_pool2d(images, self.stride)
         return NetworkOutput(means.amax((2, 3)), None, means, -means, 2 * means, None)
 
 

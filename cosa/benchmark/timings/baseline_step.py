@@ -96,7 +96,7 @@ class Baseline:
         size = tuple(images.shape[-2:])
         total: dict[str, Tensor | float] = dict.fromkeys((*CAMS, "seg"), 0.0)
         for scale in self.config.teacher.scales:
-            scaled = resize(images, scaled_size(size, scale, self.assignment.patch_size))
+            scaled = resize(images, scaled_size(size, scale, self.assignment.stride))
             views = [self.assignment(scaled)]
             if self.config.teacher.flip:
                 views.append(self.assignment(scaled.flip(-1)))

@@ -75,7 +75,7 @@ def count_multi_scale(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     passes = [
-        count(network, scaled_size(size, scale, network.patch_size), batch * (1 + flip))
+        count(network, scaled_size(size, scale, network.stride), batch * (1 + flip))
         for scale in scales
     ]
     return Count(

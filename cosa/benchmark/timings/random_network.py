@@ -47,7 +47,7 @@ def write_random(path: Path, config_file: str, classes: int | None, job: Job) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(to_dict(config), len(names)).eval()
-    side, _ = scaled_size(2 * (config.evaluate.image_size,), 1.0, network.patch_size)
+    side, _ = scaled_size(2 * (config.evaluate.image_size,), 1.0, network.stride)
     _make_sure(network, network_input(read_image(job.source), side)[None])
     save_weights(path, network, config=to_dict(config), classes=names,
                  palette=voc_palette(len(names) + 1))

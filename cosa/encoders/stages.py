@@ -1,0 +1,105 @@
+"""Networks of stages (CNNs, hierarchical transformers), read through timm's own interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosa.core.errors import UserError, one_line
+from cosa.encoders.reader import Reader
+
+PROBE = (128, 192)
+"""Height and width of the image by which a model shows its maps: multiples of any stride of timm's
+models, and no multiple of their windows, so that those for one size alone are found."""
+
+
+@dataclass(frozen=True)
+class StageReader(Reader):
+    """Reads what follows the last stage, before any pooling, and an earlier stage.
+
+    Of an EfficientNet the former is what its last 1x1 convolution yields, of a ConvNeXt or Swin
+    what the last norm does. The auxiliary map, which is finer where its stage is, is averaged
+    over the positions of the final one.
+    """
+
+    aux_stage: int
+    """Index of the auxiliary stage, from 0, as timm's ``feature_info`` counts them."""
+    aux_stride: int
+    """Side in pixels of a position of that stage's map; divides ``stride``."""
+    channels_last: bool
+    """Whether the model gives its final map as (B, h, w, width)."""
+
+    @classmethod
+    def of(cls, encoder: nn.Module, name: str, aux_stage: int) -> StageReader:
+        """The reader of a timm model, found by a look at its maps.
+
+        Args:
+            name: of the model, for errors.
+            aux_stage: -1 is the last stage, 0 the first.
+
+        Raises:
+            UserError: it has no such stage, or yields no maps of any size.
+        """
+        final, stages = _probe(encoder, name)
+        count = len(stages)
+        if not -count <= aux_stage < count:
+            raise UserError(f"model.aux_stage={aux_stage} does not exist: {name} has {count} "
+                            f"stages, choose {-count} to {count - 1}")
+        aux = stages[aux_stage]
+        width = encoder.num_features
+        channels_last = final.ndim == 4 and final.shape[1] != width == final.shape[3]
+        final = final.permute(0, 3, 1, 2) if channels_last else final
+        if final.ndim != 4 or final.shape[1] != width:
+            raise UserError(f"model.encoder={name} yields {tuple(final.shape[1:])} instead of a "
+                            f"map of {width} channels: choose another encoder")
+        stride, aux_stride = _stride(final), _stride(aux)
+        if not stride or not aux_stride or stride % aux_stride:
+            raise UserError(f"model.encoder={name} yields maps of {tuple(final.shape[2:])} and "
+                            f"{tuple(aux.shape[2:])} positions for an image of {PROBE}: they must "
+                            "divide it, choose another encoder")
+        return cls(stride, width, aux.shape[1], aux_stage % count, aux_stride, channels_last)
+
+    def read(
+        self, encoder: nn.Module, images: Tensor, checkpointing: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`cosa.encoders.reader.Reader.read`."""
+        encoder.set_grad_checkpointing(checkpointing and torch.is_grad_enabled())
+        # The layout in which convolutions are fastest, on GPUs and CPUs; values are the same.
+        images = images.contiguous(memory_format=torch.channels_last)
+        final, (aux,) = encoder.forward_intermediates(
+            images, indices=[self.aux_stage], output_fmt="NCHW"
+        )
+        if self.channels_last:
+            final = final.permute(0, 3, 1, 2)
+        finer = self.stride // self.aux_stride
+        return final, F.avg_pool2d(aux, finer) if finer > 1 else aux
+
+
+@torch.no_grad()
+def _probe(encoder: nn.Module, name: str) -> tuple[Tensor, list[Tensor]]:
+    """The final map of an empty image and those of all stages."""
+    training = encoder.training
+    try:
+        final, stages = encoder.eval().forward_intermediates(
+            torch.zeros(1, 3, *PROBE), output_fmt="NCHW"
+        )
+    except AttributeError as error:
+        raise UserError(f"model.encoder={name} yields no maps of its stages in this version of "
+                        f"timm ({one_line(error)}): choose another encoder") from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"model.encoder={name} takes images of one size only, and training and "
+                        f"inference need several ({one_line(error)}): choose another encoder, "
+                        "such as convnext_tiny, resnet50 or swin_tiny_patch4_window7_224"
+                        ) from error
+    encoder.train(training)
+    return final, stages
+
+
+def _stride(found: Tensor) -> int:
+    """Pixels of a position of a map of ``PROBE``; 0 if these are no whole squares."""
+    high, wide = (side // positions for side, positions in zip(PROBE, found.shape[2:], strict=True))
+    whole = (high * found.shape[2], wide * found.shape[3]) == PROBE
+    return high if high == wide and whole else 0
