@@ -119,6 +119,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         workers=config.data.workers,
         pin_memory=device.type == "cuda",
         stream=choose_stream(config),
+        keep_decoded=config.data.keep_decoded,
         **to_dict(config.augment),
     )
     distributed.barrier()  # all have read what is there before the first one changes it

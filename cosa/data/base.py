@@ -14,7 +14,7 @@ from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.images import LazyJpeg, open_image, read_image
+from cosa.data.images import LazyImage, open_image, read_image
 from cosa.pictures.palette import voc_palette
 
 # The masks of evaluation sets above this size take so long to check that the user is told.
@@ -47,7 +47,7 @@ class SegmentationDataset:
         """Image ``index`` as an RGB picture; raises ``UserError`` if it cannot be read."""
         raise NotImplementedError
 
-    def open_image(self, index: int) -> Image.Image | LazyJpeg:
+    def open_image(self, index: int) -> Image.Image | LazyImage:
         """Image ``index``, perhaps not decoded yet; raises ``UserError`` if it cannot be read."""
         return self.image(index)
 
@@ -97,7 +97,7 @@ class FileDataset(SegmentationDataset):
     def image(self, index: int) -> Image.Image:
         return read_image(self.image_paths[index])
 
-    def open_image(self, index: int) -> Image.Image | LazyJpeg:
+    def open_image(self, index: int) -> Image.Image | LazyImage:
         return open_image(self.image_paths[index])
 
     def mask(self, index: int) -> np.ndarray | None:

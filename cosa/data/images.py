@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,21 +75,23 @@ class Decoded:
         return (x + left / r, y + top / r, x + right / r, y + bottom / r)
 
 
-class LazyJpeg:
-    """A JPEG file of known size that is decoded when it is known how large it is needed.
+def reduction_for(shrink: float) -> int:
+    """How many times smaller an image is decoded along each side, 1, 2, 4 or 8; see ``decode``."""
+    return next(r for r in (8, 4, 2, 1) if r * REDUCTION_MARGIN <= shrink or r == 1)
+
+
+class LazyImage(ABC):
+    """An image of known size that is decoded when it is known how large it is needed.
 
     Attributes:
         size: (width, height) in pixels, upright.
     """
 
-    def __init__(self, path: Path, picture: JpegImageFile) -> None:
-        self._path, self._picture = path, picture
-        self._orientation = picture.getexif().get(_ORIENTATION_TAG)
-        sideways = self._orientation in _SIDEWAYS
-        self.size = picture.size[::-1] if sideways else picture.size
+    size: tuple[int, int]
 
+    @abstractmethod
     def decode(self, shrink: float = 1.0) -> Decoded:
-        """The image; to be called once.
+        """The image, which nobody may change.
 
         Args:
             shrink: how many times smaller it will be made, along both sides at least. From
@@ -98,7 +101,19 @@ class LazyJpeg:
         Raises:
             UserError: naming the file, if it is damaged.
         """
-        reduction = next(r for r in (8, 4, 2, 1) if r * REDUCTION_MARGIN <= shrink or r == 1)
+
+
+class LazyJpeg(LazyImage):
+    """A JPEG file, whose ``decode`` is to be called once."""
+
+    def __init__(self, path: Path, picture: JpegImageFile) -> None:
+        self._path, self._picture = path, picture
+        self._orientation = picture.getexif().get(_ORIENTATION_TAG)
+        sideways = self._orientation in _SIDEWAYS
+        self.size = picture.size[::-1] if sideways else picture.size
+
+    def decode(self, shrink: float = 1.0) -> Decoded:
+        reduction = reduction_for(shrink)
         with _explained(self._path), self._picture as picture:
             full = picture.size
             if reduction > 1 and not picture.draft(None, tuple(n // reduction for n in full)):
@@ -115,7 +130,7 @@ class LazyJpeg:
             return Decoded(image.transpose(turn), reduction, origin)
 
 
-def open_image(path: str | PathLike[str]) -> Image.Image | LazyJpeg:
+def open_image(path: str | PathLike[str]) -> Image.Image | LazyImage:
     """An image file as ``read_image`` reads it, whose pixels a JPEG file keeps for later.
 
     Raises:
@@ -152,7 +167,7 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
             ``MAX_PIXELS``.
     """
     image = open_image(path)
-    return image.decode().image if isinstance(image, LazyJpeg) else image
+    return image.decode().image if isinstance(image, LazyImage) else image
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from cosa.core.errors import UserError
 from cosa.core.threads import core_count
 from cosa.data.base import SegmentationDataset
 from cosa.data.batches import collate
+from cosa.data.kept import KeptImages
 from cosa.data.transforms import training_views
 
 MAX_WORKERS = 8
@@ -126,6 +127,7 @@ def training_loader(
     workers: int = -1,
     pin_memory: bool = False,
     stream: type[TrainingViews] = TrainingViews,
+    keep_decoded: bool = False,
     **augment,
 ) -> TrainingLoader:
     """Batches ``start_iteration`` to ``iterations`` - 1 of a training run.
@@ -140,6 +142,8 @@ def training_loader(
         workers: worker processes; 0 loads in this process, -1 picks a number.
         pin_memory: page-locked batches, for fast copies to a CUDA device.
         stream: what makes the samples; a subclass may add to them.
+        keep_decoded: each process that loads keeps the images that it decodes, see
+            ``cosa.data.kept``; samples are the same.
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
     Batches are dicts of weak, strong (B, S, S, 3) uint8, image_labels (B, C) float32,
@@ -155,7 +159,7 @@ def training_loader(
     positions = positions.reshape(-1, batch_size)[:, share].ravel().tolist()
     workers = worker_count(workers)
     loader = DataLoader(
-        stream(dataset, seed, **augment),
+        stream(KeptImages(dataset) if keep_decoded else dataset, seed, **augment),
         batch_size=share.stop - share.start,
         sampler=positions,
         num_workers=workers,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cosa.core import IGNORE
 from cosa.data.augmentations import apply_strong, blurred, strong_operations
-from cosa.data.images import Decoded, LazyJpeg
+from cosa.data.images import Decoded, LazyImage
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ def _sample_side(
     return (start * ratio, min(length, (start + crop_size) * ratio)), (0, crop_size)
 
 
-def crop(image: Image.Image | LazyJpeg, geometry: Geometry) -> Image.Image:
+def crop(image: Image.Image | LazyImage, geometry: Geometry) -> Image.Image:
     """The content of the crop, without padding: ``geometry.target``'s size, RGB.
 
     Resampling only the part that is kept makes one pass over the pixels that are needed;
     bilinear, antialiased when shrinking. A JPEG file is decoded as small as the crop allows.
     """
     left, top, right, bottom = geometry.target
-    lazy = isinstance(image, LazyJpeg)
+    lazy = isinstance(image, LazyImage)
     decoded = image.decode(geometry.shrink) if lazy else Decoded(image)
     content = decoded.image.resize(
         (right - left, bottom - top), Image.BILINEAR, box=decoded.box(geometry.source)
@@ -119,7 +119,7 @@ def crop_mask(mask: np.ndarray, geometry: Geometry, crop_size: int) -> torch.Ten
 
 
 def training_views(
-    image: Image.Image | LazyJpeg,
+    image: Image.Image | LazyImage,
     rng: np.random.Generator,
     *,
     crop_size: int = 448,

@@ -77,6 +77,7 @@ def train_steps(
         workers=config.data.workers,
         pin_memory=device.type == "cuda",
         stream=SupervisedViews,
+        keep_decoded=config.data.keep_decoded,
         **to_dict(config.augment),
     )
     for iteration, batch in enumerate(loader):

@@ -50,7 +50,8 @@ class Trainer:
         return training_loader(
             self.dataset, batch_size=self.config.train.batch_size, seed=self.config.seed,
             iterations=iterations, workers=workers, pin_memory=self.device.type == "cuda",
-            stream=choose_stream(self.config), **to_dict(self.config.augment),
+            stream=choose_stream(self.config), keep_decoded=self.config.data.keep_decoded,
+            **to_dict(self.config.augment),
         )
 
     def cached_batches(self) -> list[dict[str, Tensor]]:
