@@ -126,7 +126,8 @@ class ModelConfig:
     """Keep the encoder's batch statistics as they were pretrained; off: they move with the batches,
     which should then be large."""
     pretrained: bool = True
-    """Start from ImageNet weights: a file in weights/, else timm's hub."""
+    """Start from pretrained weights: a file in weights/, else an installed package that brings
+    them, else timm's hub; see weights/README.md."""
     weights: str = ""
     """A file with encoder weights; empty: weights/<encoder>.*, if there is one."""
     normalization: str | tuple[tuple[float, ...], ...] = "encoder"
