@@ -49,7 +49,7 @@ class VocDataset(FileDataset):
             names=names,
             labels=label_rows(in_threads(read_objects, annotations), len(CLASSES)),
             image_paths=[self.root / "JPEGImages" / f"{name}.jpg" for name in names],
-            mask_paths=[masks / f"{name}.png" for name in names] if masks.is_dir() else None,
+            mask_paths=_mask_paths(masks, names, training) if masks.is_dir() else None,
             verify_masks=not training,
         )
 
@@ -89,6 +89,12 @@ class VocDataset(FileDataset):
 
     def _list_path(self, split: str) -> Path:
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def _mask_paths(masks: Path, names: list[str], training: bool) -> list[Path | None]:
+    """The mask files; None for training images that have none, which need none."""
+    there = {path.stem for path in masks.glob("*.png")} if training else {*names}
+    return [masks / f"{name}.png" if name in there else None for name in names]
 
 
 def find_root(root: Path) -> Path:

@@ -87,5 +87,5 @@ def panel_writer(
 
 
 def scored_split(config: Config) -> str:
-    """Where final scores come from: only the generated scenes have test images of their own."""
-    return "test" if config.data.name == "scenes" else "val"
+    """Where final scores come from: "test" where there are images that no choice is made on."""
+    return "test" if config.data.name == "scenes" or config.data.hold_out else "val"

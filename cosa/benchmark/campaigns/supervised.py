@@ -26,6 +26,7 @@ from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingViews, training_loader
+from cosa.data.subset import with_masks
 from cosa.data.transforms import training_views
 from cosa.training.build import build_cotraining, prepare
 from cosa.training.evaluation import score, scored_split
@@ -98,6 +99,8 @@ def train_steps(
 def train(config: Config, run: RunFolder) -> None:
     """Train as configured and score the averaged network, into a run folder.
 
+    Training images without a mask take no part.
+
     Raises:
         UserError: data, weights or folder are not usable, or the training diverged.
     """
@@ -105,6 +108,7 @@ def train(config: Config, run: RunFolder) -> None:
     device, autocast = prepare(config)
     dataset = build_dataset(config.data, "train")
     dataset.check()
+    dataset = with_masks(dataset)
     cotraining = build_cotraining(config, len(dataset.classes), device, autocast)
     with run.locked():
         run.create(config)
