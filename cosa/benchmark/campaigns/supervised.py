@@ -21,6 +21,7 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core import IGNORE
 from cosa.core.device import memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError
+from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.terminal import progress_bar
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
@@ -120,6 +121,7 @@ def train(config: Config, run: RunFolder) -> None:
             if iteration % config.train.log_every == 0 or iteration == total:
                 run.log({"iteration": iteration, "loss": loss})
         seconds = round(time.monotonic() - started, 1)
+        memory = in_mebibytes(peak_memory(device))
 
         average = cotraining.assignment.network
         checkpoint.save_weights(
@@ -128,7 +130,8 @@ def train(config: Config, run: RunFolder) -> None:
         )
         scores = score(average, config, build_dataset(config.data, "test"), cotraining.xi())
         run.write_summary({**scores, "split": scored_split(config), "iterations": total,
-                           "evaluation_seconds": scores["seconds"], "seconds": seconds})
+                           "evaluation_seconds": scores["seconds"], "seconds": seconds,
+                           "peak_memory_mb": memory})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
