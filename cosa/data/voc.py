@@ -97,11 +97,17 @@ def _mask_paths(masks: Path, names: list[str], training: bool) -> list[Path | No
     return [masks / f"{name}.png" if name in there else None for name in names]
 
 
+def look_for_root(root: Path) -> Path | None:
+    """The folder that holds JPEGImages, ``root`` or the usual places below it, if there is one."""
+    places = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+    return next((folder for folder in places if (folder / "JPEGImages").is_dir()), None)
+
+
 def find_root(root: Path) -> Path:
-    """The folder that holds JPEGImages: ``root`` or the usual places below it."""
-    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if (folder / "JPEGImages").is_dir():
-            return folder
+    """The same; ``UserError`` if there is none."""
+    found = look_for_root(root)
+    if found is not None:
+        return found
     existing_folder(root, "data.root")
     raise UserError(
         f"{root}: no folder JPEGImages here or in VOCdevkit/VOC2012; "
