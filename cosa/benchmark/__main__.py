@@ -11,7 +11,8 @@
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
     peak         score best.pth of a run on the test images, as the ablation does
-    photograph_scores  score a run's pseudo-labels and refined masks, as photographs does
+    photograph_scores
+                 score pseudo-labels and refined masks of a run, as photographs does
     inference    time inference by stage, with and without a CRF, with speed, memory and scores
     crf          time the dense CRF alone, PyTorch against pydensecrf
     metrics      time mIoU and contour quality against the program that goes class by class

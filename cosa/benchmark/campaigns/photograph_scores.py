@@ -99,27 +99,28 @@ def crf_scores(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score the weights of a run on training images, with --crf also its refined masks."""
+    """Score weights of a run on training images, with --crf also their refined masks."""
     parser = argparse.ArgumentParser(
         prog="python -m cosa.benchmark photograph_scores", description=main.__doc__
     )
-    parser.add_argument("weights", help="best.pth, last.pth or supervised.pth in its run folder")
+    parser.add_argument("weights", nargs="+", metavar="FILE",
+                        help="best.pth, last.pth or supervised.pth in its run folder")
     parser.add_argument("--crf", action="store_true",
                         help="refine the segmentation of the images of the final scores")
     parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N",
                         help=f"training images, evenly spread, 0 for none; {TRAIN_IMAGES}")
     given = parser.parse_args(arguments)
     check_count(given.train_images)
-    weights = Path(given.weights)
-    network, config = load_of_run(weights)
-    scores: dict[str, Any] = {}
-    with memory_errors_explained():
-        if given.train_images:
-            train_set = build_dataset(config.data, "train")
-            scores |= training_scores(network, config, train_set, given.train_images)
-        if given.crf:
-            scores |= crf_scores(network, config, build_dataset(config.data, "test"))
-    write_atomically(scores_file(weights), json.dumps(scores, indent=2) + "\n")
+    for weights in map(Path, given.weights):
+        network, config = load_of_run(weights)
+        scores: dict[str, Any] = {}
+        with memory_errors_explained():
+            if given.train_images:
+                train_set = build_dataset(config.data, "train")
+                scores |= training_scores(network, config, train_set, given.train_images)
+            if given.crf:
+                scores |= crf_scores(network, config, build_dataset(config.data, "test"))
+        write_atomically(scores_file(weights), json.dumps(scores, indent=2) + "\n")
     return 0
 
 

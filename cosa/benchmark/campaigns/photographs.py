@@ -161,16 +161,13 @@ def commands(
     row: str, config: str, changes: list[str], train_images: int
 ) -> tuple[tuple[str, ...], ...]:
     """What makes a run of a row: that of the ablation, and its further scores."""
-    done = load_config(config, changes)
-    further = []
-    for line, weights in scored_lines(row).items():
-        trained = next(known for known in TABLE_LINES if known.row == line)
-        options = ["--train-images", str(train_images if trained.trains_cams else 0)]
-        options += ["--crf"] if trained.trains_segmentation else []
-        further.append(campaign.benchmark_command(
-            "photograph_scores", f"{done.output}/{done.name}/{weights}", *options
-        ))
-    return *ablation.commands(row, config, changes), *further
+    done, scored = load_config(config, changes), scored_lines(row)
+    trained = next(line for line in TABLE_LINES if line.row in scored)
+    files = [f"{done.output}/{done.name}/{weights}" for weights in scored.values()]
+    options = ["--train-images", str(train_images if trained.trains_cams else 0)]
+    options += ["--crf"] if trained.trains_segmentation else []
+    further = campaign.benchmark_command("photograph_scores", *files, *options)
+    return *ablation.commands(row, config, changes), further
 
 
 def scored_lines(row: str) -> dict[str, str]:
