@@ -23,6 +23,7 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError, run_program
+from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
 from cosa.core.terminal import progress_bar
 from cosa.data import SegmentationDataset, build_dataset
@@ -199,6 +200,7 @@ def finish(session: Session, stop: StopRequest) -> None:
         EvaluationStopped: a signal came.
     """
     config, run, state = session.config, session.run, session.state
+    memory = in_mebibytes(peak_memory(session.device))
     scores = session.evaluate(stop.asked)
     if not run.best.exists():  # no validation score was defined
         session.save_best()
@@ -211,7 +213,7 @@ def finish(session: Session, stop: StopRequest) -> None:
     run.write_summary({
         **scores, "split": split, "iterations": state.iteration, "xi": xi, "xi_aux": xi_aux,
         "best_validation_score": state.best, "evaluation_seconds": scores["seconds"],
-        "seconds": seconds,
+        "seconds": seconds, "peak_memory_mb": memory,
     })
     print(format_table(scores))
     print(f"{split} scores of the final network after {seconds} s of training, evaluations on the "

@@ -28,6 +28,9 @@ PRESETS = {
 }
 """Arguments of :func:`dense_crf`, as CoSA's release, ToCo and DeepLab have them."""
 
+DEFAULT_PRESET = "release"
+"""What ``infer.py --crf`` takes."""
+
 # Probabilities below this count as this: pydensecrf's own floor.
 _FLOOR = 1e-5
 

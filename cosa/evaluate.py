@@ -114,9 +114,9 @@ def evaluate(
     """
     started = time.perf_counter()
     coexistence = class_indices(coexistence_classes, dataset.classes)
-    indices = _spread(range(len(dataset)), max_images or len(dataset))
+    indices = spread(range(len(dataset)), max_images or len(dataset))
     own = indices[distributed.rank() :: distributed.world()]
-    on_show = set(_spread(indices, shown)) if on_image is not None else set()
+    on_show = set(spread(indices, shown)) if on_image is not None else set()
     pixels = PixelScores(len(dataset.classes), thresholds, boundary)
     autocast = autocast or nullcontext
     logits, stopped = [], False
@@ -206,7 +206,7 @@ def _in_order(own: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def _spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of the items, evenly spread, in order."""
     count = min(count, len(items))
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]

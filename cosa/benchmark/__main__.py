@@ -2,6 +2,7 @@
 
     ablation     train CoSA, its parts and its bounds; write the table and the verdicts
     regularizers train CoSA with each regularizer and with all; the same kind of table
+    photographs  the same on real photographs: parts, bounds and regularizers, with CRF and CPL
     similarity   time the feature similarity loss against all pairs
     train        time training by phase, against the step as the released programs make it
     footprint    count the memory of a training step on a GPU, without one
@@ -10,6 +11,8 @@
     threshold    time the dynamic threshold against scikit-learn's mixture
     supervised   train one fully supervised bound, as the ablation does
     peak         score best.pth of a run on the test images, as the ablation does
+    photograph_scores
+                 score pseudo-labels and refined masks of a run, as photographs does
     inference    time inference by stage, with and without a CRF, with speed, memory and scores
     crf          time the dense CRF alone, PyTorch against pydensecrf
     metrics      time mIoU and contour quality against the program that goes class by class
@@ -24,7 +27,9 @@ from collections.abc import Sequence
 
 from cosa.core.errors import run_program
 
-CAMPAIGNS = ("ablation", "regularizers", "supervised", "peak")
+CAMPAIGNS = (
+    "ablation", "regularizers", "photographs", "supervised", "peak", "photograph_scores",
+)
 TIMINGS = (
     "similarity", "train", "footprint", "loader", "steps", "threshold", "inference", "crf",
     "metrics",

@@ -37,6 +37,9 @@ class DataConfig:
     """Training images (voc, coco); empty: the data set's own, voc: train_aug, coco: train2014."""
     val_split: str = ""
     """Images to score on (voc, coco); empty: voc: val, coco: val2014."""
+    hold_out: bool = False
+    """Keep the second half of the validation images, by sorted name, for the final scores: choices
+    are made on the first half (voc, coco, folder)."""
     workers: int = -1
     """Processes that load images; 0 loads in the training process, -1 takes one for each core that
     may be used but one, at most 8."""
@@ -74,6 +77,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of(self, "name", DATASETS)
+        if self.hold_out and self.name == "scenes":
+            raise ValueError("hold_out is for voc, coco and folder: scenes have test images of "
+                             "their own, set it to false")
         at_least(self, 1, "scenes_train", "scenes_val", "scenes_test")
         at_least(self, 32, "scenes_size")
         at_least(self, -1, "workers")

@@ -51,6 +51,10 @@ class SegmentationDataset:
         """Image ``index``, perhaps not decoded yet; raises ``UserError`` if it cannot be read."""
         return self.image(index)
 
+    def has_mask(self, index: int) -> bool:
+        """Whether image ``index`` has a mask, without opening it."""
+        return self.has_masks
+
     def mask(self, index: int) -> np.ndarray | None:
         """Mask of image ``index``: (H, W) uint8, 0 background, 1..C classes, 255 ignored.
 
@@ -99,6 +103,9 @@ class FileDataset(SegmentationDataset):
 
     def open_image(self, index: int) -> Image.Image | LazyImage:
         return open_image(self.image_paths[index])
+
+    def has_mask(self, index: int) -> bool:
+        return self.mask_paths[index] is not None
 
     def mask(self, index: int) -> np.ndarray | None:
         path = self.mask_paths[index]

@@ -15,6 +15,7 @@ from cosa.data.base import SegmentationDataset, expanded
 from cosa.data.coco import CocoDataset
 from cosa.data.folder import FolderDataset, class_names
 from cosa.data.scenes.dataset import ScenesDataset
+from cosa.data.subset import halves
 from cosa.data.voc import VocDataset
 
 SPLITS = ("train", "val", "test")
@@ -25,14 +26,27 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
 
     Args:
         data: the ``data`` section of the configuration; ``data.name`` is one of ``DATASETS``.
-        split: "train", "val" or "test". Only the generated scenes have a test split; for the
-            others it is the validation split.
+        split: "train", "val" or "test". Only the generated scenes have a test split of their own.
+            For the others it is the validation split; with ``data.hold_out`` "val" is the first
+            half of that one and "test" the second.
 
     Raises ``UserError`` for an unknown name or a data set that is not there. Call ``check`` on
     the result to look at every file.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
+    whole = _build(data, split)
+    if split == "train" or not data.hold_out:
+        return whole
+    if len(whole) < 2:
+        raise UserError(f"data.hold_out needs two or more validation images, here are {len(whole)}:"
+                        " add images, or set data.hold_out=false")
+    first, second = halves(whole)
+    return first if split == "val" else second
+
+
+def _build(data: DataConfig, split: str) -> SegmentationDataset:
+    """The data set of a split, the validation split whole."""
     training = split == "train"
     if data.name == "scenes":
         counts = {"train": data.scenes_train, "val": data.scenes_val, "test": data.scenes_test}

@@ -49,7 +49,7 @@ class VocDataset(FileDataset):
             names=names,
             labels=label_rows(in_threads(read_objects, annotations), len(CLASSES)),
             image_paths=[self.root / "JPEGImages" / f"{name}.jpg" for name in names],
-            mask_paths=[masks / f"{name}.png" for name in names] if masks.is_dir() else None,
+            mask_paths=_mask_paths(masks, names, training) if masks.is_dir() else None,
             verify_masks=not training,
         )
 
@@ -91,11 +91,23 @@ class VocDataset(FileDataset):
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
+def _mask_paths(masks: Path, names: list[str], training: bool) -> list[Path | None]:
+    """The mask files; None for training images that have none, which need none."""
+    there = {path.stem for path in masks.glob("*.png")} if training else {*names}
+    return [masks / f"{name}.png" if name in there else None for name in names]
+
+
+def look_for_root(root: Path) -> Path | None:
+    """The folder that holds JPEGImages, ``root`` or the usual places below it, if there is one."""
+    places = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+    return next((folder for folder in places if (folder / "JPEGImages").is_dir()), None)
+
+
 def find_root(root: Path) -> Path:
-    """The folder that holds JPEGImages: ``root`` or the usual places below it."""
-    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if (folder / "JPEGImages").is_dir():
-            return folder
+    """The same; ``UserError`` if there is none."""
+    found = look_for_root(root)
+    if found is not None:
+        return found
     existing_folder(root, "data.root")
     raise UserError(
         f"{root}: no folder JPEGImages here or in VOCdevkit/VOC2012; "

@@ -37,13 +37,8 @@ def choose_crf(options: Options) -> CrfSettings | None:
         if 0 in (own[name] or ())[1:]:
             raise UserError(f"--crf-{name}: all numbers but the first, the weight, are standard "
                             "deviations and must be positive")
-    chosen = PRESETS[options.crf] | {key: value for key, value in own.items() if value is not None}
-    crf = CrfSettings(
-        iterations=chosen["iterations"],
-        gaussian=tuple(map(float, chosen["gaussian"])),
-        bilateral=tuple(map(float, chosen["bilateral"])),
-        backend=options.crf_backend or BACKENDS[0],
-    )
+    given = {key: value for key, value in own.items() if value is not None}
+    crf = CrfSettings.of_preset(options.crf, options.crf_backend or BACKENDS[0], **given)
     # An image of four pixels tells whether it works before any work is done.
     run_crf(np.zeros((2, 2, 3), np.uint8), torch.full((2, 2, 2), 0.5), crf)
     return crf

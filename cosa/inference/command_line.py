@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from cosa.core import distributed
 from cosa.core.errors import did_you_mean
 from cosa.core.threads import core_count
+from cosa.crf import DEFAULT_PRESET
 from cosa.inference.argument_types import (
     filled,
     kinds,
@@ -72,7 +73,7 @@ class Options:
     )
     crf: str | None = option(
         "refine by a dense CRF: release (default), toco or deeplab",
-        nargs="?", const="release", metavar="PRESET", default=None,
+        nargs="?", const=DEFAULT_PRESET, metavar="PRESET", default=None,
     )
     crf_backend: str | None = option("default: torch", choices=BACKENDS, default=None)
     crf_iterations: int | None = option(

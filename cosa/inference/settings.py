@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cosa.crf import PRESETS
 from cosa.inference.kinds import KINDS
 
 MODES = ("whole", "slide")
@@ -23,8 +24,19 @@ class CrfSettings:
     """Weight and sigma_xy in pixels."""
     bilateral: tuple[float, float, float]
     """Weight, sigma_xy in pixels and sigma_rgb in grey levels."""
-    backend: str = "torch"
+    backend: str = BACKENDS[0]
     """One of ``BACKENDS``."""
+
+    @classmethod
+    def of_preset(cls, name: str, backend: str = BACKENDS[0], **own: Any) -> CrfSettings:
+        """A preset of ``cosa.crf.PRESETS``, with the arguments that replace its own."""
+        chosen = PRESETS[name] | own
+        return cls(
+            iterations=chosen["iterations"],
+            gaussian=tuple(map(float, chosen["gaussian"])),
+            bilateral=tuple(map(float, chosen["bilateral"])),
+            backend=backend,
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def score(
     thresholds: tuple[float | None, float | None],
     panels_folder: Path | None = None,
     should_stop: Callable[[], bool] | None = None,
+    boundary: bool = True,
 ) -> dict[str, Any]:
     """``cosa.evaluate.evaluate`` with the ``evaluate`` section of the configuration.
 
@@ -28,7 +29,7 @@ def score(
         network: evaluated on the device where it is.
         thresholds: (xi, xi_aux), in [0, 1] or None.
         panels_folder: where to write ``evaluate.panels`` pictures; None for none.
-        should_stop: of ``cosa.evaluate.evaluate``.
+        should_stop, boundary: of ``cosa.evaluate.evaluate``.
 
     Raises:
         UserError: a coexistence class is unknown.
@@ -51,6 +52,7 @@ def score(
         device=device,
         autocast=choose_autocast(device, config.train.precision),
         max_images=options.max_images,
+        boundary=boundary,
         should_stop=should_stop,
         on_image=on_image,
         shown=options.panels,
@@ -87,5 +89,5 @@ def panel_writer(
 
 
 def scored_split(config: Config) -> str:
-    """Where final scores come from: only the generated scenes have test images of their own."""
-    return "test" if config.data.name == "scenes" else "val"
+    """Where final scores come from: "test" where there are images that no choice is made on."""
+    return "test" if config.data.name == "scenes" or config.data.hold_out else "val"

@@ -346,11 +346,11 @@ def test_no_table_is_written_when_the_program_has_changed(tmp_path, monkeypatch)
         "--output", str(tmp_path / "out"), "--report", str(tmp_path / "report.md"),
     ])
     started = stamp.begin("ablation", [], given.report)
-    campaign.publish(started, given, {}, [], [["row"]], "section")
+    campaign.publish(started, given, {}, [], [[["row"]]], "section")
     assert "section" in (tmp_path / "report.md").read_text()
     monkeypatch.setattr(stamp, "revision", lambda report: Revision(REVISION.commit, "1" * 64))
     with pytest.raises(UserError, match="the program was changed while the benchmark ran"):
-        campaign.publish(started, given, {}, [], [["row"]], "another")
+        campaign.publish(started, given, {}, [], [[["row"]]], "another")
     assert "another" not in (tmp_path / "report.md").read_text()
 
 

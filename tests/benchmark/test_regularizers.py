@@ -75,7 +75,8 @@ def test_the_report_says_what_every_row_is_and_how_much_chance_there_is():
     found = results(cosa=[0.5, 0.7, 0.9], all=[0.52, 0.72, 0.92])
     judged = regularizers.verdicts(found, {})
     facts = {"command": "c", "date": "d", "machine": "m", "revision": "r", "jobs": 1, "threads": 1,
-             "config_file": "f", "seeds": [0, 1, 2], "config": {"train": {"iterations": 4}}}
+             "config_file": "f", "seeds": [0, 1, 2], "config": {"train": {"iterations": 4},
+                                                             "data": {"hold_out": False}}}
     text = regularizers.make_section(facts, found, cost(cosa=1.0, all=1.5), judged)
     assert "`+ all` is `regularizers.isl.weight=" in text and "`regularizers.plca.weight" in text
     # two standard errors at two degrees of freedom: 1 - 2 / sqrt(2 + 2^2)

@@ -18,7 +18,7 @@ from cosa.data.label_table import Names
 from cosa.data.voc import CLASSES as VOC
 
 KEYS = "root train_split val_split images labels masks classes val_images val_labels val_masks"
-EMPTY = dict.fromkeys(KEYS.split(), "")
+EMPTY = dict.fromkeys(KEYS.split(), "") | {"hold_out": False}
 
 
 def build(split="train", **data):
@@ -130,6 +130,18 @@ def test_voc_without_augmented_masks_says_so(voc, capsys):
     (voc / "SegmentationClassAug").rename(voc / "elsewhere")
     assert build(name="voc", root=str(voc)).names == ["a_1"]
     assert "train.txt" in capsys.readouterr().err
+
+
+def test_voc_training_images_may_lack_masks_and_validation_images_may_not(voc):
+    (voc / "SegmentationClassAug" / "a_2.png").unlink()
+    (voc / "ImageSets" / "Segmentation" / "train_aug.txt").write_text("a_1\na_2\n")
+    training = build(name="voc", root=str(voc))
+    training.check()
+    assert [training.has_mask(index) for index in range(2)] == [True, False]
+    assert training.mask(1) is None and training.has_masks
+    scored = build("val", name="voc", root=str(voc), val_split="train_aug")
+    assert scored.has_mask(1)
+    fails("a_1.png", scored.check)
 
 
 def test_voc_lists_override_and_drop_validation_images(voc):

@@ -104,7 +104,8 @@ def logged(run):
 
 
 def without_time(content):
-    return {k: v for k, v in content.items() if k not in ("seconds", "evaluation_seconds")}
+    measured = ("seconds", "evaluation_seconds", "peak_memory_mb")
+    return {k: v for k, v in content.items() if k not in measured}
 
 
 def known(content):

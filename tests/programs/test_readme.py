@@ -202,7 +202,7 @@ def test_python_example_runs(tmp_path, monkeypatch):
     assert seen["cam"].shape == (2, 96, 96)
 
 
-@pytest.mark.parametrize("name", ["demo", "voc", "coco", "custom"])
+@pytest.mark.parametrize("name", ["demo", "voc", "coco", "custom", "photographs"])
 def test_shipped_configurations_load(name):
     config = load_config(PROJECT / f"configs/{name}.yaml")
     assert config.name == name
@@ -215,7 +215,7 @@ def test_encoder_of_the_demo_is_included():
 
 def test_all_shipped_configurations_are_tested():
     assert {path.stem for path in (PROJECT / "configs").glob("*.yaml")} == {
-        "demo", "voc", "coco", "custom"
+        "demo", "voc", "coco", "custom", "photographs"
     }
 
 

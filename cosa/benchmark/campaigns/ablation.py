@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,13 +33,12 @@ ROWS: campaign.Rows = {
 
 def commands(row: str, config: str, changes: list[str]) -> tuple[tuple[str, ...], ...]:
     """What makes a run of a row: train.py, but for the supervised bound."""
-    benchmark = (sys.executable, "-m", "cosa.benchmark")
     if row == SUPERVISED:
-        return ((*benchmark, "supervised", config, *changes),)
+        return (campaign.benchmark_command("supervised", config, *changes),)
     train = campaign.train_commands(row, config, changes)
     if row == CLASSIFICATION:
         done = load_config(config, changes)
-        return *train, (*benchmark, "peak", f"{done.output}/{done.name}")
+        return *train, campaign.benchmark_command("peak", f"{done.output}/{done.name}")
     return train
 
 
@@ -80,6 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = collect(runs)
     judged = verdicts(results)
     section = make_section(facts, results, judged)
-    cells = ablation_table.table(results)
+    cells = [ablation_table.table(results)]
     campaign.publish(started, given, {**facts, "runs": results}, judged, cells, section)
     return 0

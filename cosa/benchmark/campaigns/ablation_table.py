@@ -1,7 +1,8 @@
-"""The ablation's table."""
+"""The ablation's table, and how the cells of such tables are made."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS
@@ -41,15 +42,21 @@ LINES = (
     Line("fixed-0.7", "fixed threshold 0.7"),
 )
 
-SEGMENTATION = {"miou": "mIoU", "share": "% of supervised", "cmiou": "C-mIoU",
-                "miou_label_filtered": "mIoU filtered"}
-CAMS = {"cam_miou": "CAM at ξ", "cam_best_miou": "CAM best", "aux_cam_miou": "aux CAM at ξ†",
-        "cam_cmiou": "CAM C-mIoU"}
-COLUMNS = {
-    key: (SEGMENTATION | CAMS)[key]
-    for key in ("miou", "share", "cam_miou", "cam_best_miou", "aux_cam_miou", "cmiou",
-                "cam_cmiou", "miou_label_filtered")
-} | {"training_seconds": "seconds"}
+SEGMENTATION = {
+    "miou": "mIoU", "share": "% of supervised", "miou_label_filtered": "mIoU filtered",
+    "crf_miou": "mIoU with CRF", "boundary_f": "F", "jf": "J&F", "cmiou": "C-mIoU",
+}
+CAMS = {
+    "cam_miou": "CAM at ξ", "cam_best_miou": "CAM best", "aux_cam_miou": "aux CAM at ξ†",
+    "cam_cmiou": "CAM C-mIoU", "train_cam_miou": "CPL, training",
+    "train_cam_best_miou": "CAM best, training", "train_aux_cam_miou": "aux CPL, training",
+}
+COSTS = {"training_seconds": "seconds", "peak_memory_mb": "peak MiB"}
+NAMES = SEGMENTATION | CAMS | COSTS
+"""Score -> its name at the head of a column."""
+
+COLUMNS = ("miou", "share", "cam_miou", "cam_best_miou", "aux_cam_miou", "cmiou", "cam_cmiou",
+           "miou_label_filtered", "training_seconds")
 
 LEGEND = f"""\
 All scores are in percent, mean ± standard deviation over the seeds, of the averaged (EMA) network.
@@ -62,12 +69,18 @@ best` the best of {len(CAM_THRESHOLDS)} thresholds, chosen on the masks, hence a
 {PEAK_EVALUATIONS} during the run, scored as the others are."""
 
 
-def table(results: Results) -> list[list[str]]:
-    """Header and one list of cells for each line of the table that was run."""
-    rows = [["row", *COLUMNS.values()]]
-    for line in LINES:
+def table(
+    results: Results, lines: Sequence[Line] = LINES, columns: Sequence[str] = COLUMNS
+) -> list[list[str]]:
+    """Header and one list of cells for each line of the table that was run.
+
+    Args:
+        columns: keys of ``NAMES``.
+    """
+    rows = [["row", *(NAMES[key] for key in columns)]]
+    for line in lines:
         if line.row in results:
-            rows.append([line.label, *(_cell(results, line, key) for key in COLUMNS)])
+            rows.append([line.label, *(_cell(results, line, key) for key in columns)])
     return rows
 
 
@@ -81,7 +94,7 @@ def _cell(results: Results, line: Line, key: str) -> str:
         if not pairs or not all(bound for _, bound in pairs):
             return NOTHING
         return percent(mean_and_deviation([x / bound for x, bound in pairs])[0])
-    if key == "training_seconds":
+    if key in COSTS:
         values = known(results[line.row], key)
         return f"{mean_and_deviation(values)[0]:.0f}" if values else NOTHING
     return score_cell(results[line.row], key)

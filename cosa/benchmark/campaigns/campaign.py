@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student_t  # comes with scikit-learn
+
 from cosa.benchmark import stamp, tables
 from cosa.benchmark.campaigns.runner import Run, Runner
 from cosa.benchmark.campaigns.statistics import Results
@@ -32,6 +34,12 @@ SPLIT_NOTES = {
 }
 """Split that was scored -> what a report must say about it."""
 
+HELD_OUT_NOTE = (
+    "Of the validation images, in the order of their names, choices are made on the first half "
+    "and the table is on the second, which no choice has seen."
+)
+"""What it says instead of the first where the test images are held out (``data.hold_out``)."""
+
 Rows = Mapping[str, Callable[[Config], list[str]]]
 """Name of a row -> what it changes in the configuration."""
 
@@ -44,6 +52,11 @@ def train_commands(row: str, config: str, changes: list[str]) -> tuple[tuple[str
     return ((sys.executable, str(PROJECT_FOLDER / "train.py"), config, *changes),)
 
 
+def benchmark_command(*arguments: str) -> tuple[str, ...]:
+    """One call of ``python -m cosa.benchmark``."""
+    return (sys.executable, "-m", "cosa.benchmark", *arguments)
+
+
 def plan(
     rows: Rows,
     commands: Commands,
@@ -54,6 +67,7 @@ def plan(
     output: str,
     workers: int,
     revision: stamp.Revision,
+    details: Mapping[str, Any] | None = None,
 ) -> list[Run]:
     """All runs, seed by seed, so that an interrupted campaign has whole tables.
 
@@ -61,6 +75,7 @@ def plan(
         rows: all rows that there are; those ``chosen`` are run.
         workers: loader processes of each run, unless the configuration says how many.
         revision: of the program that makes all of them.
+        details: see ``Run.details``.
 
     Raises:
         UserError: the configuration or an override is not usable.
@@ -74,7 +89,7 @@ def plan(
             if base.data.workers < 0:
                 changes.append(f"data.workers={workers}")
             runs.append(Run(row, load_config(config, changes), commands(row, config, changes),
-                            revision))
+                            revision, details or {}))
     return runs
 
 
@@ -83,12 +98,14 @@ def execute(
     rows: Rows,
     given: argparse.Namespace,
     commands: Commands = train_commands,
+    details: Mapping[str, Any] | None = None,
 ) -> tuple[list[Run], dict[str, Any]]:
     """Complete all runs that the command line asks for, all of one revision of the program.
 
     Args:
         started: when the benchmark started.
         given: what :func:`parse` returned.
+        details: see ``Run.details``.
 
     Returns:
         The finished runs and the facts about them that a report must state.
@@ -100,7 +117,7 @@ def execute(
         raise UserError(f"--jobs is {given.jobs}: run at least one at a time")
     share = max(1, core_count() // given.jobs)
     runs = plan(rows, commands, given.config, given.overrides, given.rows, given.seeds,
-                given.output, share - 1, started.revision)
+                given.output, share - 1, started.revision, details)
     device = choose_device(runs[0].config.device)
     tables.read_report(given.report, started.topic)
     with terminate_as_interrupt():
@@ -150,6 +167,7 @@ def head(title: str, facts: dict[str, Any], results: Results) -> list[str]:
     split = next(iter(next(iter(results.values())).values()))["split"]
     seeds = ", ".join(map(str, facts["seeds"]))
     iterations = facts["config"]["train"]["iterations"]
+    held_out = split == "test" and facts["config"]["data"]["hold_out"]
     return [
         f"## {title}",
         "",
@@ -160,7 +178,7 @@ def head(title: str, facts: dict[str, Any], results: Results) -> list[str]:
             f"training seeds {seeds}",
             f"every row on the same images and the same {iterations} iterations",
         ),
-        SPLIT_NOTES[split],
+        HELD_OUT_NOTE if held_out else SPLIT_NOTES[split],
     ]
 
 
@@ -169,16 +187,16 @@ def publish(
     given: argparse.Namespace,
     numbers: dict[str, Any],
     judged: Sequence[Verdict],
-    cells: list[list[str]],
+    cells: Sequence[list[list[str]]],
     section: str,
 ) -> None:
-    """Write the numbers as JSON and the section into the report; print table and verdicts.
+    """Write the numbers as JSON and the section into the report; print tables and verdicts.
 
     Args:
         started: see :func:`execute`.
         given: what :func:`parse` returned.
         numbers: everything measured, in plain types; the verdicts are added.
-        cells: of the table, header first.
+        cells: of each table, header first.
         section: Markdown.
 
     Raises:
@@ -190,7 +208,7 @@ def publish(
     numbers = {**numbers, "verdicts": [vars(verdict) for verdict in judged]}
     write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
     tables.write_report(given.report, section, started.topic)
-    print(tables.plain(cells), *judged, sep="\n")
+    print(*(tables.plain(table) for table in cells), "\n".join(map(str, judged)), sep="\n\n")
     print(f"numbers of every run are in {raw}, the report is {given.report}")
 
 
@@ -204,14 +222,34 @@ def verdict_lines(judged: Sequence[Verdict]) -> list[str]:
     ]
 
 
+def changes_line(changes: Mapping[str, Sequence[str]]) -> str:
+    """Name of a row -> its overrides, as a sentence."""
+    told = [f"`{label}` is {' '.join(f'`{c}`' for c in items)}" for label, items in changes.items()]
+    return f"{'; '.join(told)}; the rest at its defaults."
+
+
+def chance_line(claims: int, seeds: int) -> str:
+    """How many of so many verdicts on differences may be nothing but chance."""
+    if seeds < 2:
+        return "One seed does not tell what is chance."
+    chance = 2 * student_t.sf(2, seeds - 1)
+    return (f"Of differences between equals, {100 * chance:.0f} % exceed two standard errors with "
+            f"{seeds} seeds: of {claims} claims, {chance * claims:.0f} may be chance, for good or "
+            "ill.")
+
+
 def parse(
     topic: str,
     description: str | None,
     rows: Rows,
     arguments: Sequence[str] | None,
-    default_rows: Sequence[str] | None = None,
+    default_config: str = DEFAULT_CONFIG,
+    add_options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
 ) -> argparse.Namespace:
     """The command line of a campaign: config, seeds, jobs, output, rows, report, overrides.
+
+    Args:
+        add_options: adds what only this campaign has; its positional arguments come first.
 
     Raises:
         UserError: a row or a seed is none, or an override sets what the campaign sets itself.
@@ -219,12 +257,13 @@ def parse(
     parser = argparse.ArgumentParser(
         prog=f"python -m cosa.benchmark {topic}", description=description
     )
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
+    add_options(parser)
+    parser.add_argument("--config", default=default_config, help=f"YAML file; {default_config}")
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="training seeds")
     parser.add_argument("--jobs", type=int, default=DEFAULT_JOBS,
                         help=f"runs at a time, sharing the cores; {DEFAULT_JOBS}")
     parser.add_argument("--output", default=f"runs/{topic}", help="folder of the runs")
-    parser.add_argument("--rows", nargs="+", default=list(default_rows or rows), metavar="ROW",
+    parser.add_argument("--rows", nargs="+", default=list(rows), metavar="ROW",
                         help=f"only these of: {', '.join(rows)}")
     tables.add_report_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")

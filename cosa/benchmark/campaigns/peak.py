@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cosa import checkpoint
-from cosa.config import load_config
+from cosa.checkpoint import TrainedNetwork
+from cosa.config import Config, load_config
 from cosa.core.device import allow_tf32, choose_device
 from cosa.core.files import write_atomically
 from cosa.data import build_dataset
@@ -31,6 +33,18 @@ def peak_iteration(evaluations: Sequence[dict[str, Any]]) -> int:
     return max(known, key=lambda scores: scores["cam_best_miou"])["iteration"] if known else 0
 
 
+def load_of_run(weights: Path) -> tuple[TrainedNetwork, Config]:
+    """A network of a run folder, on the run's device, and the run's configuration.
+
+    Raises:
+        UserError: a file is missing or damaged, or there is no such device.
+    """
+    network = checkpoint.load(weights)
+    config = load_config(RunFolder(weights.parent).config)
+    allow_tf32(config.train.tf32)
+    return network.to(choose_device(config.device)), config
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score best.pth of a classification-only run on the test images; write peak.json."""
     parser = argparse.ArgumentParser(
@@ -38,10 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", help="run folder of train.py")
     run = RunFolder(parser.parse_args(arguments).folder)
-    network = checkpoint.load(run.best)
-    config = load_config(run.config)
-    allow_tf32(config.train.tf32)
-    network = network.to(choose_device(config.device))
+    network, config = load_of_run(run.best)
     scores = score(network, config, build_dataset(config.data, "test"), network.thresholds)
     scores |= {"split": scored_split(config), "iteration": peak_iteration(run.read_evaluations())}
     write_atomically(run.path / PEAK_FILE, json.dumps(scores, indent=2) + "\n")

@@ -7,10 +7,9 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import t as student_t  # comes with scikit-learn
 
 from cosa.benchmark import stamp, tables
 from cosa.benchmark.campaigns import campaign
@@ -47,17 +46,44 @@ training step (without the loading of images) over that of the plain step, all r
 process with all cores; `memory` is what steps need beyond what is there before the first."""
 
 
-def changes_of(row: str) -> list[str]:
-    """The overrides that switch a row's regularizers on, from its example file."""
+def changes_of(row: str, base: Config | None = None) -> list[str]:
+    """The overrides that switch a row's regularizers on, from its example file.
+
+    Args:
+        base: for whose schedule and crops they are to be, see :func:`fitted`; None takes the
+            example as it is.
+    """
     if row == PLAIN:
         return []
-    found = to_dict(load_config(EXAMPLES / f"{row}.yaml").regularizers)
+    example = load_config(EXAMPLES / f"{row}.yaml")
+    found = to_dict(example.regularizers if base is None else fitted(example, base))
     default = to_dict(RegularizersConfig())
     return [
         f"regularizers.{name}.{key}={json.dumps(value)}"
-        for name, options in found.items() for key, value in options.items()
-        if value != default[name][key]
+        for name, options in found.items() if options["weight"] > 0
+        for key, value in options.items() if value != default[name][key]
     ]
+
+
+def fitted(example: Config, base: Config) -> RegularizersConfig:
+    """The regularizers of ``example`` for the schedule and the crops of ``base``.
+
+    Starts keep their place in the schedule, of which the start of Seg2CAM is the measure. Dense
+    energy keeps its reach as a share of the crop, and its weight in proportion to the other terms:
+    the energy grows with the fourth power of the crop's side.
+    """
+    later = base.method.s2c_start / example.method.s2c_start
+    larger = base.augment.crop_size / example.augment.crop_size
+    options = {
+        item.name: replace(section, start=round(section.start * later))
+        for item in fields(example.regularizers)
+        for section in (getattr(example.regularizers, item.name),)
+    }
+    energy = options["dense_energy"]
+    options["dense_energy"] = replace(
+        energy, weight=energy.weight / larger**4, sigma_xy=energy.sigma_xy * larger
+    )
+    return RegularizersConfig(**options)
 
 
 ROWS: campaign.Rows = {row: lambda base, row=row: changes_of(row) for row in LABELS}
@@ -118,16 +144,13 @@ def make_section(
     judged: Sequence[Verdict],
 ) -> str:
     """The Markdown of the report."""
-    used = [f"`{LABELS[row]}` is {' '.join(f'`{c}`' for c in changes_of(row))}"
-            for row in LABELS if row in results and row != PLAIN]
-    seeds, claims = len(facts["seeds"]), sum("helps" in v.claim for v in judged)
-    chance = 2 * student_t.sf(2, seeds - 1) if seeds > 1 else math.nan
+    used = {LABELS[row]: changes_of(row) for row in LABELS if row in results and row != PLAIN}
     seconds = ""
     if PLAIN in cost:
         seconds = f" A plain step took {1e3 * cost[PLAIN]['seconds']:.0f} ms."
     return "\n".join([
         *campaign.head("Regularizers", facts, results),
-        f"{'; '.join(used)}; the rest at its defaults.",
+        campaign.changes_line(used),
         "",
         tables.markdown(table(results, cost)),
         "",
@@ -135,8 +158,7 @@ def make_section(
         "",
         *campaign.verdict_lines(judged),
         "",
-        f"Of differences between equals, {100 * chance:.0f} % exceed two standard errors with "
-        f"{seeds} seeds: of {claims} claims, {chance * claims:.0f} may be chance, for good or ill.",
+        campaign.chance_line(sum("helps" in v.claim for v in judged), len(facts["seeds"])),
     ])
 
 
@@ -158,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judged = verdicts(results, cost)
     section = make_section(facts, results, cost, judged)
     numbers = {**facts, "runs": results, "costs": cost}
-    campaign.publish(started, given, numbers, judged, table(results, cost), section)
+    campaign.publish(started, given, numbers, judged, [table(results, cost)], section)
     return 0
 
 

@@ -9,9 +9,9 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Run:
     """Program and arguments, one after the other."""
     revision: Revision
     """Of the program that makes the run."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else the result depends on, in plain types."""
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,7 @@ class Run:
         config = to_dict(self.config)
         del config["data"]["workers"]
         return {"row": self.row, "config": config, "weights": _weights_digest(self.config),
-                "revision": asdict(self.revision)}
+                "revision": asdict(self.revision), **self.details}
 
     def is_finished(self) -> bool:
         """Whether this very run has come to its end before.

@@ -21,11 +21,13 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core import IGNORE
 from cosa.core.device import memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError
+from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.terminal import progress_bar
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingViews, training_loader
+from cosa.data.subset import with_masks
 from cosa.data.transforms import training_views
 from cosa.training.build import build_cotraining, prepare
 from cosa.training.evaluation import score, scored_split
@@ -99,6 +101,8 @@ def train_steps(
 def train(config: Config, run: RunFolder) -> None:
     """Train as configured and score the averaged network, into a run folder.
 
+    Training images without a mask take no part.
+
     Raises:
         UserError: data, weights or folder are not usable, or the training diverged.
     """
@@ -106,6 +110,7 @@ def train(config: Config, run: RunFolder) -> None:
     device, autocast = prepare(config)
     dataset = build_dataset(config.data, "train")
     dataset.check()
+    dataset = with_masks(dataset)
     cotraining = build_cotraining(config, len(dataset.classes), device, autocast)
     with run.locked():
         run.create(config)
@@ -117,6 +122,7 @@ def train(config: Config, run: RunFolder) -> None:
             if iteration % config.train.log_every == 0 or iteration == total:
                 run.log({"iteration": iteration, "loss": loss})
         seconds = round(time.monotonic() - started, 1)
+        memory = in_mebibytes(peak_memory(device))
 
         average = cotraining.assignment.network
         checkpoint.save_weights(
@@ -125,7 +131,8 @@ def train(config: Config, run: RunFolder) -> None:
         )
         scores = score(average, config, build_dataset(config.data, "test"), cotraining.xi())
         run.write_summary({**scores, "split": scored_split(config), "iterations": total,
-                           "evaluation_seconds": scores["seconds"], "seconds": seconds})
+                           "evaluation_seconds": scores["seconds"], "seconds": seconds,
+                           "peak_memory_mb": memory})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

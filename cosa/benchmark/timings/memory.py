@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cosa.core.errors import UserError
+from cosa.core.memory import PEAK_RESIDENT, resident
 
 _CLEAR_PEAK = "5"  # what proc(5) takes for: reset the largest resident set
 
@@ -33,14 +34,14 @@ def start_peak(device: torch.device) -> int:
     except OSError as error:
         raise UserError(f"the peak of the memory cannot be measured here: {error}; "
                         "run this benchmark on Linux, or on a GPU") from error
-    return _status("VmRSS")
+    return resident()
 
 
 def peak(device: torch.device) -> int:
     """The highest use of memory since :func:`start_peak`, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
+    return resident(PEAK_RESIDENT)
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -56,8 +57,3 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
             raise UserError("a measuring process was ended, perhaps for want of memory: lower "
                             "--batch-size, --workers or --size (inference), or leave out large "
                             "sizes of --memory (crf)") from error
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
