@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cosa.encoders.vit import PREFIX_TOKENS
+from cosa.encoders.vit import PREFIX_TOKENS, BlockReader
 from cosa.network import CoSANetwork
 
 INPUT = "images"
@@ -67,7 +67,7 @@ class ExportedForward(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         encoder = self.network.encoder
-        if encoder.pos_embed is None:
+        if not isinstance(network.reader, BlockReader) or encoder.pos_embed is None:
             return
         position = encoder.pos_embed
         height, width = encoder.patch_embed.grid_size
