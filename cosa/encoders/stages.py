@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
@@ -24,8 +25,8 @@ class StageReader(Reader):
     """Reads what follows the last stage, before any pooling, and an earlier stage.
 
     Of an EfficientNet the former is what its last 1x1 convolution yields, of a ConvNeXt or Swin
-    what the last norm does. The auxiliary map, which is finer where its stage is, is averaged
-    over the positions of the final one.
+    what the last norm does, wherever timm has it. The auxiliary map, which is finer where its
+    stage is, is averaged over the positions of the final one.
     """
 
     aux_stage: int
@@ -77,6 +78,9 @@ class StageReader(Reader):
         )
         if self.channels_last:
             final = final.permute(0, 3, 1, 2)
+        norm = getattr(getattr(encoder, "head", None), "norm", None)
+        if isinstance(norm, LayerNorm2d):  # behind the pooling in a ConvNeXt
+            final = norm(final)
         finer = self.stride // self.aux_stride
         return final, F.avg_pool2d(aux, finer) if finer > 1 else aux
 
