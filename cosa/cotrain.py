@@ -243,7 +243,15 @@ class CoTraining:
         return maps.union(*(r.needs for r in self.active_regularizers(iteration)))
 
     def update_assignment(self, iteration: int) -> None:
-        """Move the assignment network towards the online one, after an optimizer step."""
+        """Move the assignment network towards the online one, after an optimizer step.
+
+        If batch statistics move, those of the online network become the mean over the processes,
+        of which each has seen its share of the batch.
+        """
+        statistics = self.online.moving_statistics()
+        if statistics:
+            means = self.all_mean(torch.cat(statistics)).split([len(s) for s in statistics])
+            torch._foreach_copy_(statistics, list(means))
         momentum = ema_momentum(iteration, self.momentum, self.momentum_ramp)
         self.assignment.update(self.online, momentum)
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from cosa.network import CoSANetwork, NetworkOutput
 
+STATISTICS = (".running_mean", ".running_var")
+"""Ends of the names of a batch norm's moving statistics."""
+
 
 class AssignmentNetwork(nn.Module):
     """Frozen moving average of the online network, always in evaluation mode.
@@ -48,7 +51,8 @@ class AssignmentNetwork(nn.Module):
     def update(self, online: CoSANetwork, momentum: float) -> None:
         """One step of the average: ``theta <- momentum * theta + (1 - momentum) * online``.
 
-        Moving batch statistics are averaged like the weights they belong to; counters are copied.
+        The moving statistics of batch norms are averaged like the weights they belong to; all
+        other buffers are copied.
 
         Args:
             online: the trained network, of the same architecture and on the same device.
@@ -59,13 +63,12 @@ class AssignmentNetwork(nn.Module):
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"the EMA momentum must lie in [0, 1], not {momentum}")
-        (mine, my_counts), (theirs, counts) = _parts(self.network), _parts(online)
+        (mine, my_rest), (theirs, rest) = _parts(self.network), _parts(online)
         if [p.shape for p in mine] != [p.shape for p in theirs]:
             raise ValueError("the online network has another architecture than the average")
         # Fused calls: a loop over the tensors costs more than the arithmetic.
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
-        if counts:
-            torch._foreach_copy_(my_counts, counts)
+        torch._foreach_copy_(my_rest, rest)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.network.state_dict(*args, **kwargs)
@@ -75,11 +78,11 @@ class AssignmentNetwork(nn.Module):
 
 
 def _parts(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What is averaged, weights and buffers of numbers (constants stay so), and what counts."""
-    numbers, counts = list(network.parameters()), []
-    for buffer in network.buffers():
-        (numbers if buffer.is_floating_point() else counts).append(buffer)
-    return numbers, counts
+    """What is averaged, weights and moving statistics, and the buffers that are copied."""
+    averaged, copied = list(network.parameters()), []
+    for name, buffer in network.named_buffers():
+        (averaged if name.endswith(STATISTICS) else copied).append(buffer)
+    return averaged, copied
 
 
 def ema_momentum(iteration: int, momentum: float, ramp: bool = False) -> float:

@@ -18,6 +18,9 @@ from cosa.encoders.normalization import IMAGENET, Colour, resolve
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 """The base of all layers that keep statistics of batches, timm's too."""
 
+UNDECAYED = ("_token", "pos_embed", "relative_position_bias_table")
+"""Ends of the names of weights without decay, beside biases and the like."""
+
 
 @dataclass
 class NetworkOutput:
@@ -119,8 +122,7 @@ class CoSANetwork(nn.Module):
         for classifier in (self.classifier, self.aux_classifier):
             nn.init.trunc_normal_(classifier.weight, std=0.01)
         self.decoder = LargeFOV(width, num_classes + 1, decoder_width, decoder_dilation)
-        self.activation_checkpointing = False
-        """Keep no activations inside the encoder's blocks: the way back computes them again."""
+        self.train()  # freezes what is to be frozen
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Class scores, CAMs and segmentation of a batch.
@@ -157,17 +159,25 @@ class CoSANetwork(nn.Module):
             )
         # In place: a second tensor of the images' size costs more than the arithmetic.
         normalized = (images - self.mean).div_(self.std)
-        features, aux = self.reader.read(self.encoder, normalized, self.activation_checkpointing)
+        features, aux = self.reader.read(self.encoder, normalized)
         return features, self.aux_norm(aux.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def train(self, mode: bool = True) -> CoSANetwork:
         """Training or evaluation mode; frozen batch statistics are those of evaluation in both."""
         super().train(mode)
         if self.freeze_batch_norm:
-            for module in self.encoder.modules():
-                if isinstance(module, BATCH_NORM):
-                    module.eval()
+            for norm in self._batch_norms():
+                norm.eval()
         return self
+
+    def moving_statistics(self) -> list[Tensor]:
+        """Means and variances that training moves with its batches, float; none if frozen."""
+        norms = [] if self.freeze_batch_norm else self._batch_norms()
+        statistics = ((norm.running_mean, norm.running_var) for norm in norms)
+        return [tensor for pair in statistics for tensor in pair if tensor is not None]
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.encoder.modules() if isinstance(module, BATCH_NORM)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Weights of earlier versions, which knew only ImageNet's normalisation, keep that."""
@@ -188,8 +198,8 @@ class CoSANetwork(nn.Module):
         """Parameter groups for an optimizer.
 
         The encoder learns at ``lr``; classifiers, auxiliary norm and decoder at
-        ``lr * head_lr_factor``. Biases, norms, layer scales, prefix tokens and the position
-        embedding have no weight decay; frozen parameters are left out.
+        ``lr * head_lr_factor``. Biases, norms, layer scales, prefix tokens and position
+        embeddings have no weight decay; frozen parameters are left out.
 
         Returns:
             Groups with ``name``, ``params``, ``lr`` (the peak value), ``lr_scale`` (1 or
@@ -200,7 +210,7 @@ class CoSANetwork(nn.Module):
             if not parameter.requires_grad:
                 continue
             scale = 1.0 if name.startswith("encoder.") else head_lr_factor
-            plain = parameter.ndim <= 1 or name.endswith(("_token", "pos_embed"))
+            plain = parameter.ndim <= 1 or name.endswith(UNDECAYED)
             part = "encoder" if name.startswith("encoder.") else "heads"
             group = groups.setdefault(
                 f"{part}_no_decay" if plain else part,

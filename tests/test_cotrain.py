@@ -18,7 +18,7 @@ LOSS_FUNCTION = {
 
 def touched(cotraining):
     """Names of the parts of the online network that a gradient reached."""
-    aux = cotraining.online.aux_layer
+    aux = cotraining.online.reader.aux_layer
     parts = set()
     for name, parameter in cotraining.online.named_parameters():
         if parameter.grad is None or not parameter.grad.any():

@@ -253,7 +253,7 @@ def test_frozen_position_embedding_gets_no_gradient():
 
 @pytest.mark.parametrize("size", [(17, 16), (16, 12), (0, 8)])
 def test_sizes_that_do_not_fit_the_patches(size):
-    with pytest.raises(ValueError, match="patch size 8.*multi_scale"):
+    with pytest.raises(ValueError, match="stride, 8.*multi_scale"):
         tiny()(torch.zeros(1, 3, *size))
 
 
@@ -261,8 +261,17 @@ def test_sizes_that_do_not_fit_the_patches(size):
     ("arguments", "message"),
     [
         ({"encoder": "vit_bse_patch16_224"}, "did you mean 'vit_base_patch16_224'"),
-        ({"encoder": "resnet18"}, "vit_base_patch16_224"),
-        ({"encoder": "swin_tiny_patch4_window7_224"}, "plain ViT"),
+        ({"encoder": "hiera_tiny_224"}, "hiera_tiny_224 takes images of one size only"),
+        ({"encoder": "maxvit_pico_rw_256"}, "one size only.*choose another encoder"),
+        ({"encoder": "xcit_nano_12_p16_224"}, "yields .97, 128. instead of a map of 128 channels"),
+        ({"encoder": "crossvit_9_240"}, "crossvit_9_240 yields several maps"),
+        ({"encoder": "resnet10t", "aux_stage": 5}, "aux_stage=5 .* 5 stages, choose -5 to 4"),
+        ({"encoder": "resnet10t", "aux_stage": -6}, "model.aux_stage=-6 does not exist"),
+        ({"encoder": "resnet10t", "output_stride": 5}, "resnet10t with .*output_stride=5"),
+        ({"encoder": "pvt_v2_b0", "output_stride": 16}, "output_stride=16.*stride is 32"),
+        ({"encoder_options": TINY, "output_stride": 16}, "output_stride=16.*stride is 8"),
+        ({"encoder": "resnet10t", "encoder_options": {"banana": 1}}, "banana"),
+        ({"encoder": "resnet10t", "encoder_options": {"output_stride": 8}}, "set by the network"),
         ({"encoder": "vit_tiny_patch16_224.no_such_tag"}, "no_such_tag"),
         ({"encoder_options": {"banana": 1}}, "banana"),
         ({"encoder_options": {"patch_size": 0}}, "patch_size"),
@@ -278,5 +287,6 @@ def test_sizes_that_do_not_fit_the_patches(size):
 )
 def test_user_mistakes(arguments, message):
     arguments = {"num_classes": 2, "encoder": "vit_tiny_patch16_224", **arguments}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         CoSANetwork(**arguments)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)

@@ -304,10 +304,11 @@ class TrainConfig:
     compile: bool = False
     """torch.compile for both networks: a slow start, then perhaps faster steps."""
     activation_checkpointing: bool = False
-    """For small cards: keep less for the way back, and compute it again there."""
+    """For small cards: keep less for the way back, and compute it again there; not with moving
+    batch statistics."""
     accumulate: int = 1
     """For small cards: make each step in so many parts of the batch. The result is the same, but
-    for regularizers, which see each part as a batch of its own."""
+    for regularizers and moving batch statistics, which see each part as a batch of its own."""
     log_every: int = 50
     """Iterations between lines of metrics.jsonl, which hold the means since the last one."""
     evaluate_every: int = 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 
 from cosa.core.streams import forgiving_streams
@@ -68,7 +69,12 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def one_line(error: Exception) -> str:
-    """The first two lines of an error's message as one: PyTorch's first line alone says little."""
+def one_line(error: Exception, most: int | None = None) -> str:
+    """The first two lines of an error's message as one: PyTorch's first line alone says little.
+
+    Args:
+        most: characters; what is longer is cut after a word.
+    """
     lines = str(error).strip().splitlines()
-    return " ".join(line.strip() for line in lines[:2]) if lines else type(error).__name__
+    text = " ".join(line.strip() for line in lines[:2]) if lines else type(error).__name__
+    return text if most is None else textwrap.shorten(text, most, placeholder=" ...")

@@ -12,7 +12,7 @@ from torch import nn
 
 from cosa.core.errors import UserError, did_you_mean, one_line
 from cosa.encoders.reader import Reader
-from cosa.encoders.stages import StageReader
+from cosa.encoders.stages import LONGEST, StageReader
 from cosa.encoders.vit import BlockReader
 
 # What the network itself decides about the encoder; the rest of timm's options is the user's.
@@ -102,6 +102,6 @@ def _create(name: str, options: Mapping[str, Any], output_stride: int) -> nn.Mod
             raise UserError(
                 f"timm cannot build model.encoder={name} with encoder_options={dict(options)}"
                 f"{f' and output_stride={output_stride}' if output_stride else ''}: "
-                f"{one_line(error) or type(error).__name__}; choose options that it has"
+                f"{one_line(error, LONGEST)}; choose options that it has"
             ) from error
     raise AssertionError("unreachable: the last attempt has no option of its own")

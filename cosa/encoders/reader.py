@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Reader(ABC):
-    """Reads the final and the auxiliary map of a timm model; it holds no weights itself."""
+    """Reads the final and the auxiliary map of a timm model; it holds no weights itself.
+
+    Where timm's ``encoder.set_grad_checkpointing()`` was called, no activations are kept inside
+    the encoder's blocks: the way back computes them again.
+    """
 
     stride: int
     """Side in pixels of a position of both maps: a ViT's patch size, a CNN's output stride."""
@@ -20,14 +24,10 @@ class Reader(ABC):
     """Channels of the auxiliary map."""
 
     @abstractmethod
-    def read(
-        self, encoder: nn.Module, images: Tensor, checkpointing: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps, (B, width, h, w) and (B, aux_width, h, w).
 
         Args:
             encoder: the model that the reader was made for, or a copy of it.
             images: (B, 3, H, W), normalised, H = h * stride, W = w * stride.
-            checkpointing: keep no activations inside the encoder's blocks: the way back computes
-                them again.
         """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
@@ -15,14 +16,17 @@ PROBE = (128, 192)
 """Height and width of the image by which a model shows its maps: multiples of any stride of timm's
 models, and no multiple of their windows, so that those for one size alone are found."""
 
+LONGEST = 120
+"""Characters of what timm says, within a sentence."""
+
 
 @dataclass(frozen=True)
 class StageReader(Reader):
     """Reads what follows the last stage, before any pooling, and an earlier stage.
 
     Of an EfficientNet the former is what its last 1x1 convolution yields, of a ConvNeXt or Swin
-    what the last norm does. The auxiliary map, which is finer where its stage is, is averaged
-    over the positions of the final one.
+    what the last norm does, wherever timm has it. The auxiliary map, which is finer where its
+    stage is, is averaged over the positions of the final one.
     """
 
     aux_stage: int
@@ -44,6 +48,9 @@ class StageReader(Reader):
             UserError: it has no such stage, or yields no maps of any size.
         """
         final, stages = _probe(encoder, name)
+        if not isinstance(final, Tensor):
+            raise UserError(f"model.encoder={name} yields several maps in the place of a final "
+                            "one: choose another encoder")
         count = len(stages)
         if not -count <= aux_stage < count:
             raise UserError(f"model.aux_stage={aux_stage} does not exist: {name} has {count} "
@@ -62,11 +69,8 @@ class StageReader(Reader):
                             "divide it, choose another encoder")
         return cls(stride, width, aux.shape[1], aux_stage % count, aux_stride, channels_last)
 
-    def read(
-        self, encoder: nn.Module, images: Tensor, checkpointing: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`cosa.encoders.reader.Reader.read`."""
-        encoder.set_grad_checkpointing(checkpointing and torch.is_grad_enabled())
         # The layout in which convolutions are fastest, on GPUs and CPUs; values are the same.
         images = images.contiguous(memory_format=torch.channels_last)
         final, (aux,) = encoder.forward_intermediates(
@@ -74,6 +78,9 @@ class StageReader(Reader):
         )
         if self.channels_last:
             final = final.permute(0, 3, 1, 2)
+        norm = getattr(getattr(encoder, "head", None), "norm", None)
+        if isinstance(norm, LayerNorm2d):  # behind the pooling in a ConvNeXt
+            final = norm(final)
         finer = self.stride // self.aux_stride
         return final, F.avg_pool2d(aux, finer) if finer > 1 else aux
 
@@ -88,11 +95,12 @@ def _probe(encoder: nn.Module, name: str) -> tuple[Tensor, list[Tensor]]:
         )
     except AttributeError as error:
         raise UserError(f"model.encoder={name} yields no maps of its stages in this version of "
-                        f"timm ({one_line(error)}): choose another encoder") from error
+                        f"timm ({one_line(error, LONGEST)}): choose another encoder"
+                        ) from error
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"model.encoder={name} takes images of one size only, and training and "
-                        f"inference need several ({one_line(error)}): choose another encoder, "
-                        "such as convnext_tiny, resnet50 or swin_tiny_patch4_window7_224"
+                        f"inference need several ({one_line(error, LONGEST)}): choose another "
+                        "encoder, such as convnext_tiny, resnet50 or swin_tiny_patch4_window7_224"
                         ) from error
     encoder.train(training)
     return final, stages

@@ -40,16 +40,15 @@ class BlockReader(Reader):
                             f"blocks, choose {-depth} to {depth - 1}")
         return cls(encoder.patch_embed.feat_ratio(), width, width, aux_layer % depth)
 
-    def read(
-        self, encoder: nn.Module, images: Tensor, checkpointing: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`cosa.encoders.reader.Reader.read`."""
         tokens, grid = embed(encoder, images)
         rope = rotary_embedding(encoder, grid)
         aux_tokens = tokens
+        checkpointing = encoder.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(encoder.blocks):
             options = {} if rope is None else {"rope": rope[index]}
-            if checkpointing and torch.is_grad_enabled():
+            if checkpointing:
                 tokens = checkpoint(block, tokens, use_reentrant=False, **options)
             else:
                 tokens = block(tokens, **options)

@@ -123,7 +123,7 @@ def choose_size(network: TrainedNetwork, wanted: int | None) -> int:
     nearest = max(scaled_size((wanted or network.image_size,) * 2, 1.0, patch)[0],
                   MIN_PATCHES * patch)
     if wanted is not None and wanted != nearest:
-        raise UserError(f"--size {wanted} must be a multiple of the patch size {patch}, from "
+        raise UserError(f"--size {wanted} must be a multiple of the stride {patch}, from "
                         f"{MIN_PATCHES * patch} on: choose {nearest}")
     return nearest
 
@@ -144,7 +144,7 @@ def export(
         network: from ``cosa.load``, on the CPU.
         output: the file; it appears when all is well, until then an older one stays.
         file_format: "onnx" or "torch-export".
-        size: side of the images that the file is verified at, a multiple of the patch size; by
+        size: side of the images that the file is verified at, a multiple of the stride; by
             default the one that the network was evaluated at.
         fixed: bind the file to ``size``.
         opset: of ONNX.

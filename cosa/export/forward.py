@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cosa.encoders.vit import PREFIX_TOKENS
+from cosa.encoders.vit import PREFIX_TOKENS, BlockReader
 from cosa.network import CoSANetwork
 
 INPUT = "images"
@@ -27,7 +28,7 @@ OUTPUTS = {
     "logits": "class scores (batch, classes), before the sigmoid",
     "aux_logits": "auxiliary class scores, like logits",
 }
-"""Fields of ``NetworkOutput`` that are exported, in this order; rows and columns: patches."""
+"""Fields of ``NetworkOutput`` that are exported, in this order; rows and columns: positions."""
 
 MIN_PATCHES, MAX_PATCHES = 2, 2048
 """Per side. Exporters treat sides of length 1 as a case of its own."""
@@ -60,6 +61,30 @@ class PositionedPatches(nn.Module):
         return patches + position.permute(0, 2, 3, 1).to(patches.dtype)
 
 
+class WholeSteps(nn.Module):
+    """A convolution with TensorFlow's "same" padding, of inputs that are multiples of its stride.
+
+    timm computes the padding from each input's size. It is the same for all these, and images are
+    multiples of all strides together.
+    """
+
+    def __init__(self, convolution: Conv2dSame):
+        super().__init__()
+        self.convolution = convolution
+        self.padding: list[int] = []  # left, right, top, bottom
+        for kernel, stride, dilation in zip(
+            convolution.kernel_size[::-1], convolution.stride[::-1], convolution.dilation[::-1],
+            strict=True,
+        ):
+            both = max((kernel - 1) * dilation + 1 - stride, 0)
+            self.padding += [both // 2, both - both // 2]
+
+    def forward(self, features: Tensor) -> Tensor:
+        conv = self.convolution
+        return F.conv2d(F.pad(features, self.padding), conv.weight, conv.bias, conv.stride, 0,
+                        conv.dilation, conv.groups)
+
+
 class ExportedForward(nn.Module):
     """The forward pass of a copy of ``network`` with the maps ``OUTPUTS`` as a dictionary."""
 
@@ -67,24 +92,38 @@ class ExportedForward(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         encoder = self.network.encoder
-        if encoder.pos_embed is None:
-            return
-        position = encoder.pos_embed
-        height, width = encoder.patch_embed.grid_size
-        prefix, patches = position.split([position.shape[1] - height * width, height * width], 1)
-        start = 0
-        for name in PREFIX_TOKENS if prefix.shape[1] else ():
-            token = getattr(encoder, name, None)
-            if token is not None:
-                part = prefix[:, start : start + token.shape[1]]
-                setattr(encoder, name, nn.Parameter(token + part, requires_grad=False))
-                start += token.shape[1]
-        encoder.patch_embed = PositionedPatches(encoder.patch_embed, patches)
-        encoder.pos_embed = None
+        if not isinstance(network.reader, BlockReader):
+            _fix_padding(encoder)
+        elif encoder.pos_embed is not None:
+            _resize_always(encoder)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         output = self.network(images)
         return {name: getattr(output, name) for name in OUTPUTS}
+
+
+def _fix_padding(encoder: nn.Module) -> None:
+    """Put ``WholeSteps`` in the place of each "same" convolution."""
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Conv2dSame):
+                setattr(module, name, WholeSteps(child))
+
+
+def _resize_always(encoder: nn.Module) -> None:
+    """Put ``PositionedPatches`` in the place of a ViT's patch and position embeddings."""
+    position = encoder.pos_embed
+    height, width = encoder.patch_embed.grid_size
+    prefix, patches = position.split([position.shape[1] - height * width, height * width], 1)
+    start = 0
+    for name in PREFIX_TOKENS if prefix.shape[1] else ():
+        token = getattr(encoder, name, None)
+        if token is not None:
+            part = prefix[:, start : start + token.shape[1]]
+            setattr(encoder, name, nn.Parameter(token + part, requires_grad=False))
+            start += token.shape[1]
+    encoder.patch_embed = PositionedPatches(encoder.patch_embed, patches)
+    encoder.pos_embed = None
 
 
 @contextmanager

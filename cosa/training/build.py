@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -54,15 +55,18 @@ def build_cotraining(
             resumed has its own.
 
     Raises:
-        UserError: the encoder, its weights or the loss weights are not usable.
+        UserError: the encoder, its weights or the loss weights are not usable, or the encoder
+            cannot compute its activations twice.
     """
     network = checkpoint.build_network(to_dict(config), num_classes)
     if config.model.pretrained and pretrained:
         print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
     if config.model.freeze_position_embedding:
         network.freeze_position_embedding()
-    network.activation_checkpointing = config.train.activation_checkpointing
-    return assemble(network.to(device).train(), config, autocast)
+    cotraining = assemble(network.to(device).train(), config, autocast)
+    if config.train.activation_checkpointing:
+        checkpoint_activations(network)  # of the online network: its copy has no way back
+    return cotraining
 
 
 def assemble(
@@ -120,6 +124,43 @@ def assemble(
     )
 
 
+def checkpoint_activations(network: CoSANetwork) -> None:
+    """Keep no activations inside the encoder's blocks: the way back computes them again.
+
+    Raises:
+        UserError: timm does not do so for this encoder, or batch statistics would move twice.
+    """
+    if network.moving_statistics():
+        raise UserError("train.activation_checkpointing computes activations twice, which would "
+                        "move the batch statistics twice: set model.freeze_batch_norm=true")
+    encoder = network.encoder
+    refusal = (f"timm {timm.__version__} cannot compute the activations of this encoder, a "
+               f"{type(encoder).__name__}, twice: set train.activation_checkpointing=false, and "
+               "train.accumulate above 1 to save memory")
+    before = _kept_bytes(network)
+    try:
+        encoder.set_grad_checkpointing()
+    except (AssertionError, AttributeError) as error:
+        raise UserError(refusal) from error
+    if _kept_bytes(network) >= before:
+        raise UserError(refusal)
+
+
+def _kept_bytes(network: CoSANetwork) -> int:
+    """Bytes that a pass of a small image through the encoder keeps for the way back."""
+    side = 4 * network.stride
+    image = torch.zeros(1, 3, side, side, device=next(network.parameters()).device)
+    kept: list[int] = []
+    # In evaluation mode no random number is drawn, which would change what is trained.
+    network.eval()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+    ):
+        network.encode(image)
+    network.train()
+    return sum(kept)
+
+
 def build_step(cotraining: CoTraining) -> Step:
     """``cotraining.step``, with gradients that are averaged over the processes, if there are more.
 
@@ -135,10 +176,9 @@ def build_step(cotraining: CoTraining) -> Step:
     _check_accumulation(cotraining.accumulate)
     if distributed.world() == 1:
         return cotraining.step
-    # Constants need not be sent in each step; moving statistics of a batch would drift apart.
-    moving = any(hasattr(module, "running_mean") for module in cotraining.online.modules())
+    # Buffers are constants, or the statistics that update_assignment makes equal: not to be sent.
     return nn.parallel.DistributedDataParallel(
-        _Step(cotraining), find_unused_parameters=True, broadcast_buffers=moving
+        _Step(cotraining), find_unused_parameters=True, broadcast_buffers=False
     )
 
 

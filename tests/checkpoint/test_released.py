@@ -97,7 +97,7 @@ def test_the_architecture_follows_from_the_tensors(tmp_path, patch, width, depth
     save_release(tmp_path / "x.pth", make_state(5, patch, width, depth), aux_layer=-1)
     network = cosa.load(tmp_path / "x.pth")
     encoder = network.encoder
-    assert (network.patch_size, encoder.embed_dim, len(encoder.blocks)) == (patch, width, depth)
+    assert (network.stride, encoder.embed_dim, len(encoder.blocks)) == (patch, width, depth)
     assert all(block.attn.num_heads == width // 64 for block in encoder.blocks)
     assert encoder.patch_embed.grid_size == (GRID, GRID)
     assert (network.num_classes, network.decoder.conv6.out_channels) == (5, 24)
@@ -110,8 +110,8 @@ def test_the_auxiliary_layer_follows_from_the_arguments(tmp_path, arguments, blo
     state = make_state()
     save_release(tmp_path / "namespace.pth", state, **arguments)
     torch.save({"model": state, "args": dict(arguments)}, tmp_path / "dict.pth")
-    assert cosa.load(tmp_path / "namespace.pth").aux_layer == block  # by default the paper's -3
-    assert cosa.load(tmp_path / "dict.pth").aux_layer == block
+    for name in ("namespace.pth", "dict.pth"):  # by default the paper's -3
+        assert cosa.load(tmp_path / name).reader.aux_layer == block
 
 
 @pytest.mark.parametrize("wrong", [None, "third", 4, -5, 1.0])
@@ -127,7 +127,7 @@ def test_class_names_follow_from_their_number(tmp_path, names):
     network = cosa.load(tmp_path / "x.pth")
     assert network.classes == tuple(names)
     assert len(network.palette) == len(names) + 1
-    assert network.aux_layer == 1  # -3 of four blocks
+    assert network.reader.aux_layer == 1  # -3 of four blocks
     assert network.image_size == 448 and network.config.evaluate.flip is True
     assert network.thresholds == (None, None)
 
@@ -239,7 +239,7 @@ def test_paths_of_other_systems_and_versions_load(tmp_path, monkeypatch):
         patched.setitem(sys.modules, "pathlib._local", local)
         patched.setitem(sys.modules, "pathlib", plain)
         torch.save(content, tmp_path / "x.pth")
-    assert cosa.load(tmp_path / "x.pth").aux_layer == 2
+    assert cosa.load(tmp_path / "x.pth").reader.aux_layer == 2
 
 
 class Malicious:

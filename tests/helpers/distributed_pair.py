@@ -35,7 +35,7 @@ from cosa.regularizers.semantic_decoupling import (
     decoupling_foreground_sum,
 )
 from cosa.threshold import DynamicThreshold
-from tests.helpers.tiny import tiny_tree, update_that_acts, write_yaml
+from tests.helpers.tiny import CNN, tiny_tree, update_that_acts, write_yaml
 
 BATCH, CLASSES = 4, 3
 
@@ -50,6 +50,7 @@ DROPOUT = {"encoder_options": {"img_size": 32, "patch_size": 8, "embed_dim": 32,
                                "num_heads": 2, "proj_drop_rate": 0.1}}
 SHORT = {"iterations": 6, "batch_size": BATCH, "log_every": 1, "evaluate_every": 0,
          "checkpoint_every": 2}
+SHORT_CNN = SHORT | {"iterations": 3}
 
 
 def configure(folder: Path, name: str, **sections) -> str:
@@ -198,6 +199,26 @@ def resumed(folder: Path) -> int:
     return train.main(["--resume", str(folder / "halves")])
 
 
+def moving(folder: Path) -> list[torch.Tensor]:
+    """Batch statistics after the last step: own, of both processes, and their average."""
+    found = []
+    original = CoTraining.update_assignment
+
+    def update(self, iteration):
+        own = torch.cat(self.online.moving_statistics())
+        original(self, iteration)
+        average = self.assignment.network.moving_statistics()
+        found[:] = own, torch.cat(self.online.moving_statistics()), torch.cat(average)
+
+    CoTraining.update_assignment = update
+    try:
+        model = CNN | {"freeze_batch_norm": False}
+        assert train.main([configure(folder, "moving", model=model, train=SHORT_CNN)]) == 0
+    finally:
+        CoTraining.update_assignment = original
+    return found
+
+
 def one_partner(folder: Path) -> int:
     """Images to paste in one of the processes only, and no other loss than theirs."""
     off = dict.fromkeys(("c2s", "c2s_aux", "s2c", "csc"), 0.0)
@@ -259,8 +280,8 @@ def killed(folder: Path) -> str:
         return end_of(lambda: train.main([config]))
 
 
-SCENARIOS = (shares, exact, uninterrupted, interrupted, resumed, one_partner, divergence, refusal,
-             segment, killed)
+SCENARIOS = (shares, exact, uninterrupted, interrupted, resumed, moving, one_partner, divergence,
+             refusal, segment, killed)
 
 
 @contextlib.contextmanager

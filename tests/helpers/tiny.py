@@ -48,6 +48,10 @@ TINY = {
 }
 
 
+CNN = {"encoder": "resnet10t", "encoder_options": {"channels": [8, 16, 24, 32]}}
+"""Of the section ``model``: a ResNet of stride 16 in the place of the ViT."""
+
+
 def tiny_tree(output: Path | str = "runs", **sections) -> dict:
     """The tiny configuration as nested dictionaries; keyword arguments change its sections."""
     tree = copy.deepcopy(TINY) | {"output": str(output)}

@@ -202,6 +202,14 @@ def test_a_run_goes_on_in_another_number_of_processes(both, tmp_path):
     assert [line["iteration"] for line in logged(run)] == list(range(1, 8))
 
 
+def test_batch_statistics_are_the_mean_over_the_processes(both):
+    (own, mine, average), (other, theirs, its_average) = (r["moving"] for r in both[1])
+    assert not torch.equal(own, other), "each has seen images of its own"
+    assert torch.allclose(mine, (own + other) / 2, atol=1e-6)
+    assert torch.equal(mine, theirs) and torch.equal(average, its_average)
+    assert not torch.equal(average, mine)
+
+
 def test_images_to_paste_in_one_process_only(both):
     assert [result["one_partner"] for result in both[1]] == [0, 0]
     last = logged(both[0] / "pasting")[-1]

@@ -17,6 +17,7 @@ from cosa.core.errors import UserError
 from cosa.training import session
 from cosa.training.run_folder import RunFolder
 from cosa.training.session import Session
+from tests.helpers.tiny import CNN
 from tests.helpers.training import (
     RANDOM,
     assert_equal_runs,
@@ -66,6 +67,22 @@ def test_a_finished_run_whose_end_is_damaged_ends_the_same_again(
     assert evaluated(run) == [4, 8, 10]
     for path in run.checkpoints():
         verify(path)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_cnn_goes_on_exactly_with_its_batch_statistics(tmp_path, run, monkeypatch, frozen):
+    model = CNN | {"freeze_batch_norm": frozen}
+    other = RunFolder(tmp_path / "other" / "runs" / "tiny")
+    assert train.main([configure(tmp_path / "other", model=model, train=TRAIN)]) == 0
+    train_until(monkeypatch, 5, configure(tmp_path, model=model, train=TRAIN))
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert_equal_runs(run, other)
+    saved, start = read(run.last), torch.zeros(32)
+    for network in ("online", "assignment"):
+        mean = saved[network]["encoder.layer4.0.bn2.running_mean"]
+        assert torch.equal(mean, start) == frozen
+    loaded = cosa.load(run.last).encoder.layer4[0].bn2.running_mean
+    assert torch.equal(loaded, saved["assignment"]["encoder.layer4.0.bn2.running_mean"])
 
 
 def test_final_scores_are_gone_while_the_end_is_trained_again(tmp_path, run, monkeypatch):

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from cosa.network import CoSANetwork
 from cosa.predict import scaled_size
 
+NO_PRODUCTS = ("layer_norm", "batch_norm", "group_norm", "instance_norm", "adaptive_avg_pool2d")
+"""Operations that fvcore counts by default."""
+
 
 @dataclass(frozen=True)
 class Count:
@@ -25,7 +28,7 @@ class Count:
 
     parameters: int
     macs: int  # of the whole network
-    encoder_macs: int  # of the ViT alone, without classifiers and decoder
+    encoder_macs: int  # of the encoder alone, without classifiers and decoder
 
     @property
     def flops(self) -> int:
@@ -40,11 +43,11 @@ def count(network: CoSANetwork, image_size: int | tuple[int, int], batch: int = 
 
     Args:
         network: on any device; it is left as it is.
-        image_size: side of a square or (height, width), multiples of the patch size.
+        image_size: side of a square or (height, width), multiples of the stride.
         batch: images in the pass.
 
     Raises:
-        ValueError: the size is not a multiple of the patch size.
+        ValueError: the size is not a multiple of the stride.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     device = next(network.parameters()).device
@@ -68,7 +71,7 @@ def count_multi_scale(
     Args:
         network: as for :func:`count`.
         image_size: side or (height, width) in pixels, of any size: each scale is rounded to
-            whole patches as the prediction does.
+            whole positions as the prediction does.
         scales: factors of the image size.
         flip: whether mirrored images are seen, too.
         batch: images per prediction.
@@ -123,5 +126,6 @@ def _macs_by_module(network: CoSANetwork, images: Tensor) -> dict[str, int]:
         analysis = FlopCountAnalysis(_TupleForward(network), images)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle("aten::scaled_dot_product_attention", attention_macs)
-        analysis.set_op_handle("aten::layer_norm", no_macs)
+        for name in NO_PRODUCTS:
+            analysis.set_op_handle(f"aten::{name}", no_macs)
         return {name: int(macs) for name, macs in analysis.by_module().items()}
