@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from cosa.core.errors import UserError
 from cosa.core.tensors import in_full_precision
-from cosa.encoders.build import build_encoder, choose_reader
+from cosa.encoders.build import build_encoder, choose_reader, first_layers
 from cosa.encoders.normalization import IMAGENET, Colour, resolve
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -55,6 +56,37 @@ class LargeFOV(nn.Module):
         return in_full_precision(self.conv8, hidden)
 
 
+class CamClassifier(nn.Conv2d):
+    """A bias-free 1x1 convolution: as a map the CAM, and of pooled features the class scores.
+
+    The weights start from a truncated normal with standard deviation 0.01 (scores near 0).
+
+    Args:
+        width: channels D of the features.
+        num_classes: C.
+        pooling: "max" or "avg", over all positions.
+        offset: add a learnt number to each class's scores, which no CAM contains: classes are
+            absent from most images, and without it the CAM itself must be negative nearly
+            everywhere to say so. It starts at the log-odds of 1 in C.
+    """
+
+    def __init__(self, width: int, num_classes: int, pooling: str, offset: bool):
+        super().__init__(width, num_classes, 1, bias=False)
+        nn.init.trunc_normal_(self.weight, std=0.01)
+        self.pooling = pooling
+        start = torch.full((num_classes,), -math.log(max(1, num_classes - 1)))
+        self.offset = nn.Parameter(start) if offset else None
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(B, C) float32 class scores of features (B, D, h, w), before the sigmoid."""
+        if self.pooling == "max":
+            pooled = features.amax(dim=(2, 3), keepdim=True)
+        else:
+            pooled = features.mean(dim=(2, 3), keepdim=True)
+        scores = in_full_precision(self, pooled).flatten(1)
+        return scores if self.offset is None else scores + self.offset
+
+
 class CoSANetwork(nn.Module):
     """The network of CoSA, online or assignment (Sec. 3 of the paper).
 
@@ -74,6 +106,7 @@ class CoSANetwork(nn.Module):
         freeze_batch_norm: keep the encoder's batch statistics as they were pretrained: small
             batches have none worth the name. Scales and shifts are trained.
         aux_norm: apply a LayerNorm of its own to the auxiliary features.
+        pooling, aux_pooling, class_offset: of the two classifiers, see ``CamClassifier``.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
         normalization: mean and standard deviation of RGB in [0, 1] that the encoder's weights
@@ -81,8 +114,7 @@ class CoSANetwork(nn.Module):
             three numbers each. They are kept in the buffers ``mean`` and ``std``, (3, 1, 1)
             float32, and saved with the weights.
 
-    The classifiers start from a truncated normal with standard deviation 0.01 (scores near 0),
-    the decoder's hidden layers from Kaiming's normal initialisation.
+    The decoder's hidden layers start from Kaiming's normal initialisation.
 
     Raises:
         UserError: the encoder, one of its options or the normalisation is unknown or does not
@@ -102,6 +134,9 @@ class CoSANetwork(nn.Module):
         output_stride: int = 0,
         freeze_batch_norm: bool = True,
         aux_norm: bool = False,
+        pooling: str = "max",
+        aux_pooling: str = "max",
+        class_offset: bool = False,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
         normalization: str | Sequence[Sequence[float]] = "encoder",
@@ -117,10 +152,8 @@ class CoSANetwork(nn.Module):
         self.freeze_batch_norm = freeze_batch_norm
         width, aux_width = self.reader.width, self.reader.aux_width
         self.aux_norm = nn.LayerNorm(aux_width, eps=1e-6) if aux_norm else nn.Identity()
-        self.classifier = nn.Conv2d(width, num_classes, 1, bias=False)
-        self.aux_classifier = nn.Conv2d(aux_width, num_classes, 1, bias=False)
-        for classifier in (self.classifier, self.aux_classifier):
-            nn.init.trunc_normal_(classifier.weight, std=0.01)
+        self.classifier = CamClassifier(width, num_classes, pooling, class_offset)
+        self.aux_classifier = CamClassifier(aux_width, num_classes, aux_pooling, class_offset)
         self.decoder = LargeFOV(width, num_classes + 1, decoder_width, decoder_dilation)
         self.train()  # freezes what is to be frozen
 
@@ -135,8 +168,8 @@ class CoSANetwork(nn.Module):
         """
         features, aux_features = self.encode(images)
         return NetworkOutput(
-            logits=pooled_scores(features, self.classifier),
-            aux_logits=pooled_scores(aux_features, self.aux_classifier),
+            logits=self.classifier.scores(features),
+            aux_logits=self.aux_classifier.scores(aux_features),
             cam=in_full_precision(self.classifier, features),
             aux_cam=in_full_precision(self.aux_classifier, aux_features),
             seg=self.decoder(features),
@@ -192,6 +225,15 @@ class CoSANetwork(nn.Module):
         if isinstance(position, nn.Parameter):
             position.requires_grad_(False)
 
+    def freeze_first_layers(self, count: int) -> None:
+        """Exclude the encoder's stem and first stages or blocks from training.
+
+        Raises:
+            UserError: there are not so many.
+        """
+        for parameter in first_layers(self.encoder, count) if count else ():
+            parameter.requires_grad_(False)
+
     def parameter_groups(
         self, lr: float, head_lr_factor: float = 10.0, weight_decay: float = 0.01
     ) -> list[dict[str, Any]]:
@@ -228,7 +270,3 @@ class CoSANetwork(nn.Module):
 def _as_buffer(colour: Colour) -> Tensor:
     return torch.tensor(colour, dtype=torch.float32)[:, None, None]
 
-
-def pooled_scores(features: Tensor, classifier: nn.Conv2d) -> Tensor:
-    """(B, C) scores of the globally max-pooled features (B, D, h, w): pool, then classify."""
-    return in_full_precision(classifier, features.amax(dim=(2, 3), keepdim=True)).flatten(1)

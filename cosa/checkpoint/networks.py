@@ -25,7 +25,8 @@ FORMAT = "cosa-1"
 
 ARCHITECTURE = (
     "encoder", "encoder_options", "output_stride", "freeze_batch_norm", "normalization",
-    "aux_layer", "aux_stage", "aux_norm", "decoder_width", "decoder_dilation",
+    "aux_layer", "aux_stage", "aux_norm", "pooling", "aux_pooling", "class_offset",
+    "decoder_width", "decoder_dilation",
 )
 """Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
 

@@ -25,6 +25,9 @@ FORMERLY = {
     "output_stride": 0,
     "aux_stage": -2,
     "freeze_batch_norm": True,
+    "pooling": "max",
+    "aux_pooling": "max",
+    "class_offset": False,
 }
 """Keys of ``model`` that came later, with what all files without them mean."""
 

@@ -146,16 +146,29 @@ class ModelConfig:
     """Of a network of stages: stage whose map feeds it; negative: counted from the end."""
     aux_norm: bool = False
     """Layer-normalise the auxiliary features."""
+    pooling: str = "max"
+    """How the final features are pooled before they are classified: max, as in the paper, or
+    avg."""
+    aux_pooling: str = "max"
+    """The same of the auxiliary features."""
+    class_offset: bool = False
+    """Add a learnt number to each class's scores, which no CAM contains: without it a CAM must be
+    negative nearly everywhere to say that a class is absent."""
     decoder_width: int = 512
     """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = 5
     """Dilation of its 3x3 convolutions, in tokens."""
+    freeze_layers: int = 0
+    """Keep so many of the encoder's first layers as they were pretrained: its stem, then whole
+    stages, or a ViT's blocks."""
     freeze_position_embedding: bool = True
     """Keep the encoder's absolute position embedding as it was pretrained, as the release does."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "decoder_width", "decoder_dilation")
-        at_least(self, 0, "output_stride")
+        at_least(self, 0, "output_stride", "freeze_layers")
+        one_of(self, "pooling", ("max", "avg"))
+        one_of(self, "aux_pooling", ("max", "avg"))
         normalization(self, "normalization", ("encoder", "imagenet"))
 
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+from timm.models import group_parameters
+from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -57,7 +60,36 @@ def build_encoder(name: str, options: Mapping[str, Any], output_stride: int = 0)
     encoder = _create(name, options, output_stride)
     if is_plain_vit(encoder):
         encoder.attn_pool = None  # some models pool with attention; the CAMs never do
+    elif isinstance(encoder, EfficientNet | MobileNetV3):
+        _show_all_stages(encoder)
     return encoder
+
+
+def _show_all_stages(encoder: nn.Module) -> None:
+    """End with the last stage, and count all of them, the stem as the first.
+
+    What follows is a convolution that widens the map for a classifier; timm's ``features_only``
+    leaves it out, too. Of the stages timm shows those alone after which the resolution changes.
+    """
+    if isinstance(encoder, EfficientNet):
+        encoder.num_features = encoder.conv_head.in_channels
+        encoder.conv_head, encoder.bn2 = nn.Identity(), nn.Identity()
+    encoder.stage_ends = list(range(len(encoder.blocks) + 1))
+
+
+def first_layers(encoder: nn.Module, count: int) -> list[nn.Parameter]:
+    """The weights of the first layers: of the stem, then of whole stages or of a ViT's blocks.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    matcher = encoder.group_matcher(coarse=True)
+    groups = list(group_parameters(encoder, matcher, reverse=False).values())
+    if count >= len(groups):
+        raise UserError(f"model.freeze_layers={count} leaves nothing to train of an encoder of "
+                        f"{len(groups)} layers, the stem among them: choose 0 to {len(groups) - 1}")
+    named = dict(encoder.named_parameters())
+    return [named[name] for names in groups[:count] for name in names]
 
 
 def is_plain_vit(encoder: nn.Module) -> bool:

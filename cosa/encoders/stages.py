@@ -24,13 +24,13 @@ LONGEST = 120
 class StageReader(Reader):
     """Reads what follows the last stage, before any pooling, and an earlier stage.
 
-    Of an EfficientNet the former is what its last 1x1 convolution yields, of a ConvNeXt or Swin
-    what the last norm does, wherever timm has it. The auxiliary map, which is finer where its
-    stage is, is averaged over the positions of the final one.
+    Of a ConvNeXt or Swin the former is what the last norm yields, wherever timm has it. The
+    auxiliary map, which is finer where its stage is, is averaged over the positions of the final
+    one.
     """
 
     aux_stage: int
-    """Index of the auxiliary stage, from 0, as timm's ``feature_info`` counts them."""
+    """Index of the auxiliary stage, from 0, as timm's ``forward_intermediates`` counts them."""
     aux_stride: int
     """Side in pixels of a position of that stage's map; divides ``stride``."""
     channels_last: bool

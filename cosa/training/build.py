@@ -63,6 +63,7 @@ def build_cotraining(
         print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
     if config.model.freeze_position_embedding:
         network.freeze_position_embedding()
+    network.freeze_first_layers(config.model.freeze_layers)
     cotraining = assemble(network.to(device).train(), config, autocast)
     if config.train.activation_checkpointing:
         checkpoint_activations(network)  # of the online network: its copy has no way back
