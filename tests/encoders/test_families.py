@@ -2,19 +2,24 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import cosa
 from cosa.benchmark.timings.flops import count
+from cosa.benchmark.timings.footprint import footprint
+from cosa.benchmark.timings.random_network import write_random
 from cosa.checkpoint import save_weights
 from cosa.config import from_dict, to_dict
 from cosa.core.errors import UserError
 from cosa.data import build_dataset
 from cosa.data.batches import to_device
+from cosa.data.images import network_input
 from cosa.data.loader import training_loader
 from cosa.data.partners import PartnerViews
 from cosa.evaluate import evaluate
 from cosa.export.check import compare
 from cosa.export.forward import ExportedForward, trace
+from cosa.inference.jobs import Job
 from cosa.network import CoSANetwork
 from cosa.pictures.palette import voc_palette
 from cosa.predict import multi_scale
@@ -22,14 +27,14 @@ from cosa.regularizers.registry import REGULARIZERS
 from cosa.training.build import build_cotraining, check_crop
 from tests.helpers import cotraining as tiny_cotraining
 from tests.helpers.cotraining import ON
-from tests.helpers.tiny import tiny_tree
+from tests.helpers.tiny import CNN, tiny_tree, write_yaml
 
 SIZE = 64
 
 SCENES = {"data": {"scenes_train": 60, "scenes_size": SIZE}, "augment": {"crop_size": SIZE}}
 
 FAMILIES = {
-    "resnet10t": ({"channels": [8, 16, 24, 32]}, 16, 32, 24),
+    "resnet10t": (CNN["encoder_options"], 16, 32, 24),
     "convnext_atto": ({"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}, 16, 32, 24),
     "tf_efficientnet_lite0": ({}, 16, 1280, 112),
     "mobilenetv3_small_050": ({}, 32, 288, 24),
@@ -46,9 +51,6 @@ FAMILIES = {
 
 UNUSED = ("encoder.conv_head.",)
 """Behind the pooling of a MobileNetV3."""
-
-FREE = ("resnet10t", "convnext_atto", "tf_efficientnet_lite0", "mobilenetv3_small_050")
-"""Exported for any size."""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,31 @@ def test_multiply_adds_of_a_cnn_by_hand():
     assert count(network, (32, 48)).encoder_macs == found > 0
 
 
+def test_a_random_cnn_shows_several_classes(tmp_path):
+    """For the benchmark of inference without trained weights."""
+    tree = tiny_tree(model=CNN, evaluate={"image_size": SIZE})
+    image = Image.effect_noise((90, 70), 80).convert("RGB")
+    image.save(tmp_path / "x.png")
+    path = tmp_path / "random.pth"
+    job = Job("x.png", tmp_path / "x.png", {})
+    write_random(path, str(write_yaml(tmp_path / "c.yaml", tree)), None, job)
+    network = cosa.load(path)
+    with torch.no_grad():
+        seg = multi_scale(network, network_input(image, SIZE)[None], (1.0,)).seg
+    assert len(seg.argmax(1).unique()) > 1
+
+
+def test_the_memory_of_a_step_of_a_cnn():
+    def counted(**train):
+        tree = tiny_tree(model=CNN, device="cpu", threshold={"dynamic": False},
+                         train={"batch_size": 8, **train})
+        return footprint(from_dict(tree), 4, bf16=False)
+
+    plain, small = counted(), counted(activation_checkpointing=True)
+    assert small["kept"] == plain["kept"] and small["peak"] < plain["peak"]
+    assert small["operations"] > plain["operations"]
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0"])
 def test_all_regularizers_take_a_step_on_a_cnn(name, batch):
     cotraining = build(name, regularizers=ON)
@@ -145,8 +172,8 @@ def network_weights(cotraining):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FREE)
-def test_a_cnn_is_exported_for_any_size(name, tmp_path):
+@pytest.mark.parametrize("name", [*FAMILIES][:-1])
+def test_a_network_of_stages_is_exported_for_any_size(name):
     network = build(name).online.eval()
     stride = network.stride
     program = trace(network, None).module()
@@ -176,7 +203,7 @@ def test_frozen_statistics_stay_and_their_scales_are_trained(batch):
 
 
 def test_a_network_is_frozen_from_the_start():
-    network = CoSANetwork(2, "resnet10t", {"channels": [8, 16, 24, 32]}, decoder_width=8)
+    network = CoSANetwork(2, "resnet10t", CNN["encoder_options"], decoder_width=8)
     before = statistics(network)
     network(torch.rand(2, 3, 32, 32))
     assert all(torch.equal(statistics(network)[name], value) for name, value in before.items())
@@ -252,7 +279,7 @@ def test_an_encoder_that_ignores_checkpointing_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("wanted", "stride"), [(0, 16), (8, 8), (16, 16), (32, 32)])
 def test_the_output_stride_of_a_resnet(wanted, stride):
-    options = {"channels": [8, 16, 24, 32]}
+    options = CNN["encoder_options"]
     network = CoSANetwork(2, "resnet10t", options, output_stride=wanted, decoder_width=8)
     assert network.stride == stride
     with torch.no_grad():
@@ -261,7 +288,7 @@ def test_the_output_stride_of_a_resnet(wanted, stride):
 
 
 def test_a_finer_auxiliary_stage_is_averaged():
-    options = {"channels": [8, 16, 24, 32]}
+    options = CNN["encoder_options"]
     network = CoSANetwork(2, "resnet10t", options, aux_stage=1, decoder_width=8).eval()
     assert (network.reader.aux_width, network.reader.aux_stride) == (8, 4)
     caught = []

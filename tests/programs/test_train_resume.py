@@ -13,6 +13,7 @@ import cosa
 import train
 from cosa.checkpoint import read, save, verify
 from cosa.config import load_config
+from cosa.config.loading import FORMERLY
 from cosa.core.errors import UserError
 from cosa.training import session
 from cosa.training.run_folder import RunFolder
@@ -237,15 +238,17 @@ def test_a_checkpoint_of_another_kind_of_adamw_takes_on_the_present_one(tmp_path
 
 
 def as_earlier_versions_wrote_it(run):
-    """Neither the key nor the tensors of the normalisation, which was always ImageNet's."""
+    """Neither the keys that came later nor the tensors of the normalisation, always ImageNet's."""
     tree = yaml.safe_load(run.config.read_text())
-    assert tree["model"].pop("normalization") == "imagenet"
+    for key, value in FORMERLY.items():
+        assert tree["model"].pop(key) == value
     run.config.write_text(yaml.safe_dump(tree))
     for path in (*run.checkpoints(), run.best):
         content = read(path)
         for part in (content, content.get("best") or {}):
             if part:
-                part["about"]["config"]["model"].pop("normalization", None)
+                for key in FORMERLY:
+                    part["about"]["config"]["model"].pop(key, None)
             for network in {"online", "assignment"} & part.keys():
                 part[network] = {k: v for k, v in part[network].items() if k not in ("mean", "std")}
         save(path, content)
