@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -140,7 +141,13 @@ def quiet() -> Iterator[None]:
 
 
 def trace(network: CoSANetwork, size: int | None) -> ExportedProgram:
-    """The network as a program of any batch size, of one image size or of all (``size`` None)."""
+    """The network as a program of any batch size, of one image size or of all (``size`` None).
+
+    Raises:
+        ValueError: a Swin is to be traced for all sizes, which had no end within ten minutes.
+    """
+    if size is None and isinstance(network.encoder, SwinTransformer):
+        raise ValueError("shifted windows take too long to trace; --size chooses one size")
     patch = network.stride
     shape: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
     height = width = size
