@@ -68,6 +68,7 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager] | None = None,
     max_images: int = 0,
     boundary: bool = True,
+    min_class_score: float = 0.0,
     progress: bool = True,
     should_stop: Callable[[], bool] | None = None,
     on_image: Callable[[ShownImage], None] | None = None,
@@ -87,6 +88,8 @@ def evaluate(
         coexistence_classes: names of the classes that ``cmiou`` averages.
         autocast: makes the context in which the network runs; None for full precision.
         max_images: score only so many images, evenly spread; 0 for all.
+        min_class_score: the label-free segmentation leaves out classes of which the network says
+            a lower probability for the whole image, but for the likeliest one; 0 keeps all.
         boundary: also compute the contour quality (``boundary_f``, ``jf``).
         progress: show a progress bar on stderr.
         should_stop: asked before each batch; it is enough if one process's says so.
@@ -117,9 +120,10 @@ def evaluate(
     indices = spread(range(len(dataset)), max_images or len(dataset))
     own = indices[distributed.rank() :: distributed.world()]
     on_show = set(spread(indices, shown)) if on_image is not None else set()
-    pixels = PixelScores(len(dataset.classes), thresholds, boundary)
+    pixels = PixelScores(len(dataset.classes), thresholds, boundary, min_class_score)
     autocast = autocast or nullcontext
     logits, stopped = [], False
+    single = tuple(scales) == (1.0,) and not flip
     whole_patches = scaled_size((image_size, image_size), 1.0, network.stride)
     with (
         progress_bar(total=len(own), desc="evaluate", leave=False, disable=not progress) as bar,
@@ -136,10 +140,13 @@ def evaluate(
             images = torch.stack([sample.image for sample in batch]).to(device)
             mapped = [k for k, s in enumerate(batch) if s.mask is not None or s.index in on_show]
             with autocast(), weights_cast_once(network):
-                output = network(resize(images, whole_patches))
                 if mapped:
                     prediction = multi_scale(network, images[mapped], scales=scales, flip=flip)
-            logits.append(output.logits.float().cpu())
+                if single and len(mapped) == len(batch):
+                    scored = prediction.logits  # of the very pass that is wanted
+                else:
+                    scored = network(resize(images, whole_patches)).logits
+            logits.append(scored.float().cpu())
             seen = []
             for k, maps in zip(mapped, _split(prediction) if mapped else (), strict=True):
                 index, mask = batch[k].index, batch[k].mask
@@ -193,8 +200,10 @@ def _count(pixels: PixelScores, seen: Iterable[tuple[Decided, np.ndarray]]) -> N
 
 def _split(prediction: Prediction) -> Iterator[Prediction]:
     """The images of a batch, one by one."""
-    maps = zip(prediction.cam, prediction.aux_cam, prediction.seg, strict=True)
-    return (Prediction(cam=c[None], aux_cam=a[None], seg=s[None]) for c, a, s in maps)
+    maps = zip(
+        prediction.cam, prediction.aux_cam, prediction.seg, prediction.logits, strict=True
+    )
+    return (Prediction(c[None], a[None], s[None], scores[None]) for c, a, s, scores in maps)
 
 
 def _in_order(own: np.ndarray, count: int) -> np.ndarray:

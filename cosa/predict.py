@@ -26,6 +26,7 @@ class Prediction:
     cam: Tensor | None  # (B, C, H, W) in [0, 1], M' of the paper
     aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], the auxiliary M'
     seg: Tensor | None  # (B, C+1, H, W) logits summed over scales and flips, S'; 0: background
+    logits: Tensor  # (B, C) class scores, mean over scales and flips
 
 
 @torch.no_grad()
@@ -70,11 +71,13 @@ def multi_scale(
     image_size = (images.shape[-2], images.shape[-1])
     size = image_size if size is None else size
     total: dict[str, Tensor | None] = dict.fromkeys(MAPS)
+    passes: list[Tensor] = []
     for scale in scales:
         scaled = resize(images, scaled_size(image_size, scale, network.stride))
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         output = network(scaled)
+        passes += output.logits.float().split(len(images))
         for name in maps:
             fuse = _fuse_seg if name == "seg" else _fuse_cam
             views = _unflip(getattr(output, name), flip)
@@ -84,7 +87,21 @@ def multi_scale(
     if normalized:
         for name in {"cam", "aux_cam"}.intersection(maps):
             total[name] = normalize(total[name])
-    return Prediction(**total)
+    return Prediction(**total, logits=torch.stack(passes).mean(dim=0))
+
+
+def believed(logits: Tensor, least: float) -> Tensor:
+    """The classes that an image seems to hold by its class scores.
+
+    Args:
+        logits: (..., C) class scores before the sigmoid.
+        least: probability in [0, 1] from which a class counts; the likeliest always does.
+
+    Returns:
+        A bool tensor of the same shape and device.
+    """
+    likeliest = logits == logits.amax(dim=-1, keepdim=True)
+    return likeliest | (logits.sigmoid() >= least)
 
 
 def scaled_size(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cosa.cam import filter_by_labels, resize
 from cosa.core.numbers import percent
 from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
-from cosa.predict import Prediction
+from cosa.predict import Prediction, believed
 
 CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
@@ -43,6 +43,7 @@ class PixelScores:
         num_foreground: number of classes without the background.
         thresholds: (xi, xi_aux) in [0, 1]; None where there is none, its scores are NaN.
         boundary: whether contours are compared, too.
+        min_class_score: of ``cosa.evaluate.evaluate``.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class PixelScores:
         num_foreground: int,
         thresholds: tuple[float | None, float | None],
         boundary: bool,
+        min_class_score: float = 0.0,
     ):
         classes = num_foreground + 1
+        self.min_class_score = min_class_score
         # A threshold of NaN has scores of NaN.
         self.threshold, self.aux_threshold = (
             math.nan if value is None else float(value) for value in thresholds
@@ -73,15 +76,14 @@ class PixelScores:
             size: height and width of the mask.
         """
         seg = resize(maps.seg.float(), size)[0]
-        present = torch.cat([image_labels.new_ones(1), image_labels]) > 0  # background always
-        allowed = present.nonzero()[:, 0].to(seg.device)
+        seen = believed(maps.logits[0], self.min_class_score)
         cam, aux_cam = (
             filter_by_labels(resize(cam.float(), size), image_labels[None])[0]
             for cam in (maps.cam, maps.aux_cam)
         )
         return Decided(
-            seg=_label_map(_strongest(seg)),
-            filtered=_label_map(allowed[_strongest(seg[allowed])]),
+            seg=_label_map(_strongest_of(seg, seen)),
+            filtered=_label_map(_strongest_of(seg, image_labels > 0)),
             cam=self.cam.code(cam),
             aux_cam=self.aux_cam.code(aux_cam),
             ensemble=self.ensemble.code((cam + aux_cam) / 2),
@@ -134,9 +136,17 @@ class PixelScores:
         return scores
 
 
-def _strongest(seg: Tensor) -> Tensor:
-    """The class of the largest of (K, H, W) logits at each position, the first of equal ones."""
-    return seg.max(dim=0).indices  # on the CPU several times as fast as argmax
+def _strongest_of(seg: Tensor, allowed: Tensor) -> Tensor:
+    """The class of the largest of (C + 1, H, W) logits at each position, the first of equal ones.
+
+    Args:
+        allowed: (C,) bool, which foreground classes are compared; the background always is.
+    """
+    channels = 1 + allowed.nonzero()[:, 0].to(seg.device)
+    channels = torch.cat([channels.new_zeros(1), channels])
+    if len(channels) == len(seg):
+        return seg.max(dim=0).indices  # on the CPU several times as fast as argmax
+    return channels[seg[channels].max(dim=0).indices]
 
 
 def _label_map(labels: Tensor) -> np.ndarray:

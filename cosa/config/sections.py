@@ -359,12 +359,16 @@ class EvaluateConfig:
     """Names of the classes that C-mIoU averages."""
     panels: int = 8
     """Pictures written at each evaluation, of images evenly spread over the data set; 0: none."""
+    min_class_score: float = 0.0
+    """The label-free segmentation leaves out classes of which the network says a lower probability
+    for the whole image, but for the likeliest one; 0 keeps all, as the paper does."""
     max_images: int = 0
     """Score so many images only, evenly spread; 0 scores all."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "batch_size")
         at_least(self, 0, "panels", "max_images")
+        unit(self, "min_class_score")
         positive_scales(self)
 
 

@@ -76,6 +76,8 @@ def choose_settings(
         max_size=options.max_size,
         crf=crf,
         threshold=threshold,
+        min_class_score=(evaluation.min_class_score if options.min_class_score is None
+                         else options.min_class_score),
         labels=labels and labels.digest,
     )
 

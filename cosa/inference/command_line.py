@@ -71,6 +71,10 @@ class Options:
     threshold: float | None = option(
         "of pseudo-labels; default: as trained", type=share, metavar="T", default=None
     )
+    min_class_score: float | None = option(
+        "leave out classes that the whole image holds with less than this probability, but for "
+        "the likeliest; 0: none; default: as evaluated", type=share, metavar="P", default=None
+    )
     crf: str | None = option(
         "refine by a dense CRF: release (default), toco or deeplab",
         nargs="?", const=DEFAULT_PRESET, metavar="PRESET", default=None,

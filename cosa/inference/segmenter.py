@@ -21,8 +21,8 @@ from cosa.inference.memory_budget import Room, memory_size
 from cosa.inference.pixels import Size
 from cosa.inference.settings import CrfSettings, Settings
 from cosa.inference.windows import SlidingNetwork
-from cosa.network import CoSANetwork, NetworkOutput
-from cosa.predict import multi_scale, scaled_size
+from cosa.network import CoSANetwork
+from cosa.predict import believed, multi_scale, scaled_size
 
 CELLS = 4
 """Cells per patch, along a side, of the maps that windows yield and of the maps that are saved."""
@@ -47,7 +47,7 @@ class Maps:
     """What the network says about an image, on its own grid."""
 
     classes: list[int]
-    """The labels of ``seg``'s channels: 0 the background, then the present classes."""
+    """The labels of ``seg``'s channels: 0 the background, then the classes that take part."""
     cam_classes: list[int]
     """The labels of ``cam``'s channels: the present classes, else those that are predicted."""
     seg: Tensor | None
@@ -119,18 +119,22 @@ class Segmenter:
             network = SlidingNetwork(
                 network, settings.window, settings.stride, self.batch_size, self.maps
             )
-        scored = _ScoredNetwork(network, len(batch))
         with torch.no_grad(), self.autocast(), weights_cast_once(self.network):
-            fused = multi_scale(scored, images, settings.scales, settings.flip, grid, self.maps)
+            fused = multi_scale(network, images, settings.scales, settings.flip, grid, self.maps)
         for index, prepared in enumerate(batch):
             classes, cam_classes = list(range(self.network.num_classes + 1)), []
             seg, cam = (None if maps is None else maps[index] for maps in (fused.seg, fused.cam))
+            # Leaving channels out is to set them to -inf, which would not survive resizing.
             if prepared.present is not None:
-                # Leaving channels out is to set them to -inf, which would not survive resizing.
                 classes, cam_classes = [0, *prepared.present], prepared.present
                 seg = None if seg is None else seg[classes]
-            elif cam is not None:
-                cam_classes = [1 + k for k in scored.positive(index)]
+            else:
+                scores = fused.logits[index]
+                if settings.min_class_score and seg is not None:
+                    classes = [0, *_labels(believed(scores, settings.min_class_score))]
+                    seg = seg[classes]
+                if cam is not None:
+                    cam_classes = _labels(scores > 0)  # a probability of 1/2
             cam = None if cam is None else cam[[label - 1 for label in cam_classes]]
             yield Maps(classes, cam_classes, seg, cam, settings.passes)
 
@@ -207,27 +211,9 @@ class Segmenter:
         return f"lower {', '.join(options[:-1])} or {options[-1]}"
 
 
-class _ScoredNetwork:
-    """A network that remembers the mean class scores of its passes.
-
-    Args:
-        network: what ``multi_scale`` takes.
-        batch: number B of images; those that it sees are several times as many with flips.
-    """
-
-    def __init__(self, network: Callable[[Tensor], NetworkOutput], batch: int) -> None:
-        self.network, self.stride, self.batch = network, network.stride, batch
-        self.logits: list[Tensor] = []
-
-    def __call__(self, images: Tensor) -> NetworkOutput:
-        output = self.network(images)
-        self.logits += output.logits.split(self.batch)
-        return output
-
-    def positive(self, index: int) -> list[int]:
-        """Classes, from 0, of image ``index`` whose mean score is above 0, a probability of 1/2."""
-        mean = torch.stack([logits[index] for logits in self.logits]).float().mean(dim=0)
-        return torch.nonzero(mean > 0).flatten().tolist()
+def _labels(chosen: Tensor) -> list[int]:
+    """The classes, from 1, that a (C,) bool tensor marks."""
+    return (1 + torch.nonzero(chosen).flatten()).tolist()
 
 
 def run_crf(photo: np.ndarray, probabilities: Tensor, crf: CrfSettings) -> Tensor:

@@ -58,6 +58,9 @@ class Settings:
     crf: CrfSettings | None = None
     threshold: float | None = None
     """xi, where M' becomes pseudo-labels; only these need it."""
+    min_class_score: float = 0.0
+    """Where there are no labels, classes of a lower image-level probability are left out, but for
+    the likeliest; 0 leaves out none."""
     labels: str | None = field(default=None)
     """Digest of the image-level labels that filter the results."""
 
@@ -74,6 +77,8 @@ class Settings:
         if slide or crf:
             relevant["max-size"] = self.max_size
         relevant |= {"crf": crf and asdict(crf), "labels": self.labels}
+        if self.min_class_score and self.labels is None and KINDS[kind].map == "seg":
+            relevant["min-class-score"] = self.min_class_score
         if KINDS[kind].at_threshold:
             relevant["threshold"] = self.threshold
         return relevant

@@ -49,6 +49,7 @@ def score(
         flip=options.flip,
         batch_size=options.batch_size,
         coexistence_classes=options.coexistence_classes,
+        min_class_score=options.min_class_score,
         device=device,
         autocast=choose_autocast(device, config.train.precision),
         max_images=options.max_images,
