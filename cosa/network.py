@@ -11,10 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosa.affinity import affinity, spread
 from cosa.core.errors import UserError
 from cosa.core.tensors import in_full_precision
 from cosa.encoders.build import build_encoder, choose_reader, first_layers
 from cosa.encoders.normalization import IMAGENET, Colour, resolve
+from cosa.encoders.reader import Features
+
+LEAST_PROBABILITY = 1e-6
+"""In the logarithm of spread probabilities."""
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 """The base of all layers that keep statistics of batches, timm's too."""
@@ -101,12 +106,16 @@ class CoSANetwork(nn.Module):
             third block from the end, 0 the first.
         aux_stage: of a network of stages, the stage that the auxiliary CAM reads; -2 is the last
             but one, 0 the first.
+        early_layer: the block or stage by whose features maps are spread, counted likewise.
         output_stride: pixels of a position of the maps; 0 takes 16 where a network of stages can
             be dilated to it, else the encoder's own.
         freeze_batch_norm: keep the encoder's batch statistics as they were pretrained: small
             batches have none worth the name. Scales and shifts are trained.
         aux_norm: apply a LayerNorm of its own to the auxiliary features.
         pooling, aux_pooling, class_offset: of the two classifiers, see ``CamClassifier``.
+        cam_steps, seg_steps, affinity_power: in evaluation mode alone, where targets and results
+            are made, CAMs and segmentation are spread by so many steps over positions that look
+            alike (``cosa.affinity``); 0: not at all.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
         normalization: mean and standard deviation of RGB in [0, 1] that the encoder's weights
@@ -131,12 +140,16 @@ class CoSANetwork(nn.Module):
         encoder_options: Mapping[str, Any] | None = None,
         aux_layer: int = -3,
         aux_stage: int = -2,
+        early_layer: int = -3,
         output_stride: int = 0,
         freeze_batch_norm: bool = True,
         aux_norm: bool = False,
         pooling: str = "max",
         aux_pooling: str = "max",
         class_offset: bool = False,
+        cam_steps: int = 0,
+        seg_steps: int = 0,
+        affinity_power: float = 4.0,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
         normalization: str | Sequence[Sequence[float]] = "encoder",
@@ -146,7 +159,12 @@ class CoSANetwork(nn.Module):
             raise UserError(f"a network needs at least one class, not {num_classes}")
         self.num_classes = num_classes
         self.encoder = build_encoder(encoder, encoder_options or {}, output_stride)
-        self.reader = choose_reader(self.encoder, encoder, aux_layer, aux_stage, output_stride)
+        self.cam_steps, self.seg_steps = cam_steps, seg_steps
+        self.reader = choose_reader(
+            self.encoder, encoder, aux_layer, aux_stage, output_stride,
+            early_layer if cam_steps or seg_steps else None,
+        )
+        self.affinity_power = affinity_power
         for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
             self.register_buffer(name, _as_buffer(colour))
         self.freeze_batch_norm = freeze_batch_norm
@@ -166,8 +184,8 @@ class CoSANetwork(nn.Module):
         Raises:
             ValueError: the size is not a multiple of the stride.
         """
-        features, aux_features = self.encode(images)
-        return NetworkOutput(
+        features, aux_features, early_features = self.encode(images)
+        output = NetworkOutput(
             logits=self.classifier.scores(features),
             aux_logits=self.aux_classifier.scores(aux_features),
             cam=in_full_precision(self.classifier, features),
@@ -175,14 +193,26 @@ class CoSANetwork(nn.Module):
             seg=self.decoder(features),
             features=features,
         )
+        if early_features is not None:
+            self._spread(output, affinity(early_features, self.affinity_power))
+        return output
+
+    def _spread(self, output: NetworkOutput, weights: Tensor) -> None:
+        """Spread the maps of an output over what is alike; CAMs without what is negative."""
+        if self.cam_steps:
+            output.cam = spread(F.relu(output.cam), weights, self.cam_steps)
+            output.aux_cam = spread(F.relu(output.aux_cam), weights, self.cam_steps)
+        if self.seg_steps:
+            likely = spread(output.seg.softmax(dim=1), weights, self.seg_steps)
+            output.seg = likely.clamp_min(LEAST_PROBABILITY).log()
 
     @property
     def stride(self) -> int:
         """Side in pixels of a position of the maps; image sizes are multiples of it."""
         return self.reader.stride
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Final and auxiliary features of images (B, 3, H, W) in [0, 1], as (B, D, h, w) maps."""
+    def encode(self, images: Tensor) -> Features:
+        """The features of images (B, 3, H, W) in [0, 1]; early ones where maps are spread."""
         height, width = images.shape[-2:]
         stride = self.stride
         if height < 1 or width < 1 or height % stride or width % stride:
@@ -192,8 +222,9 @@ class CoSANetwork(nn.Module):
             )
         # In place: a second tensor of the images' size costs more than the arithmetic.
         normalized = (images - self.mean).div_(self.std)
-        features, aux = self.reader.read(self.encoder, normalized)
-        return features, self.aux_norm(aux.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        spreads = not self.training and (self.cam_steps or self.seg_steps)
+        read = self.reader.read(self.encoder, normalized, early=bool(spreads))
+        return read._replace(aux=self.aux_norm(read.aux.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
     def train(self, mode: bool = True) -> CoSANetwork:
         """Training or evaluation mode; frozen batch statistics are those of evaluation in both."""

@@ -28,6 +28,10 @@ FORMERLY = {
     "pooling": "max",
     "aux_pooling": "max",
     "class_offset": False,
+    "cam_steps": 0,
+    "seg_steps": 0,
+    "early_layer": -3,
+    "affinity_power": 4.0,
 }
 """Keys of ``model`` that came later, with what all files without them mean."""
 

@@ -154,6 +154,16 @@ class ModelConfig:
     class_offset: bool = False
     """Add a learnt number to each class's scores, which no CAM contains: without it a CAM must be
     negative nearly everywhere to say that a class is absent."""
+    cam_steps: int = 0
+    """Spread the CAMs of the assignment network, from which pseudo-labels are made, by so many
+    steps over positions that look alike; no part of CoSA. 0: not at all."""
+    seg_steps: int = 0
+    """The same of its segmentation, and so of all results."""
+    early_layer: int = -3
+    """The block of a ViT, or stage, by whose features positions look alike; negative: counted from
+    the end."""
+    affinity_power: float = 4.0
+    """Exponent of the cosines of these features; larger values keep to what is most alike."""
     decoder_width: int = 512
     """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = 5
@@ -166,7 +176,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "decoder_width", "decoder_dilation")
-        at_least(self, 0, "output_stride", "freeze_layers")
+        at_least(self, 0, "output_stride", "freeze_layers", "cam_steps", "seg_steps")
+        above(self, 0, "affinity_power")
         one_of(self, "pooling", ("max", "avg"))
         one_of(self, "aux_pooling", ("max", "avg"))
         normalization(self, "normalization", ("encoder", "imagenet"))

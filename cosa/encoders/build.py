@@ -98,17 +98,25 @@ def is_plain_vit(encoder: nn.Module) -> bool:
 
 
 def choose_reader(
-    encoder: nn.Module, name: str, aux_layer: int = -3, aux_stage: int = -2, output_stride: int = 0
+    encoder: nn.Module,
+    name: str,
+    aux_layer: int = -3,
+    aux_stage: int = -2,
+    output_stride: int = 0,
+    early_layer: int | None = None,
 ) -> Reader:
     """How the maps of a model of :func:`build_encoder` are read.
+
+    Args:
+        early_layer: see ``CoSANetwork``; None if the early map is not to be read.
 
     Raises:
         UserError: it yields no maps, has no such block or stage, or is of another stride.
     """
-    if is_plain_vit(encoder):
-        reader: Reader = BlockReader.of(encoder, name, aux_layer)
-    else:
-        reader = StageReader.of(encoder, name, aux_stage)
+    vit = is_plain_vit(encoder)
+    aux = aux_layer if vit else aux_stage
+    early = aux if early_layer is None else early_layer  # not read: any will do
+    reader: Reader = (BlockReader if vit else StageReader).of(encoder, name, aux, early)
     if output_stride and reader.stride != output_stride:
         raise UserError(f"model.output_stride={output_stride} cannot be had of {name}, whose "
                         f"stride is {reader.stride}: set it to that, or to 0 for the encoder's own")

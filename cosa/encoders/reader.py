@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What is read of a batch of images, all on one grid."""
+
+    final: Tensor
+    """(B, width, h, w)"""
+    aux: Tensor
+    """(B, aux_width, h, w)"""
+    early: Tensor | None
+    """(B, D, h, w) of ``early_layer``; None where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,15 @@ class Reader(ABC):
     """Channels of the final map."""
     aux_width: int
     """Channels of the auxiliary map."""
+    early_layer: int
+    """Index, from 0, of the block or stage that the early map is of."""
 
     @abstractmethod
-    def read(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps, (B, width, h, w) and (B, aux_width, h, w).
+    def read(self, encoder: nn.Module, images: Tensor, early: bool = False) -> Features:
+        """The maps of a batch.
 
         Args:
             encoder: the model that the reader was made for, or a copy of it.
             images: (B, 3, H, W), normalised, H = h * stride, W = w * stride.
+            early: whether the early map is wanted, too.
         """

@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
-from cosa.encoders.reader import Reader
+from cosa.encoders.reader import Features, Reader
 
 PROBE = (128, 192)
 """Height and width of the image by which a model shows its maps: multiples of any stride of timm's
@@ -24,25 +24,28 @@ LONGEST = 120
 class StageReader(Reader):
     """Reads what follows the last stage, before any pooling, and an earlier stage.
 
-    Of a ConvNeXt or Swin the former is what the last norm yields, wherever timm has it. The
-    auxiliary map, which is finer where its stage is, is averaged over the positions of the final
-    one.
+    Of a ConvNeXt or Swin the former is what the last norm yields, wherever timm has it. Maps of
+    earlier stages, which may be finer, are averaged over the positions of the final one.
     """
 
     aux_stage: int
     """Index of the auxiliary stage, from 0, as timm's ``forward_intermediates`` counts them."""
     aux_stride: int
     """Side in pixels of a position of that stage's map; divides ``stride``."""
+    early_stride: int
+    """The same of the early stage."""
     channels_last: bool
     """Whether the model gives its final map as (B, h, w, width)."""
 
     @classmethod
-    def of(cls, encoder: nn.Module, name: str, aux_stage: int) -> StageReader:
+    def of(
+        cls, encoder: nn.Module, name: str, aux_stage: int, early_stage: int
+    ) -> StageReader:
         """The reader of a timm model, found by a look at its maps.
 
         Args:
             name: of the model, for errors.
-            aux_stage: -1 is the last stage, 0 the first.
+            aux_stage, early_stage: -1 is the last stage, 0 the first.
 
         Raises:
             UserError: it has no such stage, or yields no maps of any size.
@@ -52,37 +55,48 @@ class StageReader(Reader):
             raise UserError(f"model.encoder={name} yields several maps in the place of a final "
                             "one: choose another encoder")
         count = len(stages)
-        if not -count <= aux_stage < count:
-            raise UserError(f"model.aux_stage={aux_stage} does not exist: {name} has {count} "
-                            f"stages, choose {-count} to {count - 1}")
-        aux = stages[aux_stage]
+        for key, stage in (("aux_stage", aux_stage), ("early_layer", early_stage)):
+            if not -count <= stage < count:
+                raise UserError(f"model.{key}={stage} does not exist: {name} has {count} stages, "
+                                f"choose {-count} to {count - 1}")
+        aux, early = stages[aux_stage], stages[early_stage]
         width = encoder.num_features
         channels_last = final.ndim == 4 and final.shape[1] != width == final.shape[3]
         final = final.permute(0, 3, 1, 2) if channels_last else final
         if final.ndim != 4 or final.shape[1] != width:
             raise UserError(f"model.encoder={name} yields {tuple(final.shape[1:])} instead of a "
                             f"map of {width} channels: choose another encoder")
-        stride, aux_stride = _stride(final), _stride(aux)
-        if not stride or not aux_stride or stride % aux_stride:
-            raise UserError(f"model.encoder={name} yields maps of {tuple(final.shape[2:])} and "
-                            f"{tuple(aux.shape[2:])} positions for an image of {PROBE}: they must "
-                            "divide it, choose another encoder")
-        return cls(stride, width, aux.shape[1], aux_stage % count, aux_stride, channels_last)
+        stride, *others = (_stride(found) for found in (final, aux, early))
+        if not stride or any(not other or stride % other for other in others):
+            sizes = " and ".join(str(tuple(found.shape[2:])) for found in (final, aux, early))
+            raise UserError(f"model.encoder={name} yields maps of {sizes} positions for an image "
+                            f"of {PROBE}: they must divide it, choose another encoder")
+        return cls(
+            stride, width, aux.shape[1], early_stage % count, aux_stage % count, *others,
+            channels_last,
+        )
 
-    def read(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, encoder: nn.Module, images: Tensor, early: bool = False) -> Features:
         """See :meth:`cosa.encoders.reader.Reader.read`."""
         # The layout in which convolutions are fastest, on GPUs and CPUs; values are the same.
         images = images.contiguous(memory_format=torch.channels_last)
-        final, (aux,) = encoder.forward_intermediates(
-            images, indices=[self.aux_stage], output_fmt="NCHW"
-        )
+        wanted = sorted({self.aux_stage, self.early_layer} if early else {self.aux_stage})
+        final, stages = encoder.forward_intermediates(images, indices=wanted, output_fmt="NCHW")
         if self.channels_last:
             final = final.permute(0, 3, 1, 2)
         norm = getattr(getattr(encoder, "head", None), "norm", None)
         if isinstance(norm, LayerNorm2d):  # behind the pooling in a ConvNeXt
             final = norm(final)
-        finer = self.stride // self.aux_stride
-        return final, F.avg_pool2d(aux, finer) if finer > 1 else aux
+        maps = dict(zip(wanted, stages, strict=True))
+        return Features(
+            final,
+            self._averaged(maps[self.aux_stage], self.aux_stride),
+            self._averaged(maps[self.early_layer], self.early_stride) if early else None,
+        )
+
+    def _averaged(self, found: Tensor, stride: int) -> Tensor:
+        finer = self.stride // stride
+        return F.avg_pool2d(found, finer) if finer > 1 else found
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cosa.core.errors import UserError
-from cosa.encoders.reader import Reader
+from cosa.encoders.reader import Features, Reader
 
 # timm's prefix tokens in the order in which it concatenates them.
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -24,27 +24,31 @@ class BlockReader(Reader):
     """Index of that block, from 0."""
 
     @classmethod
-    def of(cls, encoder: nn.Module, name: str, aux_layer: int) -> BlockReader:
+    def of(
+        cls, encoder: nn.Module, name: str, aux_layer: int, early_layer: int
+    ) -> BlockReader:
         """The reader of a ``VisionTransformer`` or ``Eva``.
 
         Args:
             name: of the model, for errors.
-            aux_layer: -1 is the last block, 0 the first.
+            aux_layer, early_layer: -1 is the last block, 0 the first.
 
         Raises:
             UserError: it has no such block.
         """
         depth, width = len(encoder.blocks), encoder.embed_dim
-        if not -depth <= aux_layer < depth:
-            raise UserError(f"model.aux_layer={aux_layer} does not exist: {name} has {depth} "
-                            f"blocks, choose {-depth} to {depth - 1}")
-        return cls(encoder.patch_embed.feat_ratio(), width, width, aux_layer % depth)
+        for key, layer in (("aux_layer", aux_layer), ("early_layer", early_layer)):
+            if not -depth <= layer < depth:
+                raise UserError(f"model.{key}={layer} does not exist: {name} has {depth} blocks, "
+                                f"choose {-depth} to {depth - 1}")
+        stride = encoder.patch_embed.feat_ratio()
+        return cls(stride, width, width, early_layer % depth, aux_layer % depth)
 
-    def read(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, encoder: nn.Module, images: Tensor, early: bool = False) -> Features:
         """See :meth:`cosa.encoders.reader.Reader.read`."""
         tokens, grid = embed(encoder, images)
         rope = rotary_embedding(encoder, grid)
-        aux_tokens = tokens
+        seen = {}
         checkpointing = encoder.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(encoder.blocks):
             options = {} if rope is None else {"rope": rope[index]}
@@ -52,12 +56,16 @@ class BlockReader(Reader):
                 tokens = checkpoint(block, tokens, use_reentrant=False, **options)
             else:
                 tokens = block(tokens, **options)
-            if index == self.aux_layer:
-                aux_tokens = tokens
+            if index in (self.aux_layer, self.early_layer):
+                seen[index] = tokens
         # timm moves the last LayerNorm behind the pooling (fc_norm) for some models, and puts an
         # identity in the other place; applied to every token, either is the final norm.
         tokens = encoder.fc_norm(encoder.norm(tokens))
-        return to_map(tokens, grid), to_map(aux_tokens, grid)
+        return Features(
+            to_map(tokens, grid),
+            to_map(seen[self.aux_layer], grid),
+            to_map(seen[self.early_layer], grid) if early else None,
+        )
 
 
 def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

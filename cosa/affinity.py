@@ -1,0 +1,51 @@
+"""Maps spread over positions that look alike to an early layer of the encoder.
+
+A CAM fires on the most telling part of an object. Positions of one object resemble each other in
+early features, which know little of classes but much of edges: averaging the map over what is
+similar fills the object and leaves its surroundings out, within one pass of the network. The idea
+is that of the pixel correlation module of SEAM (Wang et al., CVPR 2020), here without weights of
+its own; it is no part of CoSA.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cosa.core.tensors import at_least_float32, directions
+
+
+def affinity(features: Tensor, power: float) -> Tensor:
+    """How much each position takes from each: cosines to a power, in rows of sum 1.
+
+    Args:
+        features: (B, D, h, w).
+        power: above 0; larger values keep to what is most alike. Negative cosines count 0.
+
+    Returns:
+        (B, h*w, h*w) float32 (float64 for float64 features), all at least 0.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        unit = directions(at_least_float32(features).flatten(2), dim=1)
+        alike = (unit.transpose(1, 2) @ unit).clamp_min(0) ** power
+        return alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)
+
+
+def spread(maps: Tensor, weights: Tensor, steps: int) -> Tensor:
+    """Replace each position by the mean over what it is like, so many times.
+
+    Args:
+        maps: (B, K, h, w).
+        weights: (B, h*w, h*w) of :func:`affinity`.
+        steps: at least 0; 0 gives the maps themselves.
+
+    Returns:
+        A tensor of the shape of ``maps``, float32 (float64 for float64 maps) if there is a step.
+    """
+    if not steps:
+        return maps
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = at_least_float32(maps).flatten(2)
+        for _ in range(steps):
+            flat = flat @ weights.transpose(1, 2)
+        return flat.view(maps.shape)
