@@ -7,7 +7,10 @@ import pytest
 
 from tests.helpers.tiny import ROOT
 
-METHOD = ("network", "ema", "cam", "present", "predict", "targets", "threshold", "losses", "terms")
+METHOD = (
+    "affinity", "network", "ema", "cam", "present", "predict", "targets", "threshold", "losses",
+    "terms",
+)
 STEP = (*METHOD, "regularizers", "cotrain")
 RESULTS = ("crf", "metrics", "scores", "evaluate")
 SERVING = ("core", "config", "data", "pictures", "checkpoint", "encoders", "lattice")
