@@ -179,7 +179,7 @@ def test_it_stops_within_a_batch(dataset):
     network, answers = ColorNetwork(), [False, False, True]
     with pytest.raises(EvaluationStopped):
         run(dataset, network, batch_size=1, should_stop=lambda: answers.pop(0))
-    assert network.forwards == 4, "two batches of two passes each"
+    assert network.forwards == 2, "two batches of one pass each"
     assert run(dataset, should_stop=lambda: False)["images"] == 5
 
 
@@ -283,7 +283,7 @@ def test_labels_of_equal_logits_are_the_first_ones():
     assert (logits.sort(dim=0).values.diff(dim=0)[-1] == 0).any(), "there are ties"
     cam = torch.zeros(1, 3, 9, 11)
     seen = PixelScores(3, (0.5, 0.5), boundary=False).look(
-        Prediction(cam, cam, logits[None]), labels, (9, 11))
+        Prediction(cam, cam, logits[None], torch.zeros(1, 3)), labels, (9, 11))
     np.testing.assert_array_equal(seen.seg, logits.numpy().argmax(axis=0))
     logits[1] = -torch.inf
     np.testing.assert_array_equal(seen.filtered, logits.numpy().argmax(axis=0))

@@ -118,8 +118,8 @@ def choose_reader(
 def _create(name: str, options: Mapping[str, Any], output_stride: int) -> nn.Module:
     """The model, with the first of the options for any size and for the stride that it knows."""
     for own in (
+        {"strict_img_size": False},  # Swin, which may also swallow the next one without a word
         {"dynamic_img_size": True},  # plain ViTs
-        {"strict_img_size": False},  # Swin
         {"output_stride": output_stride or AUTOMATIC_STRIDE},
         {},
     ):

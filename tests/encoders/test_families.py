@@ -37,8 +37,8 @@ SCENES = {"data": {"scenes_train": 60, "scenes_size": SIZE}, "augment": {"crop_s
 FAMILIES = {
     "resnet10t": (CNN["encoder_options"], 16, 32, 24),
     "convnext_atto": ({"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}, 16, 32, 24),
-    "tf_efficientnet_lite0": ({}, 16, 1280, 112),
-    "mobilenetv3_small_050": ({}, 32, 288, 24),
+    "tf_efficientnet_lite0": ({}, 16, 320, 192),
+    "mobilenetv3_small_050": ({}, 32, 288, 48),
     "swin_tiny_patch4_window7_224": (
         {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4]}, 32, 64, 32,
     ),
