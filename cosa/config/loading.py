@@ -28,6 +28,7 @@ FORMERLY = {
     "pooling": "max",
     "aux_pooling": "max",
     "class_offset": False,
+    "freeze_layers": 0,
 }
 """Keys of ``model`` that came later, with what all files without them mean."""
 

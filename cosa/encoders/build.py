@@ -81,8 +81,11 @@ def first_layers(encoder: nn.Module, count: int) -> list[nn.Parameter]:
     """The weights of the first layers: of the stem, then of whole stages or of a ViT's blocks.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are not so many, or timm does not say which they are.
     """
+    if not hasattr(encoder, "group_matcher"):
+        raise UserError(f"timm {timm.__version__} does not say which layers of this encoder, a "
+                        f"{type(encoder).__name__}, come first: set model.freeze_layers=0")
     matcher = encoder.group_matcher(coarse=True)
     groups = list(group_parameters(encoder, matcher, reverse=False).values())
     if count >= len(groups):
