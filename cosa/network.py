@@ -168,6 +168,7 @@ class CoSANetwork(nn.Module):
         for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
             self.register_buffer(name, _as_buffer(colour))
         self.freeze_batch_norm = freeze_batch_norm
+        self._frozen_norms: list[nn.Module] = []
         width, aux_width = self.reader.width, self.reader.aux_width
         self.aux_norm = nn.LayerNorm(aux_width, eps=1e-6) if aux_norm else nn.Identity()
         self.classifier = CamClassifier(width, num_classes, pooling, class_offset)
@@ -229,14 +230,14 @@ class CoSANetwork(nn.Module):
     def train(self, mode: bool = True) -> CoSANetwork:
         """Training or evaluation mode; frozen batch statistics are those of evaluation in both."""
         super().train(mode)
-        if self.freeze_batch_norm:
-            for norm in self._batch_norms():
-                norm.eval()
+        for norm in self._batch_norms() if self.freeze_batch_norm else self._frozen_norms:
+            norm.eval()
         return self
 
     def moving_statistics(self) -> list[Tensor]:
         """Means and variances that training moves with its batches, float; none if frozen."""
         norms = [] if self.freeze_batch_norm else self._batch_norms()
+        norms = [norm for norm in norms if norm not in self._frozen_norms]
         statistics = ((norm.running_mean, norm.running_var) for norm in norms)
         return [tensor for pair in statistics for tensor in pair if tensor is not None]
 
@@ -259,11 +260,17 @@ class CoSANetwork(nn.Module):
     def freeze_first_layers(self, count: int) -> None:
         """Exclude the encoder's stem and first stages or blocks from training.
 
+        Their batch statistics stay, too, whatever those of the others do.
+
         Raises:
-            UserError: there are not so many.
+            UserError: there are not so many, or timm does not say which they are.
         """
-        for parameter in first_layers(self.encoder, count) if count else ():
+        frozen = first_layers(self.encoder, count) if count else []
+        for parameter in frozen:
             parameter.requires_grad_(False)
+        ids = set(map(id, frozen))
+        self._frozen_norms = [norm for norm in self._batch_norms() if id(norm.weight) in ids]
+        self.train(self.training)
 
     def parameter_groups(
         self, lr: float, head_lr_factor: float = 10.0, weight_decay: float = 0.01
@@ -300,4 +307,3 @@ class CoSANetwork(nn.Module):
 
 def _as_buffer(colour: Colour) -> Tensor:
     return torch.tensor(colour, dtype=torch.float32)[:, None, None]
-

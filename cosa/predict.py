@@ -104,6 +104,22 @@ def believed(logits: Tensor, least: float) -> Tensor:
     return likeliest | (logits.sigmoid() >= least)
 
 
+def strongest(seg: Tensor, allowed: Tensor) -> Tensor:
+    """The class of the largest of (C + 1, H, W) logits at each position, the first of equal ones.
+
+    Args:
+        allowed: (C,) bool, which foreground classes are compared; the background always is.
+
+    Returns:
+        (H, W) int64 in 0..C, on the device of the logits.
+    """
+    channels = 1 + allowed.nonzero()[:, 0].to(seg.device)
+    channels = torch.cat([channels.new_zeros(1), channels])
+    if len(channels) == len(seg):
+        return seg.max(dim=0).indices  # on the CPU several times as fast as argmax
+    return channels[seg[channels].max(dim=0).indices]
+
+
 def scaled_size(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
     """``size`` (height, width) times ``scale``, rounded to whole positions, at least one each."""
     height, width = (max(1, int(side * scale / stride + 0.5)) * stride for side in size)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cosa.cam import filter_by_labels, resize
 from cosa.core.numbers import percent
 from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
-from cosa.predict import Prediction, believed
+from cosa.predict import Prediction, believed, strongest
 
 CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
@@ -82,8 +82,8 @@ class PixelScores:
             for cam in (maps.cam, maps.aux_cam)
         )
         return Decided(
-            seg=_label_map(_strongest_of(seg, seen)),
-            filtered=_label_map(_strongest_of(seg, image_labels > 0)),
+            seg=_label_map(strongest(seg, seen)),
+            filtered=_label_map(strongest(seg, image_labels > 0)),
             cam=self.cam.code(cam),
             aux_cam=self.aux_cam.code(aux_cam),
             ensemble=self.ensemble.code((cam + aux_cam) / 2),
@@ -134,19 +134,6 @@ class PixelScores:
         scores["iou"] = dict(zip(names, seg["iou"], strict=True))
         scores["cam_iou"] = dict(zip(names, cam_iou.tolist(), strict=True))
         return scores
-
-
-def _strongest_of(seg: Tensor, allowed: Tensor) -> Tensor:
-    """The class of the largest of (C + 1, H, W) logits at each position, the first of equal ones.
-
-    Args:
-        allowed: (C,) bool, which foreground classes are compared; the background always is.
-    """
-    channels = 1 + allowed.nonzero()[:, 0].to(seg.device)
-    channels = torch.cat([channels.new_zeros(1), channels])
-    if len(channels) == len(seg):
-        return seg.max(dim=0).indices  # on the CPU several times as fast as argmax
-    return channels[seg[channels].max(dim=0).indices]
 
 
 def _label_map(labels: Tensor) -> np.ndarray:

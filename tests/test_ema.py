@@ -46,6 +46,16 @@ def test_update_by_hand(online):
     assert all((p == 10.0).all() for p in online.parameters())
 
 
+def test_offsets_are_averaged(online):
+    offset = torch.nn.Parameter(torch.tensor([2.0, 4.0]))
+    online.classifier.offset = offset
+    average = AssignmentNetwork(online)
+    with torch.no_grad():
+        offset.copy_(torch.tensor([10.0, -4.0]))
+    average.update(online, 0.75)
+    assert average.network.classifier.offset.tolist() == [4.0, 2.0]
+
+
 def test_update_copies_buffers(online):
     online.register_buffer("seen", torch.tensor([1.0, 2.0]))
     average = AssignmentNetwork(online)

@@ -44,6 +44,15 @@ class ColorNetwork(nn.Module):
         return NetworkOutput(logits, logits, rgb, rgb.flip(-1), seg, rgb)
 
 
+class Doubtful(ColorNetwork):
+    """Says of red and blue a probability of 0.88, of green 0.27, of what it does not see 0.12."""
+
+    def forward(self, images):
+        output = super().forward(images)
+        output.logits = (output.logits + 0.5) * torch.tensor([4.0, 1.0, 4.0]) - 2
+        return output
+
+
 class Stripes(SegmentationDataset):
     """32 x 32 pictures of vertical stripes, one class per stripe, in red, green and blue."""
 
@@ -179,8 +188,63 @@ def test_it_stops_within_a_batch(dataset):
     network, answers = ColorNetwork(), [False, False, True]
     with pytest.raises(EvaluationStopped):
         run(dataset, network, batch_size=1, should_stop=lambda: answers.pop(0))
-    assert network.forwards == 4, "two batches of two passes each"
+    assert network.forwards == 2, "two batches of one pass each"
     assert run(dataset, should_stop=lambda: False)["images"] == 5
+
+
+@pytest.mark.parametrize(("options", "passes"), [
+    ({}, 3),  # batches
+    ({"flip": True}, 6),
+    ({"scales": (0.5,)}, 6),
+    ({"scales": (1.0, 0.5)}, 9),
+    ({"scales": (1.0, 0.5), "flip": True}, 9),  # mirrored images go through with the others
+])
+def test_a_pass_that_has_been_made_is_not_made_again(dataset, options, passes):
+    network = ColorNetwork()
+    scores = run(dataset, network, batch_size=2, **options)
+    assert network.forwards == passes
+    for key in ("classification_map", "classification_f1"):
+        assert scores[key] == run(dataset, batch_size=2)[key], "of the image as it is"
+
+
+def test_scores_of_images_without_masks_take_a_pass_of_their_own(dataset):
+    dataset.truth[3] = None
+    network = ColorNetwork()
+    run(dataset, network, batch_size=2)
+    assert network.forwards == 4, "one for each batch, and one for the second one's maps"
+
+
+def test_classes_that_the_scores_deny_are_left_out_by_hand(dataset):
+    every = run(dataset, Doubtful(), thresholds=(0.5, 0.5))
+    assert every["iou"] == run(dataset)["iou"]
+    for least in (0.2, 0.27 - 0.01):
+        assert run(dataset, Doubtful(), min_class_score=least)["iou"] == every["iou"]
+    scores = run(dataset, Doubtful(), min_class_score=0.5, coexistence_classes=("red", "green"))
+    # In columns: the fourth picture has no green, of which red takes the two at its edge. The
+    # second one keeps its green, of all classes the likeliest.
+    assert scores["iou"] == pytest.approx({
+        "background": (96 - 8 - 2) / 96, "red": 32 / (32 + 8 + 2), "green": 1.0, "blue": 1.0
+    })
+    assert scores["miou"] == pytest.approx((86 / 96 + 32 / 42 + 2) / 4)
+    assert scores["cmiou"] == pytest.approx((32 / 42 + 1) / 2)
+    assert scores["boundary_f"] != every["boundary_f"]
+    for key in ("miou_label_filtered", "cam_miou", "aux_cam_miou", "ensemble_cam_miou",
+                "cam_best_miou", "classification_map", "classification_f1"):
+        assert scores[key] == every[key], key
+
+
+def test_panels_show_what_is_scored(dataset, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        panels, "save_panel", lambda path, **parts: drawn.append(parts["prediction"])
+    )
+    for least in (0.0, 0.5):
+        writer = panel_writer(tmp_path, dataset, 0.5, MethodConfig(), least)
+        run(dataset, Doubtful(), on_image=writer, shown=5, min_class_score=least)
+    every, some = drawn[:5], drawn[5:]
+    same = [np.array_equal(a, b) for a, b in zip(every, some, strict=True)]
+    assert same == [True, True, True, False, True]
+    assert set(np.unique(every[3])) == {1, 2} and set(np.unique(some[3])) == {0, 1}
 
 
 def test_panels_of_large_photographs_are_made_small(dataset, tmp_path, monkeypatch):
@@ -283,11 +347,27 @@ def test_labels_of_equal_logits_are_the_first_ones():
     assert (logits.sort(dim=0).values.diff(dim=0)[-1] == 0).any(), "there are ties"
     cam = torch.zeros(1, 3, 9, 11)
     seen = PixelScores(3, (0.5, 0.5), boundary=False).look(
-        Prediction(cam, cam, logits[None]), labels, (9, 11))
+        Prediction(cam, cam, logits[None], torch.zeros(1, 3)), labels, (9, 11))
     np.testing.assert_array_equal(seen.seg, logits.numpy().argmax(axis=0))
     logits[1] = -torch.inf
     np.testing.assert_array_equal(seen.filtered, logits.numpy().argmax(axis=0))
     assert seen.seg.dtype == seen.filtered.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("least", "left_out"), [(0.0, []), (0.1, [3]), (0.5, [1, 3])])
+def test_label_free_maps_without_denied_classes(least, left_out):
+    generator = torch.Generator().manual_seed(0)
+    logits, cam = torch.randn(1, 4, 9, 11, generator=generator), torch.zeros(1, 3, 9, 11)
+    maps = Prediction(cam, cam, logits, torch.logit(torch.tensor([[0.3, 0.8, 0.05]])))
+    labels = torch.tensor([1, 0, 1])
+    seen = PixelScores(3, (0.5, 0.5), False, least).look(maps, labels, (9, 11))
+    expected = logits[0].clone()
+    expected[left_out] = -torch.inf
+    np.testing.assert_array_equal(seen.seg, expected.argmax(dim=0))
+    assert set(np.unique(seen.seg)) == {0, 1, 2, 3} - set(left_out)
+    filtered = logits[0].clone()
+    filtered[2] = -torch.inf
+    np.testing.assert_array_equal(seen.filtered, filtered.argmax(dim=0))
 
 
 @pytest.mark.parametrize("training", [True, False])

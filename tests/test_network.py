@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +7,7 @@ import torch.nn.functional as F
 from cosa.core.errors import UserError
 from cosa.encoders.normalization import IMAGENET
 from cosa.encoders.vit import embed, resize_position_embedding
-from cosa.network import CoSANetwork
+from cosa.network import CamClassifier, CoSANetwork
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 
@@ -153,6 +155,80 @@ def test_scores_pool_the_tokens_before_classifying():
     torch.testing.assert_close(output.seg, network.decoder(output.features))
 
 
+def by_hand(pooling, offset):
+    """Two channels on a grid of 1x2, three classes, weights of one digit."""
+    classifier = CamClassifier(2, 3, pooling, offset)
+    weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]])
+    with torch.no_grad():
+        classifier.weight.copy_(weight[:, :, None, None])
+    features = torch.tensor([[3.0, 1.0], [-2.0, 4.0]])[None, :, None]  # (1, 2, 1, 2)
+    return classifier, features
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [
+    ("max", [[3.0, 8.0, 1.0]]),  # of the maxima 3 and 4
+    ("avg", [[2.0, 2.0, -1.0]]),  # of the means 2 and 1
+])
+def test_a_classifier_by_hand(pooling, expected):
+    classifier, features = by_hand(pooling, offset=False)
+    assert classifier.offset is None and list(classifier.state_dict()) == ["weight"]
+    assert classifier.scores(features).tolist() == expected
+    cam = [[[[3.0, 1.0]], [[-4.0, 8.0]], [[-5.0, 3.0]]]]
+    assert classifier(features).tolist() == cam
+    moved, _ = by_hand(pooling, offset=True)
+    torch.testing.assert_close(
+        moved.scores(features), torch.tensor(expected) - math.log(2), msg="the odds of 1 in 3"
+    )
+    with torch.no_grad():
+        moved.offset.copy_(torch.tensor([1.0, 10.0, -100.0]))
+    by_class = torch.tensor(expected) + torch.tensor([1.0, 10.0, -100.0])
+    torch.testing.assert_close(moved.scores(features), by_class)
+    assert moved(features).tolist() == cam, "no CAM contains the offset"
+
+
+def test_the_gradient_of_the_offset():
+    """That of the scores, which the CAM does not reach."""
+    classifier, features = by_hand("avg", offset=True)
+    weights = torch.tensor([[1.0, -2.0, 0.5]])
+    (weights * classifier.scores(features)).sum().backward()
+    assert classifier.offset.grad.tolist() == weights[0].tolist()
+    # Averages reach each position alike.
+    assert classifier.weight.grad[:, 0, 0, 0].tolist() == [2.0, -4.0, 1.0]
+    classifier.zero_grad()
+    classifier(features).sum().backward()
+    assert classifier.offset.grad is None
+
+
+@pytest.mark.parametrize("classes", [1, 2, 20])
+def test_offsets_start_at_the_odds_of_one_class_among_all(classes):
+    offset = CamClassifier(4, classes, "max", True).offset
+    expected = -math.log(classes - 1) if classes > 1 else 0.0
+    torch.testing.assert_close(offset.detach(), torch.full((classes,), expected))
+
+
+def test_both_classifiers_pool_and_shift_as_configured():
+    plain, images = tiny(), torch.randn(2, 3, 24, 16)
+    network = tiny(pooling="avg", class_offset=True)
+    missing, unexpected = network.load_state_dict(plain.state_dict(), strict=False)
+    assert missing == ["classifier.offset", "aux_classifier.offset"] and not unexpected
+    with torch.no_grad():
+        network.classifier.offset.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        network.aux_classifier.offset.fill_(-5.0)
+        expected, output = plain(images), network(images)
+    for name in ("cam", "aux_cam", "seg", "features"):
+        assert torch.equal(getattr(output, name), getattr(expected, name)), name
+    # Classifying is linear: averages may come before or after.
+    shift = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(output.logits, expected.cam.mean((2, 3)) + shift)
+    torch.testing.assert_close(output.aux_logits, expected.aux_logits - 5.0)
+    network = tiny(aux_pooling="avg")
+    network.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        output = network(images)
+    torch.testing.assert_close(output.logits, expected.logits)
+    torch.testing.assert_close(output.aux_logits, expected.aux_cam.mean((2, 3)))
+
+
 def test_heads_are_float32_under_autocast():
     network = tiny()
     images = torch.randn(1, 3, 24, 16)
@@ -239,6 +315,81 @@ def test_parameter_groups():
         assert group["lr"] == pytest.approx(1e-3 * scale) and group["lr_scale"] == scale
         assert group["weight_decay"] == (0.0 if name.endswith("no_decay") else 0.01)
     torch.optim.AdamW(network.parameter_groups(1e-3))  # the form that optimizers take
+
+
+def test_offsets_have_no_weight_decay():
+    network = tiny(class_offset=True)
+    groups = {g["name"]: g for g in network.parameter_groups(1e-3, 10.0, 0.01)}
+    plain = groups["heads_no_decay"]
+    assert [id(p) for p in plain["params"]] == [
+        id(network.classifier.offset), id(network.aux_classifier.offset)]
+    assert plain["weight_decay"] == 0.0 and plain["lr"] == pytest.approx(1e-2)
+
+
+def gradients(network):
+    """Names of the parameters that any output gives a gradient, and of those in the optimizer."""
+    network.zero_grad()
+    output = network(torch.randn(1, 3, 32, 32))
+    sum(x.sum() for x in (output.logits, output.aux_logits, output.cam, output.seg)).backward()
+    reached = {name for name, p in network.named_parameters() if p.grad is not None}
+    names = {id(p): name for name, p in network.named_parameters()}
+    groups = network.parameter_groups(1e-3)
+    assert reached == {names[id(p)] for group in groups for p in group["params"]}
+    return reached
+
+
+@pytest.mark.parametrize(("count", "frozen"), [
+    (0, ()),
+    (1, ("cls_token", "pos_embed", "patch_embed.")),
+    (3, ("cls_token", "pos_embed", "patch_embed.", "blocks.0.", "blocks.1.")),
+])
+def test_the_first_layers_of_a_vit_stay_frozen(count, frozen):
+    network = tiny()
+    names = {name for name, _ in network.named_parameters()}
+    network.freeze_first_layers(count)
+    stay = {n for n in names if n.startswith(tuple(f"encoder.{part}" for part in frozen))}
+    assert bool(stay) == bool(count) and gradients(network) == names - stay
+
+
+@pytest.mark.parametrize(("count", "frozen"), [
+    (1, ("conv1.", "bn1.")), (2, ("conv1.", "bn1.", "layer1.")),
+])
+def test_the_first_layers_of_a_cnn_stay_frozen(count, frozen):
+    network = CoSANetwork(3, "resnet10t", {"channels": [4, 4, 8, 8]}, decoder_width=8).eval()
+    names = {name for name, _ in network.named_parameters()}
+    network.freeze_first_layers(count)
+    stay = {n for n in names if n.startswith(tuple(f"encoder.{part}" for part in frozen))}
+    assert stay and gradients(network) == names - stay
+
+
+def test_frozen_layers_keep_their_batch_statistics_where_others_move():
+    network = CoSANetwork(3, "resnet10t", {"channels": [4, 4, 8, 8]}, decoder_width=8,
+                          freeze_batch_norm=False)
+    every = len(network.moving_statistics())
+    network.freeze_first_layers(2)
+    first = {name: norm for name, norm in network.encoder.named_modules()
+             if name.startswith(("conv1.", "bn1", "layer1.")) and hasattr(norm, "running_mean")}
+    assert len(network.moving_statistics()) == every - 2 * len(first) < every
+    network.eval().train()
+    assert network.encoder.layer2[0].bn1.training
+    network(torch.rand(2, 3, 32, 32))
+    assert first and all(not n.training and not n.running_mean.any() for n in first.values())
+    assert network.encoder.layer2[0].bn1.running_mean.any()
+
+
+@pytest.mark.parametrize(("name", "options", "count", "message"), [
+    ("vit_tiny_patch16_224", TINY, 5,
+     "freeze_layers=5 leaves nothing .* of 5 layers, the stem among them: choose 0 to 4"),
+    ("resnet10t", {}, 99, "freeze_layers=99 leaves nothing .* choose 0 to 4"),
+    ("poolformer_s12", {}, 1, "a MetaFormer, come first: set model.freeze_layers=0"),
+])
+def test_more_layers_than_can_be_frozen(name, options, count, message):
+    network = CoSANetwork(3, name, options, decoder_width=8)
+    with pytest.raises(UserError, match=message) as caught:
+        network.freeze_first_layers(count)
+    assert "\n" not in str(caught.value)
+    network.freeze_first_layers(0)
+    assert all(p.requires_grad for p in network.parameters())
 
 
 def test_frozen_position_embedding_gets_no_gradient():

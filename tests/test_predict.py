@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from cosa.ema import AssignmentNetwork
 from cosa.network import CoSANetwork, NetworkOutput
-from cosa.predict import multi_scale, scaled_size
+from cosa.predict import MAPS, believed, multi_scale, scaled_size, strongest
 
 SCALES = (1.0, 0.5, 1.5)
 
@@ -77,9 +77,10 @@ def test_ranges_and_types(network):
 def test_flipped_images_give_flipped_maps(network):
     images = torch.randn(1, 3, 32, 40)
     straight, mirrored = multi_scale(network, images), multi_scale(network, images.flip(-1))
-    for name, maps in vars(straight).items():
+    for name in MAPS:
         other = getattr(mirrored, name).flip(-1)
-        torch.testing.assert_close(maps, other, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(getattr(straight, name), other, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(straight.logits, mirrored.logits)
     straight = multi_scale(network, images, flip=False)
     mirrored = multi_scale(network, images.flip(-1), flip=False)
     assert not torch.allclose(straight.seg, mirrored.seg.flip(-1), atol=1e-3)
@@ -112,7 +113,8 @@ class Recorder:
         self.seen.append(images)
         cam = self.cam.expand(images.shape[0], -1, -1, -1)
         zeros = torch.zeros(images.shape[0], 2)
-        return NetworkOutput(zeros, zeros, cam, -cam, torch.cat([cam, -cam], 1), cam)
+        scores = len(self.seen) * images.mean((2, 3))[:, :2]
+        return NetworkOutput(scores, zeros, cam, -cam, torch.cat([cam, -cam], 1), cam)
 
 
 def test_by_hand():
@@ -130,6 +132,49 @@ def test_by_hand():
     expected = torch.tensor([[4.0, 4.0], [5.0, 5.0]])
     torch.testing.assert_close(prediction.seg, torch.stack([expected, -expected])[None])
     assert torch.equal(recorder.cam, cam)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_scores_are_the_mean_of_all_passes(flip):
+    images = torch.randn(3, 3, 8, 8)
+    prediction = multi_scale(Recorder(torch.zeros(1, 1, 2, 2)), images, (1.0,) * 4, flip)
+    # The first to the fourth pass give their number times the mean colour, 2.5 times on average.
+    torch.testing.assert_close(prediction.logits, 2.5 * images.mean((2, 3))[:, :2])
+
+
+def test_the_score_of_a_single_pass_is_the_networks_own(network):
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images).logits
+    assert torch.equal(multi_scale(network, images, (1.0,), False).logits, expected)
+
+
+LOGIT = torch.logit(torch.tensor([0.9, 0.5, 0.2, 0.05]))
+
+
+@pytest.mark.parametrize(("least", "expected"), [
+    (0.0, [1, 1, 1, 1]), (0.06, [1, 1, 1, 0]), (0.3, [1, 1, 0, 0]), (0.5, [1, 1, 0, 0]),
+    (0.6, [1, 0, 0, 0]), (0.95, [1, 0, 0, 0]), (1.0, [1, 0, 0, 0]),
+])
+def test_believed_classes_by_hand(least, expected):
+    found = believed(LOGIT, least)
+    assert found.dtype == torch.bool and found.int().tolist() == expected
+    # Of a batch, each image by itself: in this order the second one's likeliest is another class.
+    assert torch.equal(believed(torch.stack([LOGIT, LOGIT.flip(0)]), least),
+                       torch.stack([found, found.flip(0)]))
+
+
+def test_the_likeliest_classes_are_believed_however_unlikely():
+    assert believed(torch.tensor([-9.0, -5.0, -5.0]), 0.9).tolist() == [False, True, True]
+    assert believed(torch.full((3,), -1e9), 0.0).all()
+
+
+def test_the_strongest_of_the_allowed_classes_by_hand():
+    seg = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 2.0, 0.0], [5.0, 4.0, 2.0, 1.0]])[:, None]
+    for allowed, expected in (
+        ([1, 1], [2, 2, 0, 2]), ([1, 0], [0, 1, 0, 0]), ([0, 1], [2, 2, 0, 2]), ([0, 0], [0] * 4),
+    ):
+        assert strongest(seg, torch.tensor(allowed) > 0).tolist() == [expected]
 
 
 def test_every_scale_counts_in_both_cams(network):
@@ -161,11 +206,12 @@ def test_assignment_network_and_autocast(network):
 def test_only_the_wanted_maps_are_fused(network, wanted):
     images = torch.randn(1, 3, 32, 32)
     every, some = multi_scale(network, images), multi_scale(network, images, maps=wanted)
-    for name, maps in vars(every).items():
+    for name in MAPS:
         if name in wanted:
-            assert torch.equal(getattr(some, name), maps)
+            assert torch.equal(getattr(some, name), getattr(every, name))
         else:
             assert getattr(some, name) is None
+    assert torch.equal(some.logits, every.logits), "scores are to be had in any case"
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)])

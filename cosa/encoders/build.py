@@ -81,8 +81,11 @@ def first_layers(encoder: nn.Module, count: int) -> list[nn.Parameter]:
     """The weights of the first layers: of the stem, then of whole stages or of a ViT's blocks.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are not so many, or timm does not say which they are.
     """
+    if not hasattr(encoder, "group_matcher"):
+        raise UserError(f"timm {timm.__version__} does not say which layers of this encoder, a "
+                        f"{type(encoder).__name__}, come first: set model.freeze_layers=0")
     matcher = encoder.group_matcher(coarse=True)
     groups = list(group_parameters(encoder, matcher, reverse=False).values())
     if count >= len(groups):
@@ -126,8 +129,8 @@ def choose_reader(
 def _create(name: str, options: Mapping[str, Any], output_stride: int) -> nn.Module:
     """The model, with the first of the options for any size and for the stride that it knows."""
     for own in (
+        {"strict_img_size": False},  # Swin, which may also swallow the next one without a word
         {"dynamic_img_size": True},  # plain ViTs
-        {"strict_img_size": False},  # Swin
         {"output_stride": output_stride or AUTOMATIC_STRIDE},
         {},
     ):

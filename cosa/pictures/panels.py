@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cosa.cam import filter_by_labels, resize
 from cosa.pictures.palette import Color, overlay, save_image
-from cosa.predict import Prediction
+from cosa.predict import Prediction, believed, strongest
 from cosa.targets import cam_pseudo_labels, perplexity
 
 MIN_HEIGHT, MAX_HEIGHT = 192, 384
@@ -44,6 +44,7 @@ def save_prediction_panel(
     epsilon: float,
     classes: Sequence[str],
     palette: Sequence[Color],
+    min_class_score: float = 0.0,
 ) -> None:
     """:func:`save_panel` of what a network makes of one image.
 
@@ -53,6 +54,7 @@ def save_prediction_panel(
         image_labels: (C,), positive means present.
         threshold: xi in [0, 1], where M' becomes a pseudo-label.
         perplexity_alpha, perplexity_beta: of Eq. (4); positions above ``epsilon`` are hatched.
+        min_class_score: of ``cosa.evaluate.evaluate``.
     """
     if image.height > MAX_HEIGHT:
         # Maps of a photograph's full size would need gigabytes for a picture of this height.
@@ -63,6 +65,9 @@ def save_prediction_panel(
     size = (image.height, image.width)
     cam = filter_by_labels(resize(prediction.cam, size).cpu(), image_labels[None])
     labels, confidence = cam_pseudo_labels(cam, threshold)
+    seg = strongest(
+        resize(prediction.seg, size)[0], believed(prediction.logits[0], min_class_score)
+    )
     doubt = perplexity(confidence, threshold, perplexity_alpha, perplexity_beta)
     save_panel(
         path,
@@ -70,7 +75,7 @@ def save_prediction_panel(
         cam=cam[0].numpy(),
         cam_labels=labels[0].numpy(),
         uncertain=(doubt > epsilon)[0].numpy(),
-        prediction=resize(prediction.seg, size)[0].argmax(dim=0).cpu().numpy(),
+        prediction=seg.cpu().numpy(),
         truth=truth,
         classes=classes,
         palette=palette,

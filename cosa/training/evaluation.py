@@ -38,7 +38,9 @@ def score(
     options = config.evaluate
     on_image = None
     if panels_folder is not None:
-        on_image = panel_writer(panels_folder, dataset, thresholds[0], config.method)
+        on_image = panel_writer(
+            panels_folder, dataset, thresholds[0], config.method, options.min_class_score
+        )
     device = next(network.parameters()).device
     return evaluate(
         network,
@@ -61,7 +63,11 @@ def score(
 
 
 def panel_writer(
-    folder: Path, dataset: SegmentationDataset, threshold: float | None, method: MethodConfig
+    folder: Path,
+    dataset: SegmentationDataset,
+    threshold: float | None,
+    method: MethodConfig,
+    min_class_score: float = 0.0,
 ) -> Callable[[ShownImage], None]:
     """What draws images of an evaluation, each into ``folder`` under its name in the data set.
 
@@ -69,6 +75,7 @@ def panel_writer(
         threshold: xi in [0, 1], where M' becomes a pseudo-label; None where training fitted none,
             it is drawn at 0.5 then.
         method: whose perplexity decides where the pseudo-label is hatched: above ``csc_epsilon``.
+        min_class_score: of ``cosa.evaluate.evaluate``.
     """
 
     def write(shown: ShownImage) -> None:
@@ -82,6 +89,7 @@ def panel_writer(
             perplexity_alpha=method.perplexity_alpha,
             perplexity_beta=method.perplexity_beta,
             epsilon=method.csc_epsilon,
+            min_class_score=min_class_score,
             classes=dataset.classes,
             palette=dataset.palette,
         )

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import cosa
 from cosa import checkpoint
 from cosa.checkpoint import TrainedNetwork, build_network, load, read, save, save_weights
 from cosa.config import Config, from_dict, to_dict
+from cosa.config.loading import FORMERLY
 from cosa.core.errors import UserError
 from tests.helpers.tiny import SIZE, tiny_tree
 
@@ -43,6 +45,33 @@ def test_a_loaded_network_gives_the_same_outputs(tmp_path, network, config, name
     expected, output = network(images), loaded(images)
     for field in ("logits", "aux_logits", "cam", "aux_cam", "seg", "features"):
         assert torch.equal(getattr(output, field), getattr(expected, field)), field
+
+
+@pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])
+def test_pooling_and_offsets_are_saved_along(tmp_path, name):
+    model = {"pooling": "avg", "class_offset": True}
+    config = to_dict(from_dict(tiny_tree(model=model)))
+    torch.manual_seed(1)
+    network = build_network(config, len(CLASSES)).eval()
+    torch.nn.init.normal_(network.classifier.offset)
+    loaded = load(write(tmp_path / name, network, config))
+    assert torch.equal(loaded.classifier.offset, network.classifier.offset)
+    assert (loaded.classifier.pooling, loaded.aux_classifier.pooling) == ("avg", "max")
+    images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    expected, output = network(images), loaded(images)
+    for field in ("logits", "aux_logits", "cam", "seg"):
+        assert torch.equal(getattr(output, field), getattr(expected, field)), field
+
+
+@pytest.mark.parametrize("key", FORMERLY)
+def test_files_without_a_key_that_came_later_mean_what_there_was(tmp_path, network, config, key):
+    older = copy.deepcopy(config)
+    older["model"].pop(key)
+    loaded = load(write(tmp_path / "best.pth", network, older))
+    assert getattr(loaded.config.model, key) == FORMERLY[key]
+    images = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    if key != "normalization":  # whose numbers are in the file
+        assert torch.equal(loaded(images).logits, network(images).logits)
 
 
 @pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])

@@ -177,6 +177,8 @@ def test_wrong_types_fail_and_name_the_key(override):
         "data.workers=-2", "data.scenes_size=8", "augment.flip=2", "augment.scale_min=3",
         "augment.scale_min=0", "augment.blur_max=0.01", "augment.crop_size=0", "seed=-1",
         "seed=9223372036854775808", "data.scenes_seed=-1",
+        "model.pooling=mean", "model.aux_pooling=mean", "model.freeze_layers=-1",
+        "evaluate.min_class_score=1.1", "evaluate.min_class_score=-0.1",
         "model.decoder_width=0", "model.normalization=imagnet", "model.normalization=[]",
         "model.normalization=[[0.5, 0.5, 0.5]]", "model.normalization=[[0, 0], [1, 1]]",
         "model.normalization=[[0.5, 0.5, 0.5], [0.5, 0, 0.5]]",

@@ -54,13 +54,12 @@ def nothing_else(monkeypatch, tmp_path):
 
 
 def package_names(encoder):
-    """The encoder's tensors in their order, named as the packages do, with a classifier.
+    """The encoder's tensors in their order, named as the packages do, with what follows them.
 
     Written from the layers themselves, as the packages' network is built: block by block, with
     batch norms counted within each.
     """
-    state, layers = {}, {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head",
-                         "bn2": "_bn1"}
+    state, layers = {}, {"conv_stem": "_conv_stem", "bn1": "_bn0"}
     number = 0
     for stage, inside in enumerate(encoder.blocks):
         for index, block in enumerate(inside):
@@ -75,6 +74,10 @@ def package_names(encoder):
     for key, tensor in encoder.state_dict().items():
         layer, _, kind = key.rpartition(".")
         state[f"{layers[layer]}.{kind}"] = tensor.clone()
+    ones = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), torch.ones(1280))
+    state["_conv_head.weight"] = torch.zeros(1280, encoder.num_features, 1, 1)
+    state |= {f"_bn1.{kind}": tensor.clone() for kind, tensor in ones.items()}
+    state["_bn1.num_batches_tracked"] = torch.tensor(1)
     return state | {"_fc.weight": torch.zeros(10, 1280), "_fc.bias": torch.zeros(10)}
 
 
@@ -102,7 +105,9 @@ def test_from_an_installed_package(source, encoder, state, tmp_path, monkeypatch
     monkeypatch.setattr(packages, "find_spec", find_spec)
     monkeypatch.syspath_prepend(tmp_path / "site")
     report = load_encoder_weights(encoder, f"{NAME}.in1k", folder=tmp_path)
-    assert report == f"{path}: 294 tensors loaded, 2 ignored (_fc.bias, _fc.weight)"
+    assert report == (
+        f"{path}: 288 tensors loaded, 8 ignored (_fc.bias, _fc.weight, bn2.bias, ...)"
+    )
     assert same(source, encoder) and MODULE not in sys.modules
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -134,9 +139,9 @@ def test_files_without_counters(source, encoder, state, tmp_path):
     [
         (lambda s: s.update({"_blocks.1._bn0.bias": torch.zeros(7)}),
          r"blocks.1.0.bn1.bias has shape \(7,\) in the file and \(96,\)"),
-        (lambda s: s.pop("_blocks.15._project_conv.weight"), "1 of its 294 .*blocks.6.0.conv_pwl"),
-        (lambda s: s.update({"_blocks.0._project_conv.weight": s.pop("_conv_head.weight")}),
-         "1 of its 294 .*conv_head.weight"),
+        (lambda s: s.pop("_blocks.15._project_conv.weight"), "1 of its 288 .*blocks.6.0.conv_pwl"),
+        (lambda s: s.update({"_blocks.0._expand_conv.bias": s.pop("_blocks.15._bn1.bias")}),
+         "1 of its 288 .*blocks.6.0.bn2.bias"),
         (lambda s: s.update({"_blocks.1._bn0.weight": s["_conv_stem.weight"]}), "has shape"),
     ],
 )
@@ -154,7 +159,7 @@ def test_tensors_without_a_counterpart_are_ignored(source, encoder, state, tmp_p
     strange = {"_blocks.99._bn0.bias": torch.zeros(1), "_blocks.x._bn0.bias": torch.zeros(1),
                "_blocks.2._se.weight": torch.zeros(1)}
     install(tmp_path, state | strange)
-    assert "5 ignored" in load_encoder_weights(encoder, NAME, folder=tmp_path)
+    assert "11 ignored" in load_encoder_weights(encoder, NAME, folder=tmp_path)
     assert same(source, encoder)
 
 
@@ -193,7 +198,8 @@ def test_installed_packages(name, package, monkeypatch, tmp_path):
     encoder = build_encoder(name, {})
     load_encoder_weights(encoder, name, path)
     mine = encoder.state_dict()
-    assert [key for key in theirs if "_fc." not in key] == list(theirs)[: len(mine)]
+    behind = ("_conv_head.", "_bn1.", "_fc.")  # the last stage, of which the maps are
+    assert [key for key in theirs if not key.startswith(behind)] == list(theirs)[: len(mine)]
     for (key, tensor), (other, expected) in zip(mine.items(), theirs.items(), strict=False):
         assert key.rpartition(".")[2] == other.rpartition(".")[2]
         assert torch.equal(tensor, expected)

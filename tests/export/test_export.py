@@ -29,10 +29,11 @@ def write_weights(path: Path) -> Path:
     """A tiny network with a position embedding that matters, as a checkpoint."""
     config = to_dict(from_dict(tiny_tree(model={"encoder_options": {
         "img_size": 32, "patch_size": PATCH, "embed_dim": 32, "depth": 1, "num_heads": 2,
-    }, "aux_layer": -1})))
+    }, "aux_layer": -1, "pooling": "avg", "class_offset": True})))
     torch.manual_seed(5)
     network = build_network(config, len(CLASSES))
     torch.nn.init.normal_(network.encoder.pos_embed)
+    torch.nn.init.normal_(network.classifier.offset)
     save_weights(path, network, config=config, classes=CLASSES, palette=PALETTE,
                  thresholds=(0.25, None))
     return path
@@ -87,6 +88,23 @@ def test_a_torch_export_file_gives_the_outputs_of_the_network(folder, network):
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         "best.pt2", "best.pth"
     ]
+
+
+def check_offset(run, network):
+    """The scores are the means of the CAM, with the offset that it does not contain."""
+    found = run(torch.rand(2, 3, 5 * PATCH, 5 * PATCH))
+    offset = found["logits"] - found["cam"].mean((2, 3))
+    assert network.classifier.offset.abs().max() > 0.1
+    expected = network.classifier.offset.expand(2, -1)
+    torch.testing.assert_close(offset, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_exported_scores_contain_the_offset(folder, network):
+    check_offset(torch.export.load(str(folder / "best.pt2")).module(), network)
+
+
+def test_scores_of_onnx_files_contain_the_offset(onnx_file, network):
+    check_offset(export.onnx_runner(str(onnx_file)), network)
 
 
 def check_normalisation(run, network):

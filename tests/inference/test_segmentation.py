@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -263,6 +264,56 @@ def test_label_filter_is_a_logit_of_minus_infinity(tmp_path, network):
         assert outcomes[0].error is None and outcomes[0].mask is None
         expected = wide_copy.argmax(0).numpy()
         assert (read(results["mask"]) == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("crf", [None, CRF])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_classes_that_the_scores_deny_are_left_out_as_by_hand(tmp_path, network, mode, crf):
+    paths = [save_smooth(tmp_path / f"in/{k}.png", seed=k) for k in range(5)]
+    settings = replace(WHOLE, mode=mode, window=24, stride=16, crf=crf)
+    chances = {}
+    for path in paths:
+        with Image.open(path) as image:
+            if mode == "whole":
+                scored, square = network, network_input(image, SIZE)[None]
+            else:
+                scored = SlidingNetwork(network, 24, 16, 4, ())
+                square = to_tensor(np.array(image.resize((40, 32), Image.BILINEAR)))[None]
+        with torch.no_grad():
+            scores = multi_scale(scored, square, WHOLE.scales, True, maps=()).logits[0]
+        chances[path.name] = torch.sigmoid(scores).tolist()
+    middle = sorted(sum(chances.values(), []))[7]
+    kept = {name: [k + 1 for k, chance in enumerate(row) if chance >= middle or chance == max(row)]
+            for name, row in chances.items()}
+    assert len(set(map(tuple, kept.values()))) > 1 and max(map(len, kept.values())) > 1
+    save = ("mask", "probabilities")
+
+    def masks(folder, settings, **options):
+        run(network, tmp_path / "in", tmp_path / folder, settings, save, **options)
+        return [read(tmp_path / folder / path.name) for path in paths]
+
+    found = masks("found", replace(settings, min_class_score=middle))
+    expected = masks("by_hand", settings, labels_of=kept.__getitem__)
+    every = masks("every", settings)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(found, every, strict=True))
+    for path in paths:
+        arrays = [np.load(tmp_path / folder / f"{path.stem}.probabilities.npz")
+                  for folder in ("found", "by_hand")]
+        for name in ("classes", "probabilities"):
+            assert np.array_equal(arrays[0][name], arrays[1][name])
+        assert set(arrays[0]["classes"]) <= {0, *kept[path.name]}
+    # Where labels are known, scores play no part, nor do they in CAMs.
+    labels_of = dict.fromkeys(kept, [1, 2, 3]).__getitem__
+    known = masks("known", replace(settings, min_class_score=1.0), labels_of=labels_of)
+    assert all(np.array_equal(a, b) for a, b in zip(known, every, strict=True))
+    for folder, least in (("strict", 1.0), ("free", 0.0)):
+        run(network, tmp_path / "in", tmp_path / folder,
+            replace(settings, min_class_score=least), ("cam",))
+    for path in paths:
+        strict, free = (np.load(tmp_path / f"{folder}/{path.stem}.cam.npz")
+                        for folder in ("strict", "free"))
+        assert np.array_equal(strict["cam"], free["cam"])
 
 
 def test_cam_and_pseudo_labels_are_those_of_the_evaluation(tmp_path, network):
@@ -569,3 +620,12 @@ def test_settings_name_what_a_kind_of_file_depends_on():
     assert {"window", "stride", "max-size"} <= set(slide) and "size" not in slide
     for content in (*of.values(), slide):
         json.dumps(content)
+    strict = replace(settings, min_class_score=0.2)
+    for kind in of:
+        if kind in ("cam", "cpl"):
+            assert strict.of(kind) == of[kind]
+        else:
+            assert strict.of(kind) == of[kind] | {"min-class-score": 0.2}
+        known = replace(strict, labels="digest")
+        assert known.of(kind) == replace(settings, labels="digest").of(kind)
+    assert replace(settings, min_class_score=0.0).of("mask") == of["mask"], "as earlier records"

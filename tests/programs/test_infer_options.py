@@ -12,11 +12,13 @@ import infer
 from cosa.core.errors import UserError
 from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
+from cosa.data.images import network_input
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
 from cosa.inference.choose_settings import choose_settings
 from cosa.inference.summary import Summary
 from cosa.metrics import SegmentationMetrics
+from cosa.predict import multi_scale
 from tests.helpers.inference import CLASSES, SIZE, files, read, refusal, run_main, save, save_smooth
 
 
@@ -69,6 +71,7 @@ def test_options_that_would_be_ignored_are_refused(capfd):
     ("--scales", "--scales: expected at least one argument"),
     ("--size 1.5", "--size: '1.5' must be a whole number of at least 1"),
     ("--workers -1", "--workers: '-1' must be a whole number of at least 1"),
+    ("--min-class-score 2", "--min-class-score: '2' must be a number from 0 to 1"),
     ("--threshold nan", "--threshold: 'nan' must be a number from 0 to 1"),
     ("--crf --crf-bilateral a 1 1", "--crf-bilateral: 'a' must be a number of at least 0"),
     ("--save maks", "--save: 'maks' cannot be saved; did you mean 'mask'?"),
@@ -430,6 +433,70 @@ def test_scores_are_those_of_the_evaluation_in_training(tmp_path, photos, progra
     assert abs(expected["miou"] - expected["miou_label_filtered"]) > 0.01
 
 
+def test_scores_without_denied_classes_are_those_of_the_evaluation(
+    tmp_path, photos, program, weights
+):
+    truth = true_masks(photos, tmp_path / "truth")
+    labels = labels_file(tmp_path / "labels.csv", [f"{name},cat" for name in NAMES])
+    dataset, network = FolderDataset(CLASSES, photos, labels, truth), cosa.load(weights)
+    least = middle_score(network, photos)
+    options = {"image_size": SIZE, "scales": (1.0, 0.5), "progress": False}
+    expected = evaluate(network, dataset, min_class_score=least, **options)
+    assert abs(expected["miou"] - evaluate(network, dataset, **options)["miou"]) > 0.005
+    summary = ("--evaluate", truth, "--json", tmp_path / "s.json")
+    assert program(photos, tmp_path / "out", *summary, "--min-class-score", least)[0] == 0
+    scores = json.loads((tmp_path / "s.json").read_text())["run"]["scores"]
+    for key in ("miou", "boundary_f", "jf", "iou"):
+        assert scores[key] == pytest.approx(expected[key], abs=1e-3)
+    # By default, it is that of the evaluation in training.
+    content = torch.load(weights, weights_only=True)
+    content["about"]["config"]["evaluate"]["min_class_score"] = least
+    torch.save(content, tmp_path / "strict.pt")
+    for out, more in (("own", ()), ("given", ("--min-class-score", "0"))):
+        assert run_main(tmp_path / "strict.pt", photos, tmp_path / out, *more) == 0
+    assert masks_of(tmp_path / "own") == masks_of(tmp_path / "out")
+    assert program(photos, tmp_path / "every")[0] == 0
+    assert masks_of(tmp_path / "given") == masks_of(tmp_path / "every")
+    assert masks_of(tmp_path / "every") != masks_of(tmp_path / "out")
+
+
+def middle_score(network, photos):
+    """The median probability that the network says of a class in these images."""
+    scores = []
+    for name in NAMES:
+        with Image.open(photos / name) as image:
+            square = network_input(image.convert("RGB"), SIZE)[None]
+        scores.append(multi_scale(network, square, (1.0, 0.5), maps=()).logits)
+    return torch.cat(scores).sigmoid().median().item()
+
+
+def masks_of(folder):
+    return [(folder / f"{stem(name)}.png").read_bytes() for name in NAMES]
+
+
+@pytest.mark.parametrize("crf", [(), ("--crf", "--crf-iterations", "2")])
+def test_denied_classes_are_left_out_as_if_labels_said_so(tmp_path, photos, program, weights, crf):
+    network, rows = cosa.load(weights), []
+    least = middle_score(network, photos)
+    for name in NAMES:
+        with Image.open(photos / name) as image:
+            square = network_input(image.convert("RGB"), SIZE)[None]
+        chances = multi_scale(network, square, (1.0, 0.5), maps=()).logits[0].sigmoid()
+        kept = [c for c, p in zip(CLASSES, chances, strict=True)
+                if p >= least or p == chances.max()]
+        rows.append(f'{name},"{";".join(kept)}"')
+    assert len({row.split(",", 1)[1] for row in rows}) > 1
+    labels = labels_file(tmp_path / "labels.csv", rows)
+    assert program(photos, tmp_path / "found", "--min-class-score", least, *crf)[0] == 0
+    assert program(photos, tmp_path / "by_hand", "--labels", labels, *crf)[0] == 0
+    assert masks_of(tmp_path / "found") == masks_of(tmp_path / "by_hand")
+    # Where labels say it, the scores do not matter: neither for what is made nor for its record.
+    again = ("--labels", labels, "--min-class-score", "0.9", *crf)
+    assert "5 skipped" in program(photos, tmp_path / "by_hand", *again)[1]
+    assert "5 done" in program(photos, tmp_path / "known", *again)[1]
+    assert masks_of(tmp_path / "known") == masks_of(tmp_path / "by_hand")
+
+
 def test_scores_of_label_filtered_masks_have_another_name(tmp_path, photos, program):
     truth = true_masks(photos, tmp_path / "truth")
     labels = labels_file(tmp_path / "labels.csv", [f"{name},cat;ship" for name in NAMES])
@@ -544,6 +611,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, photos, program, weig
         (["--no-flip"], "flip"),
         (["--size", "24"], "size"),
         (["--labels", labels], "labels"),
+        (["--min-class-score", "0.4"], "min-class-score"),
         (["--mode", "slide"], "max-size, mode, size, stride, window"),
     ):
         assert refusal(weights, photos, out, *options) == (
@@ -551,8 +619,15 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, photos, program, weig
             "--output"
         )
     assert "5 skipped" in program(photos, out, "--scales", "1", "0.5", "--batch-size", "2")[1]
+    least = ("--min-class-score", "0.4")
+    assert "5 done" in program(photos, out, *least, "--overwrite")[1]
+    assert "5 skipped" in program(photos, out, *least)[1]
+    for other in ((), ("--min-class-score", "0.5")):
+        assert "other settings (min-class-score)" in refusal(weights, photos, out, *other)
+    assert "5 done" in program(photos, out, "--overwrite", "--min-class-score", "0")[1]
+    assert "5 skipped" in program(photos, out)[1]
     # Kinds that do not depend on a setting do not mind it, and are noted beside the masks.
-    assert "5 done" in program(photos, out, "--save", "cam", "--crf")[1]
+    assert "5 done" in program(photos, out, "--save", "cam", "--crf", *least)[1]
     assert "5 done" in program(photos, out, "--save", "mask,cpl", "--threshold", "0.3")[1]
     message = refusal(weights, photos, out, "--save", "mask,cpl")
     assert "holds CAM pseudo-labels made with other settings (threshold)" in message

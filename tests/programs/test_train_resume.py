@@ -86,6 +86,37 @@ def test_a_cnn_goes_on_exactly_with_its_batch_statistics(tmp_path, run, monkeypa
     assert torch.equal(loaded, saved["assignment"]["encoder.layer4.0.bn2.running_mean"])
 
 
+@pytest.mark.parametrize("encoder", [{}, CNN | {"freeze_batch_norm": False}])
+def test_frozen_layers_and_offsets_go_on_exactly(tmp_path, run, monkeypatch, encoder):
+    model = encoder | {"freeze_layers": 2, "class_offset": True, "pooling": "avg"}
+    other = RunFolder(tmp_path / "other" / "runs" / "tiny")
+    assert train.main([configure(tmp_path / "other", model=model, train=TRAIN)]) == 0
+    train_until(monkeypatch, 5, configure(tmp_path, model=model, train=TRAIN))
+    middle = read(run.last)
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert_equal_runs(run, other)
+    end, frozen = read(run.last), ("patch_embed", "blocks.0.", "conv1.", "bn1.", "layer1.")
+    moved = {key for key, value in middle["online"].items()
+             if not torch.equal(value, end["online"][key])}
+    stayed = {key for key in end["online"] if key.startswith(tuple(f"encoder.{f}" for f in frozen))}
+    assert stayed and not stayed & moved
+    assert all(torch.equal(end["online"][k], end["assignment"][k]) for k in stayed)
+    assert {"classifier.offset", "aux_classifier.offset", "classifier.weight"} <= moved
+    assert any(key.startswith(("encoder.blocks.1.", "encoder.layer2.")) for key in moved)
+    count = sum(len(group["params"]) for group in end["optimizer"]["param_groups"])
+    weights = [key for key in end["online"] if not key.endswith(
+        ("mean", "std", "running_var", "num_batches_tracked"))]
+    not_trained = {key for key in weights if key in stayed} | {"encoder.cls_token",
+                                                               "encoder.pos_embed"}
+    assert count == len(set(weights) - not_trained)
+
+
+def test_a_run_with_too_many_frozen_layers_does_not_start(train_program, tmp_path):
+    code, _, errors = train_program(configure(tmp_path, model={"freeze_layers": 5}))
+    assert code == 2 and errors.count("\n") == 1
+    assert "model.freeze_layers=5 leaves nothing to train of an encoder of 5 layers" in errors
+
+
 def test_final_scores_are_gone_while_the_end_is_trained_again(tmp_path, run, monkeypatch):
     assert train.main([configure(tmp_path, train=TRAIN)]) == 0
     spoil(run.last)
