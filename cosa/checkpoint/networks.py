@@ -100,10 +100,18 @@ def save_weights(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
     thresholds: tuple[float | None, float | None] = (0.5, 0.5),
+    half: bool = False,
 ) -> None:
-    """Write a network for inference: .safetensors, or anything else as a PyTorch file."""
+    """Write a network for inference: .safetensors, or anything else as a PyTorch file.
+
+    Args:
+        config, classes, palette, thresholds: see :func:`describe`.
+        half: keep 16 bits of each number (float16): half the size; loaded, they are float32.
+    """
     about = describe(config, classes, palette, thresholds)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     if Path(path).suffix == ".safetensors":
         metadata = {"cosa": json.dumps(about)}
         with replacing_with_torch(path) as temporary:

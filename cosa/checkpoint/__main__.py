@@ -1,0 +1,46 @@
+"""Write the network of a checkpoint to a file for inference alone.
+
+    python -m cosa.checkpoint runs/pets/best.pth weights/pets.safetensors --half
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosa.checkpoint.networks import check_finite, load, save_weights
+from cosa.config import Config, DataConfig, to_dict
+from cosa.core.errors import UserError, run_program
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the assignment network of a checkpoint, without what only training needs."""
+    parser = argparse.ArgumentParser(prog="python -m cosa.checkpoint", description=main.__doc__)
+    parser.add_argument("checkpoint", help="best.pth, last.pth or another file of this program")
+    parser.add_argument("output", help="the .safetensors file to write; it must not exist")
+    parser.add_argument("--half", action="store_true", help="16 bits a number: half the size")
+    given = parser.parse_args(arguments)
+    path = Path(given.output)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end with .safetensors: name it so")
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another name, or delete it")
+    network = load(given.checkpoint)
+    check_finite(network, given.checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Where somebody's images were is no part of what others get.
+    config = dataclasses.replace(
+        network.config, data=DataConfig(name=network.config.data.name), output=Config.output
+    )
+    save_weights(
+        path, network, config=to_dict(config), classes=network.classes,
+        palette=network.palette, thresholds=network.thresholds, half=given.half,
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, of {len(network.classes)} classes")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
