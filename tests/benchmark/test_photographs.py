@@ -143,7 +143,7 @@ def test_rows_are_those_of_the_ablation_and_the_regularizers(voc, empty):
         photographs.ROWS, lambda *arguments: (), empty, overrides, list(photographs.ROWS), [0],
         "out", 0, REVISION, {"train_images": 7},
     )
-    assert {run.row for run in runs} == set(photographs.ROWS) and len(runs) == 15
+    assert {run.row for run in runs} == set(photographs.ROWS) and len(runs) == 16
     on = {run.row: {name for name, options in to_dict(run.config.regularizers).items()
                     if options["weight"] > 0} for run in runs}
     assert on["isl-fsl"] == {"isl", "fsl"} and on["plca"] == {"plca"} and on["cosa"] == set()
