@@ -48,7 +48,8 @@ SEGMENTATION = {
 }
 CAMS = {
     "cam_miou": "CAM at ξ", "cam_best_miou": "CAM best", "aux_cam_miou": "aux CAM at ξ†",
-    "cam_cmiou": "CAM C-mIoU", "train_cam_miou": "CPL, training",
+    "cam_cmiou": "CAM C-mIoU", "plain_cam_best_miou": "CAM best, not spread",
+    "train_cam_miou": "CPL, training",
     "train_cam_best_miou": "CAM best, training", "train_aux_cam_miou": "aux CPL, training",
 }
 COSTS = {"training_seconds": "seconds", "peak_memory_mb": "peak MiB"}

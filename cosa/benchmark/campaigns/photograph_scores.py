@@ -63,6 +63,19 @@ def training_scores(
     return {f"train_{key}": value for key, value in scores.items()}
 
 
+def plain_scores(
+    network: TrainedNetwork, config: Config, dataset: SegmentationDataset
+) -> dict[str, Any]:
+    """``plain_cam_best_miou``: the CAM's score at its best threshold where no map is spread."""
+    steps = network.cam_steps, network.seg_steps
+    network.cam_steps = network.seg_steps = 0
+    try:
+        scores = score(network, config, dataset, network.thresholds, boundary=False)
+    finally:
+        network.cam_steps, network.seg_steps = steps
+    return {"plain_cam_best_miou": scores["cam_best_miou"]}
+
+
 def crf_scores(
     network: TrainedNetwork, config: Config, dataset: SegmentationDataset
 ) -> dict[str, Any]:
@@ -107,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="best.pth, last.pth or supervised.pth in its run folder")
     parser.add_argument("--crf", action="store_true",
                         help="refine the segmentation of the images of the final scores")
+    parser.add_argument("--plain-cam", action="store_true",
+                        help="score the CAMs without spreading, too")
     parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N",
                         help=f"training images, evenly spread, 0 for none; {TRAIN_IMAGES}")
     given = parser.parse_args(arguments)
@@ -118,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.train_images:
                 train_set = build_dataset(config.data, "train")
                 scores |= training_scores(network, config, train_set, given.train_images)
+            if given.plain_cam:
+                scores |= plain_scores(network, config, build_dataset(config.data, "test"))
             if given.crf:
                 scores |= crf_scores(network, config, build_dataset(config.data, "test"))
         write_atomically(scores_file(weights), json.dumps(scores, indent=2) + "\n")

@@ -45,9 +45,12 @@ REGULARIZERS = {
 FSL are one method's, hfpl."""
 
 PLAIN = "without-spreading"
+COMPARED_PLAIN = (CLASSIFICATION, "cosa")
+"""Rows whose CAMs are scored once more as they are, before they are spread."""
 
 ROWS: campaign.Rows = {
     **ablation.ROWS,
+    SUPERVISED: lambda base: ["model.seg_steps=0"],  # true masks leave nothing to fill
     PLAIN: lambda base: ["model.cam_steps=0", "model.seg_steps=0"],
     **{row: lambda base, row=row: regularizer_changes(row, base) for row in REGULARIZERS},
 }
@@ -65,8 +68,8 @@ TABLE_LINES = (
 )
 
 SEGMENTATION = ("miou", "share", "miou_label_filtered", "crf_miou", "boundary_f", "jf", "cmiou")
-CAMS = ("cam_miou", "cam_best_miou", "aux_cam_miou", "cam_cmiou", "train_cam_miou",
-        "train_cam_best_miou", "train_aux_cam_miou")
+CAMS = ("cam_miou", "cam_best_miou", "plain_cam_best_miou", "aux_cam_miou", "cam_cmiou",
+        "train_cam_miou", "train_cam_best_miou", "train_aux_cam_miou")
 COSTS = ("training_seconds", "peak_memory_mb")
 
 VOC_IMAGES = 10_582
@@ -84,8 +87,8 @@ CAMS_LEGEND = f"""\
 mIoU of CAMs, always filtered by the image's labels. `CAM at ξ` uses the run's own threshold
 (classification alone adapts none and has no such score), `CAM best` the best of
 {len(CAM_THRESHOLDS)} thresholds, chosen on the masks, hence an upper bound; `aux` is the auxiliary
-CAM. `CPL` are the CAM's pseudo-labels at ξ on training images, whose masks no row but the bound is
-trained on. *At its peak* is the checkpoint with the best `CAM best` on the first half of the
+CAM. *Not spread* are CAMs as the classifier yields them, without `model.cam_steps`. `CPL` are the
+CAM's pseudo-labels at ξ on training images, whose masks no row but the bound is trained on. *At its peak* is the checkpoint with the best `CAM best` on the first half of the
 validation images, of about {PEAK_EVALUATIONS} during the run, scored as the others are."""
 
 COSTS_LEGEND = """\
@@ -174,6 +177,7 @@ def commands(
     files = [f"{done.output}/{done.name}/{weights}" for weights in scored.values()]
     options = ["--train-images", str(train_images if trained.trains_cams else 0)]
     options += ["--crf"] if trained.trains_segmentation else []
+    options += ["--plain-cam"] if row in COMPARED_PLAIN else []
     further = campaign.benchmark_command("photograph_scores", *files, *options)
     return *ablation.commands(row, config, changes), further
 
@@ -208,6 +212,14 @@ def verdicts(results: Results) -> list[Verdict]:
         difference(
             results, "CoSA's CAM at the end is above that of classification alone at its peak",
             (cosa, "cam_best_miou"), (peak, "cam_best_miou"), note="both at their best threshold",
+        ),
+        difference(
+            results, "CoSA is 5 points over these CAMs before they are spread",
+            (cosa, "miou"), (peak, "plain_cam_best_miou"), margin=0.05,
+        ),
+        difference(
+            results, "CoSA's CAM is above them, too, neither being spread",
+            (cosa, "plain_cam_best_miou"), (peak, "plain_cam_best_miou"),
         ),
     ]
     for key, name in scores.items():
