@@ -88,8 +88,9 @@ mIoU of CAMs, always filtered by the image's labels. `CAM at ξ` uses the run's 
 (classification alone adapts none and has no such score), `CAM best` the best of
 {len(CAM_THRESHOLDS)} thresholds, chosen on the masks, hence an upper bound; `aux` is the auxiliary
 CAM. *Not spread* are CAMs as the classifier yields them, without `model.cam_steps`. `CPL` are the
-CAM's pseudo-labels at ξ on training images, whose masks no row but the bound is trained on. *At its peak* is the checkpoint with the best `CAM best` on the first half of the
-validation images, of about {PEAK_EVALUATIONS} during the run, scored as the others are."""
+CAM's pseudo-labels at ξ on training images, whose masks no row but the bound is trained on. *At its
+peak* is the checkpoint with the best `CAM best` on the first half of the validation images, of
+about {PEAK_EVALUATIONS} during the run, scored as the others are."""
 
 COSTS_LEGEND = """\
 `seconds` is the training time without evaluations, `peak MiB` the largest resident set of the
