@@ -386,7 +386,7 @@ def test_a_run_that_saved_nothing_starts_anew(tmp_path):
         (["optimizer.lrr=3"], "unknown key 'optimizer.lrr'"),
         (["--resume", "nowhere/run"], "nowhere/run holds no run to resume"),
         (["device=cuda:99"], "device 'cuda:99' is not there"),
-        (["augment.crop_size=50"], "augment.crop_size=50 is no multiple of the encoder's patch"),
+        (["augment.crop_size=50"], "augment.crop_size=50 is no multiple of the encoder's stride 8"),
         (["evaluate.coexistence_classes=[boat, brd]"], "no class 'brd'"),
         (["model.encoder=vit_nonsense"], "vit_nonsense"),
         (["model.aux_layer=9"], "model.aux_layer=9"),
