@@ -268,7 +268,7 @@ class CoSANetwork(nn.Module):
         frozen = first_layers(self.encoder, count) if count else []
         for parameter in frozen:
             parameter.requires_grad_(False)
-        ids = set()
+        ids = set(map(id, frozen))
         self._frozen_norms = [norm for norm in self._batch_norms() if id(norm.weight) in ids]
         self.train(self.training)
 
