@@ -61,7 +61,7 @@ HELD_OUT = 20
 """One photograph in so many is held out."""
 STATISTICS = 128
 """Photographs, at most, of which the mean and deviation of the teacher's channels are taken."""
-LEAST_DEVIATION = 1e-3
+LEAST_DEVIATION = 0.1
 """Share of the mean deviation of all channels: one that says nothing is not blown up."""
 
 WEIGHT_DECAY = 0.05
@@ -267,16 +267,9 @@ class Distillation:
     explained: float
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-
-
-def distill(given: argparse.Namespace, learnt: Sequence[Path], held_out: Sequence[Path]
-            ) -> Distillation:
+def distill(
+    given: argparse.Namespace, learnt: Sequence[Path], held_out: Sequence[Path]
+) -> Distillation:
     """Train a student.
 
     Args:
@@ -285,7 +278,6 @@ def distill(given: argparse.Namespace, learnt: Sequence[Path], held_out: Sequenc
 
     Raises:
         UserError: an encoder, its weights or the device are not usable, or the loss is not finite.
-        Interrupted: Ctrl-C.
     """
     device = choose_device(given.device, "--device ")
     autocast = choose_autocast(device, given.precision)
@@ -339,38 +331,34 @@ def fit(
 
     Raises:
         UserError: the loss is not finite.
-        Interrupted: Ctrl-C.
     """
-    kept = student.seen.encoder.no_weight_decay() if hasattr(
-        student.seen.encoder, "no_weight_decay") else ()
+    encoder = student.seen.encoder
+    kept = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
     groups = param_groups_weight_decay(
-        student, WEIGHT_DECAY, [f"seen.encoder.{name}" for name in kept])
+        student, WEIGHT_DECAY, [f"seen.encoder.{name}" for name in kept]
+    )
     optimizer = torch.optim.AdamW(groups, lr=given.lr, fused=True)
     recent: deque[float] = deque(maxlen=RECENT)
     warmup = round(WARMUP * given.steps)
-    step = 0
     student.train()
     with progress_bar(total=given.steps, desc="distill", unit="step") as bar:
-        try:
-            for step, batch in enumerate(pixels):
-                images = to_planes(batch.to(device, non_blocking=True))
-                factor = learning_rate_factor(step, given.steps, warmup, power=1.0)
-                for group in optimizer.param_groups:
-                    group["lr"] = given.lr * factor
-                with autocast():
-                    found = student(images)
-                loss = distance(found, teacher(images))
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
-                optimizer.step()
-                recent.append(loss.item())
-                if not math.isfinite(recent[-1]):
-                    raise UserError(f"the loss is not finite at step {step + 1}: lower --lr")
-                bar.set_postfix_str(f"loss {np.mean(recent):.4f}", refresh=False)
-                bar.update()
-        except KeyboardInterrupt as error:
-            raise Interrupted(step) from error
+        for step, batch in enumerate(pixels):
+            images = to_planes(batch.to(device, non_blocking=True))
+            factor = learning_rate_factor(step, given.steps, warmup, power=1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = given.lr * factor
+            with autocast():
+                found = student(images)
+            loss = distance(found, teacher(images))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
+            optimizer.step()
+            recent.append(loss.item())
+            if not math.isfinite(recent[-1]):
+                raise UserError(f"the loss is not finite at step {step + 1}: lower --lr")
+            bar.set_postfix_str(f"loss {np.mean(recent):.4f}", refresh=False)
+            bar.update()
     return float(np.mean(recent))
 
 
@@ -463,9 +451,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _memory_errors_explained():
             result = distill(given, learnt, held_out)
-    except Interrupted as stopped:
-        print(f"interrupted after {stopped.steps} of {given.steps} steps: {given.output} is not "
-              "written", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"interrupted: {given.output} is not written", file=sys.stderr)
         return 130
     about = {
         "program": "cosa.distill",
