@@ -7,13 +7,15 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from cosa.checkpoint import released
 from cosa.core.errors import UserError, one_line
@@ -32,6 +34,22 @@ def save(path: str | Path, content: dict[str, Any]) -> None:
     """
     with replacing_with_torch(path) as temporary:
         torch.save(content, temporary)
+
+
+def save_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write tensors in the format safetensors so that the file is whole or not there.
+
+    Raises:
+        UserError: see :func:`save`.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing_with_torch(path) as temporary:
+        rights = os.stat(temporary).st_mode & 0o777
+        safetensors.torch.save_file(tensors, temporary, metadata)
+        # It makes a file of its own, which some versions let nobody else read.
+        os.chmod(temporary, rights)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 from cosa.checkpoint import released
-from cosa.checkpoint.files import check_readable, read, replacing_with_torch, save
+from cosa.checkpoint.files import check_readable, read, save, save_safetensors
 from cosa.config import Config, from_dict, upgraded
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
@@ -109,17 +107,13 @@ def save_weights(
         half: keep 16 bits of each number (float16): half the size; loaded, they are float32.
     """
     about = describe(config, classes, palette, thresholds)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    tensors = network.state_dict()
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     if Path(path).suffix == ".safetensors":
-        metadata = {"cosa": json.dumps(about)}
-        with replacing_with_torch(path) as temporary:
-            rights = os.stat(temporary).st_mode & 0o777
-            safetensors.torch.save_file(tensors, temporary, metadata)
-            # It makes a file of its own, which some versions let nobody else read.
-            os.chmod(temporary, rights)
+        save_safetensors(path, tensors, {"cosa": json.dumps(about)})
     else:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save(path, {"about": about, "assignment": tensors})
 
 
