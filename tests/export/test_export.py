@@ -114,7 +114,7 @@ def check_normalisation(run, network):
     plain = copy.deepcopy(network)
     plain.mean.zero_()
     plain.std.fill_(1.0)
-    features, _ = plain.encode((image - network.mean) / network.std)
+    features, *_ = plain.encode((image - network.mean) / network.std)
     expected, seg = network.decoder(features), run(image)["seg"]
     torch.testing.assert_close(seg, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
