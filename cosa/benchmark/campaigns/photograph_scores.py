@@ -88,7 +88,7 @@ def crf_scores(
     options, device = config.evaluate, next(network.parameters()).device
     settings = Settings(
         size=options.image_size, scales=options.scales, flip=options.flip,
-        crf=CrfSettings.of_preset(DEFAULT_PRESET),
+        crf=CrfSettings.of_preset(DEFAULT_PRESET), min_class_score=options.min_class_score,
     )
     segmenter = Segmenter(
         network, settings, batch_size=options.batch_size,
@@ -133,10 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.train_images:
                 train_set = build_dataset(config.data, "train")
                 scores |= training_scores(network, config, train_set, given.train_images)
+            held_out = build_dataset(config.data, "test")
             if given.plain_cam:
-                scores |= plain_scores(network, config, build_dataset(config.data, "test"))
+                scores |= plain_scores(network, config, held_out)
             if given.crf:
-                scores |= crf_scores(network, config, build_dataset(config.data, "test"))
+                scores |= crf_scores(network, config, held_out)
         write_atomically(scores_file(weights), json.dumps(scores, indent=2) + "\n")
     return 0
 
