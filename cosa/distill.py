@@ -30,10 +30,15 @@ from PIL import Image
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from cosa.checkpoint.files import save_safetensors
-from cosa.core.device import allow_tf32, choose_autocast, choose_device, describe, out_of_memory
+from cosa.checkpoint.files import check_new_safetensors, save_safetensors
+from cosa.core.device import (
+    allow_tf32,
+    choose_autocast,
+    choose_device,
+    describe,
+    memory_errors_explained,
+)
 from cosa.core.errors import UserError, run_program
-from cosa.core.files import check_target
 from cosa.core.terminal import progress_bar
 from cosa.core.threads import in_threads
 from cosa.data.augmentations import apply_strong
@@ -43,7 +48,7 @@ from cosa.data.images import LazyImage, network_input, read_image, to_planes
 from cosa.data.loader import TrainingViews, training_loader
 from cosa.data.transforms import Geometry, crop
 from cosa.encoders.build import build_encoder, choose_reader
-from cosa.encoders.normalization import resolve
+from cosa.encoders.normalization import per_channel, resolve
 from cosa.encoders.pretrained import load_encoder_weights
 from cosa.inference.argument_types import positive_integer, positive_number
 from cosa.training.optimizer import learning_rate_factor
@@ -92,7 +97,7 @@ class NormalizedEncoder(nn.Module):
         # Of the auxiliary map, which is not wanted, the last is one that every encoder has.
         self.reader = choose_reader(self.encoder, name, aux_layer=-1, aux_stage=-1)
         for key, colour in zip(("mean", "std"), resolve("encoder", name), strict=True):
-            self.register_buffer(key, torch.tensor(colour)[:, None, None])
+            self.register_buffer(key, per_channel(colour))
 
     def forward(self, images: Tensor) -> Tensor:
         """The final map (B, D, h, w) of images (B, 3, H, W) in [0, 1]."""
@@ -371,16 +376,6 @@ def _of_option(option: str) -> Iterator[None]:
         raise UserError(f"{option}: {error}") from error
 
 
-@contextmanager
-def _memory_errors_explained() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError("the memory is too small: lower --batch or --crop") from error
-
-
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -432,12 +427,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep-decoded", action="store_true",
                         help="keep the decoded photographs in memory")
     given = parser.parse_args(arguments)
-    path = Path(given.output)
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end with .safetensors: name it so")
-    if path.exists():
-        raise UserError(f"{path} exists already: choose another name, or delete it")
-    check_target(path)
+    check_new_safetensors(given.output)
     return given
 
 
@@ -449,7 +439,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(learnt)} photographs to learn from, {len(held_out)} held out; on "
           f"{describe(device, choose_autocast(device, given.precision))}")
     try:
-        with _memory_errors_explained():
+        with memory_errors_explained("lower --batch or --crop"):
             result = distill(given, learnt, held_out)
     except KeyboardInterrupt:
         print(f"interrupted: {given.output} is not written", file=sys.stderr)

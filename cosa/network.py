@@ -15,7 +15,7 @@ from cosa.affinity import affinity, spread
 from cosa.core.errors import UserError
 from cosa.core.tensors import in_full_precision
 from cosa.encoders.build import build_encoder, choose_reader, first_layers
-from cosa.encoders.normalization import IMAGENET, Colour, resolve
+from cosa.encoders.normalization import IMAGENET, per_channel, resolve
 from cosa.encoders.reader import Features
 
 LEAST_PROBABILITY = 1e-6
@@ -166,8 +166,9 @@ class CoSANetwork(nn.Module):
         )
         self.affinity_power = affinity_power
         for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
-            self.register_buffer(name, _as_buffer(colour))
+            self.register_buffer(name, per_channel(colour))
         self.freeze_batch_norm = freeze_batch_norm
+        # Kept, not derived: of the average, which moves with the statistics, no weight is trained.
         self._frozen_norms: list[nn.Module] = []
         width, aux_width = self.reader.width, self.reader.aux_width
         self.aux_norm = nn.LayerNorm(aux_width, eps=1e-6) if aux_norm else nn.Identity()
@@ -248,7 +249,7 @@ class CoSANetwork(nn.Module):
         """Weights of earlier versions, which knew only ImageNet's normalisation, keep that."""
         if any(key.startswith(f"{prefix}encoder.") for key in state_dict):
             for name, colour in zip(("mean", "std"), IMAGENET, strict=True):
-                state_dict.setdefault(prefix + name, _as_buffer(colour))
+                state_dict.setdefault(prefix + name, per_channel(colour))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def freeze_position_embedding(self) -> None:
@@ -303,7 +304,3 @@ class CoSANetwork(nn.Module):
             )
             group["params"].append(parameter)
         return [{"name": name, **group} for name, group in groups.items()]
-
-
-def _as_buffer(colour: Colour) -> Tensor:
-    return torch.tensor(colour, dtype=torch.float32)[:, None, None]

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from cosa.checkpoint.files import check_new_safetensors
 from cosa.checkpoint.networks import check_finite, load, save_weights
 from cosa.config import Config, DataConfig, to_dict
-from cosa.core.errors import UserError, run_program
+from cosa.core.errors import run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,13 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--half", action="store_true", help="16 bits a number: half the size")
     given = parser.parse_args(arguments)
     path = Path(given.output)
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end with .safetensors: name it so")
-    if path.exists():
-        raise UserError(f"{path} exists already: choose another name, or delete it")
+    check_new_safetensors(path)
     network = load(given.checkpoint)
     check_finite(network, given.checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Where somebody's images were is no part of what others get.
     config = dataclasses.replace(
         network.config, data=DataConfig(name=network.config.data.name), output=Config.output

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cosa.checkpoint import released
 from cosa.core.errors import UserError, one_line
-from cosa.core.files import DAMAGE, replacing
+from cosa.core.files import DAMAGE, check_target, replacing
 
 
 class DamagedError(UserError):
@@ -50,6 +50,20 @@ def save_safetensors(
         safetensors.torch.save_file(tensors, temporary, metadata)
         # It makes a file of its own, which some versions let nobody else read.
         os.chmod(temporary, rights)
+
+
+def check_new_safetensors(path: str | Path) -> None:
+    """Tell, before the work that is to fill it, that a file cannot be a new one of that format.
+
+    Raises:
+        UserError: its suffix is another one, it is there already, or it could not be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end with .safetensors: name it so")
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another name, or delete it")
+    check_target(path)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def _own_device(name: str, option: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+LESS_MEMORY = (
+    "set train.activation_checkpointing=true, raise train.accumulate, or lower train.batch_size or "
+    "augment.crop_size; if it happened in an evaluation, evaluate.batch_size"
+)
+"""The keys of the configuration that need less memory."""
+
+
 def choose_autocast(
     device: torch.device, precision: str = "auto"
 ) -> Callable[[], AbstractContextManager]:
@@ -125,18 +132,19 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors_explained() -> Iterator[None]:
-    """Turn "out of memory", in training or evaluation, into one sentence.
+def memory_errors_explained(remedy: str = LESS_MEMORY) -> Iterator[None]:
+    """Turn "out of memory" into one sentence.
+
+    Args:
+        remedy: what to do, for training and evaluation if it is not said.
 
     Raises:
-        UserError: naming the keys that need less memory.
+        UserError: naming the remedy.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError("the memory is too small, of the GPU if there is one: set "
-                        "train.activation_checkpointing=true, raise train.accumulate, or lower "
-                        "train.batch_size or augment.crop_size; if it happened in an evaluation, "
-                        "evaluate.batch_size") from error
+        raise UserError("the memory is too small, of the GPU if there is one: "
+                        f"{remedy}") from error

@@ -36,6 +36,9 @@ class KeptImages(SegmentationDataset):
             self._kept[index] = image
         return self._kept[index]
 
+    def has_mask(self, index: int) -> bool:
+        return self._dataset.has_mask(index)
+
     def mask(self, index: int) -> np.ndarray | None:
         return self._dataset.mask(index)
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cosa.data.base import SegmentationDataset
-from cosa.data.images import LazyJpeg
+from cosa.data.images import LazyImage
 
 
 class Subset(SegmentationDataset):
@@ -29,7 +29,7 @@ class Subset(SegmentationDataset):
     def image(self, index: int) -> Image.Image:
         return self.whole.image(self.indices[index])
 
-    def open_image(self, index: int) -> Image.Image | LazyJpeg:
+    def open_image(self, index: int) -> Image.Image | LazyImage:
         return self.whole.open_image(self.indices[index])
 
     def has_mask(self, index: int) -> bool:

