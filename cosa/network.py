@@ -41,6 +41,18 @@ class NetworkOutput:
     aux_cam: Tensor  # (B, C, h, w) auxiliary class activation map, unbounded
     seg: Tensor  # (B, C+1, h, w) segmentation logits, channel 0 is the background
     features: Tensor  # (B, D, h, w) final features, of a ViT after its last LayerNorm
+    offset: Tensor | float = 0.0  # (C, 1, 1) what class scores have beside the CAM; 0: nothing
+    aux_offset: Tensor | float = 0.0  # (C, 1, 1) the same of the auxiliary ones
+
+    @property
+    def position_logits(self) -> Tensor:
+        """(B, C, h, w) class scores of single positions: the CAM with the offset."""
+        return self.cam + self.offset
+
+    @property
+    def aux_position_logits(self) -> Tensor:
+        """The same of the auxiliary CAM."""
+        return self.aux_cam + self.aux_offset
 
 
 class LargeFOV(nn.Module):
@@ -90,6 +102,10 @@ class CamClassifier(nn.Conv2d):
             pooled = features.mean(dim=(2, 3), keepdim=True)
         scores = in_full_precision(self, pooled).flatten(1)
         return scores if self.offset is None else scores + self.offset
+
+    def offset_of_maps(self) -> Tensor | float:
+        """(C, 1, 1) what the scores have beside the CAM; 0 without an offset."""
+        return 0.0 if self.offset is None else self.offset[:, None, None]
 
 
 class CoSANetwork(nn.Module):
@@ -194,6 +210,8 @@ class CoSANetwork(nn.Module):
             aux_cam=in_full_precision(self.aux_classifier, aux_features),
             seg=self.decoder(features),
             features=features,
+            offset=self.classifier.offset_of_maps(),
+            aux_offset=self.aux_classifier.offset_of_maps(),
         )
         if early_features is not None:
             self._spread(output, affinity(early_features, self.affinity_power))

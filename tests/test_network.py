@@ -186,6 +186,17 @@ def test_a_classifier_by_hand(pooling, expected):
     assert moved(features).tolist() == cam, "no CAM contains the offset"
 
 
+def test_class_scores_of_positions_have_the_mean_of_the_image():
+    network = tiny(pooling="avg", aux_pooling="avg", class_offset=True)
+    for classifier in (network.classifier, network.aux_classifier):
+        torch.nn.init.normal_(classifier.offset)
+    output = network(torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(output.position_logits.mean(dim=(2, 3)), output.logits)
+    torch.testing.assert_close(output.aux_position_logits.mean(dim=(2, 3)), output.aux_logits)
+    plain = tiny()(torch.rand(1, 3, 32, 32))
+    assert plain.position_logits.equal(plain.cam)
+
+
 def test_the_gradient_of_the_offset():
     """That of the scores, which the CAM does not reach."""
     classifier, features = by_hand("avg", offset=True)

@@ -264,7 +264,7 @@ def confident_pseudo_supervision(cam: Tensor, labels: Tensor) -> Tensor:
     which is the softmax over a background logit of 0 and the activations.
 
     Args:
-        cam: (B, C, h, w) raw activations.
+        cam: (B, C, h, w) raw activations, with the classifier's offset if it has one.
         labels: (B, h, w) int64 in 0..C, 0 the background, or ``IGNORE``.
 
     Returns:
@@ -338,6 +338,6 @@ class DomainAdaptation(Regularizer):
                 options.threshold, options.background, options.floor, valid,
             )
             terms["plda_supervision"] = confident_pseudo_supervision_sum(
-                context.output.cam, labels
+                context.output.position_logits, labels
             )
         return terms

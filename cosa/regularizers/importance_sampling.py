@@ -33,7 +33,8 @@ def importance_sampling_loss(
     which carries no gradient; absent classes are sampled as present ones are.
 
     Args:
-        scores: (B, C, h, w) class activation maps, the logits of Eq. (14).
+        scores: (B, C, h, w) class scores of the pixels, the logits of Eq. (14): class activation
+            maps, and the classifier's offset if it has one.
         image_labels: (B, C) image-level labels in {0, 1}, any dtype.
         num_samples: N > 0, drawn per image and class.
         generator: of the draws, on the device of ``scores``; None means the global one.
@@ -131,7 +132,8 @@ class ImportanceSampling(Regularizer):
     def forward(self, context: Context) -> dict[str, Sum]:
         labels = context.batch["image_labels"]
         valid = cells_to_draw_from(context.batch["valid"], context.grid)
-        maps = {"isl": context.output.cam, "isl_aux": context.output.aux_cam}
+        output = context.output
+        maps = {"isl": output.position_logits, "isl_aux": output.aux_position_logits}
         return {
             name: importance_sampling_sum(maps[name], labels, self.options.samples, valid=valid)
             for name in self.weights()

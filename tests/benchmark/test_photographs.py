@@ -153,11 +153,11 @@ def test_rows_are_those_of_the_ablation_and_the_regularizers(voc, empty):
 
 
 def test_regularizers_are_fitted_to_schedule_and_crops(empty):
-    """The examples are of crops of 96, with Seg2CAM from iteration 80 on."""
-    base = load_config(empty, ["augment.crop_size=192", "method.s2c_start=600"])
+    """The examples are of crops of 192, with Seg2CAM from iteration 220 on."""
+    base = load_config(empty, ["augment.crop_size=384", "method.s2c_start=440"])
     found = load_config(empty, photographs.regularizer_changes("all", base)).regularizers
-    example = load_config("configs/regularizers/all.yaml").regularizers
-    assert example.fsl.start == 80 and found.fsl.start == 600
+    example = load_config("configs/regularizers/photographs/all.yaml").regularizers
+    assert example.fsl.start == 150 and found.fsl.start == 300
     assert found.dense_energy.sigma_xy == 2 * example.dense_energy.sigma_xy
     assert found.dense_energy.weight == pytest.approx(example.dense_energy.weight / 16)
     assert found.plca == example.plca and found.isl == example.isl

@@ -1,6 +1,7 @@
 import copy
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -551,6 +552,16 @@ def make_regularizer(**options):
     return cotraining.InMeans(
         DomainAdaptation(DomainAdaptationOptions(**options), 16, CLASSES)
     )
+
+
+def test_supervision_is_of_scores_with_the_offset_of_the_classifier():
+    context, regularizer = make_context(), make_regularizer(adversarial=0)
+    before = regularizer(context)["plda_supervision"]
+    offset = torch.tensor([1.0, -3.0, 2.0])[:, None, None]
+    output = context.output
+    moved = replace(output, cam=output.cam - offset, offset=offset)
+    after = regularizer(replace(context, output=moved))["plda_supervision"]
+    torch.testing.assert_close(after, before)
 
 
 def test_weights():

@@ -235,9 +235,9 @@ def test_shapes_that_do_not_fit_are_reported(name):
 # The regularizer, Eq. (16)
 
 
-def context_of(cam, aux_cam, labels, valid):
+def context_of(cam, aux_cam, labels, valid, offset=0.0, aux_offset=0.0):
     nothing = torch.zeros(0)
-    output = NetworkOutput(nothing, nothing, cam, aux_cam, nothing, nothing)
+    output = NetworkOutput(nothing, nothing, cam, aux_cam, nothing, nothing, offset, aux_offset)
     batch = {"image_labels": labels, "valid": valid}
     return cotraining.context_of(batch, output)
 
@@ -252,6 +252,19 @@ def test_weights_take_their_share_from_the_classification_losses():
     assert regularizer.weights() == {"isl": 0.2, "isl_aux": 0.2}
     assert regularizer.loss_factors() == {"cls": 0.8, "cls_aux": 0.8}
     assert not regularizer.needs
+
+
+def test_scores_of_pixels_have_the_offset_of_the_classifier():
+    """A CAM that need not be negative to say that a class is absent is no logit by itself."""
+    regularizer = sampling(3, 2)
+    cam, offset = randn(2, 2, 4, 4), torch.tensor([1.0, -3.0])[:, None, None]
+    valid, labels = torch.ones(2, 16, 16, dtype=torch.bool), torch.tensor([[1.0, 0.0]] * 2)
+    torch.manual_seed(0)
+    expected = regularizer(context_of(cam, cam + 1, labels, valid))
+    torch.manual_seed(0)
+    terms = regularizer(context_of(cam - offset, cam + 1 + offset, labels, valid, offset, -offset))
+    for name, term in expected.items():
+        torch.testing.assert_close(terms[name], term)
 
 
 def test_terms_read_their_own_map():

@@ -18,7 +18,7 @@ from cosa.benchmark.campaigns.ablation import CLASSIFICATION, SUPERVISED
 from cosa.benchmark.campaigns.ablation_table import LINES, Line, table
 from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS
 from cosa.benchmark.campaigns.photograph_scores import TRAIN_IMAGES, check_count, scores_file
-from cosa.benchmark.campaigns.regularizers import changes_of
+from cosa.benchmark.campaigns.regularizers import EXAMPLES, changes_of
 from cosa.benchmark.campaigns.runner import Run
 from cosa.benchmark.campaigns.statistics import Results
 from cosa.benchmark.campaigns.verdicts import Verdict, difference, dynamic, reaches, share
@@ -41,8 +41,8 @@ REGULARIZERS = {
     "dense_energy": (("dense_energy",), "+ dense energy"),
     "all": (("all",), "+ all"),
 }
-"""Row -> examples of ``configs/regularizers`` that it joins, and its name in the tables. ISL and
-FSL are one method's, hfpl."""
+"""Row -> examples of ``EXAMPLES / "photographs"`` that it joins, and its name in the tables. ISL
+and FSL are one method's, hfpl."""
 
 PLAIN = "without-spreading"
 COMPARED_PLAIN = (CLASSIFICATION, "cosa")
@@ -99,7 +99,8 @@ training process (on CUDA, what PyTorch allocated)."""
 
 def regularizer_changes(row: str, base: Config) -> list[str]:
     """The overrides of a row of ``REGULARIZERS``, fitted to schedule and crops of ``base``."""
-    return [change for example in REGULARIZERS[row][0] for change in changes_of(example, base)]
+    return [change for example in REGULARIZERS[row][0]
+            for change in changes_of(example, base, EXAMPLES / TOPIC)]
 
 
 def data_options(folder: str) -> list[str]:

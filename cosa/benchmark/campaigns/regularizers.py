@@ -46,16 +46,17 @@ training step (without the loading of images) over that of the plain step, all r
 process with all cores; `memory` is what steps need beyond what is there before the first."""
 
 
-def changes_of(row: str, base: Config | None = None) -> list[str]:
+def changes_of(row: str, base: Config | None = None, examples: Path = EXAMPLES) -> list[str]:
     """The overrides that switch a row's regularizers on, from its example file.
 
     Args:
         base: for whose schedule and crops they are to be, see :func:`fitted`; None takes the
             example as it is.
+        examples: the folder of the example files.
     """
     if row == PLAIN:
         return []
-    example = load_config(EXAMPLES / f"{row}.yaml")
+    example = load_config(examples / f"{row}.yaml")
     found = to_dict(example.regularizers if base is None else fitted(example, base))
     default = to_dict(RegularizersConfig())
     return [
