@@ -143,10 +143,10 @@ def test_rows_are_those_of_the_ablation_and_the_regularizers(voc, empty):
         photographs.ROWS, lambda *arguments: (), empty, overrides, list(photographs.ROWS), [0],
         "out", 0, REVISION, {"train_images": 7},
     )
-    assert {run.row for run in runs} == set(photographs.ROWS) and len(runs) == 16
+    assert {run.row for run in runs} == set(photographs.ROWS) and len(runs) == 17
     on = {run.row: {name for name, options in to_dict(run.config.regularizers).items()
                     if options["weight"] > 0} for run in runs}
-    assert on["isl-fsl"] == {"isl", "fsl"} and on["plca"] == {"plca"} and on["cosa"] == set()
+    assert on["isl"] == {"isl"} and on["plca"] == {"plca"} and on["cosa"] == set()
     assert on["all"] == {"isl", "fsl", "plda", "csd", "plca", "dense_energy"}
     assert runs[0].identity()["train_images"] == 7
     assert all(run.config.data.hold_out for run in runs)
@@ -156,14 +156,25 @@ def test_regularizers_are_fitted_to_schedule_and_crops(empty):
     """The examples are of crops of 192, with Seg2CAM from iteration 220 on."""
     base = load_config(empty, ["augment.crop_size=384", "method.s2c_start=440"])
     found = load_config(empty, photographs.regularizer_changes("all", base)).regularizers
-    example = load_config("configs/regularizers/photographs/all.yaml").regularizers
+    example = load_config("configs/regularizers/photographs.yaml").regularizers
     assert example.fsl.start == 150 and found.fsl.start == 300
     assert found.dense_energy.sigma_xy == 2 * example.dense_energy.sigma_xy
     assert found.dense_energy.weight == pytest.approx(example.dense_energy.weight / 16)
     assert found.plca == example.plca and found.isl == example.isl
-    both = photographs.regularizer_changes("isl-fsl", base)
-    assert sorted(change.split("=")[0] for change in both) == [
-        "regularizers.fsl.start", "regularizers.fsl.weight", "regularizers.isl.weight"]
+    alone = photographs.regularizer_changes("fsl", base)
+    assert sorted(change.split("=")[0] for change in alone) == [
+        "regularizers.fsl.start", "regularizers.fsl.weight"]
+
+
+def test_only_rows_of_regularizers_have_one(tmp_path):
+    """Even if the configuration switches one on, as that for one's own photographs does."""
+    config = tmp_path / "own.yaml"
+    config.write_text("regularizers: {isl: {weight: 0.3}, fsl: {start: 4}}", encoding="utf-8")
+    base = load_config(config)
+    for row in ("cosa", "without-csc", "plda", "isl"):
+        found = load_config(config, photographs.ROWS[row](base)).regularizers
+        on = [name for name, options in to_dict(found).items() if options["weight"] > 0]
+        assert on == [row] * (row in photographs.REGULARIZERS)
 
 
 def test_every_row_is_scored_where_it_trains_something(tiny):
@@ -256,10 +267,10 @@ def test_tables():
                                         "train_cam_best_miou": 0.5}},
         "classification-only-peak": {0: {"cam_best_miou": 0.45}},
         "cosa": {0: {"miou": 0.6, "crf_miou": 0.62, "train_cam_miou": 0.55, "cam_miou": 0.5}},
-        "isl-fsl": {0: {"miou": 0.61}},
+        "isl": {0: {"miou": 0.61}},
     }
     segmentation, cams, costs = photographs.all_tables(results)
-    assert [row[0] for row in segmentation] == ["row", "fully supervised", "CoSA", "+ ISL and FSL"]
+    assert [row[0] for row in segmentation] == ["row", "fully supervised", "CoSA", "+ ISL"]
     cells = dict(zip(segmentation[0], segmentation[2], strict=True))
     assert cells["mIoU"] == "60.0" and cells["% of supervised"] == "75.0"
     assert cells["mIoU with CRF"] == "62.0" and cells["C-mIoU"] == "–"

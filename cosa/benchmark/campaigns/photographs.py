@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,14 @@ from cosa.benchmark.campaigns.ablation import CLASSIFICATION, SUPERVISED
 from cosa.benchmark.campaigns.ablation_table import LINES, Line, table
 from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS
 from cosa.benchmark.campaigns.photograph_scores import TRAIN_IMAGES, check_count, scores_file
-from cosa.benchmark.campaigns.regularizers import EXAMPLES, changes_of
+from cosa.benchmark.campaigns.regularizers import ALL, EXAMPLES, LABELS, fitted
+from cosa.benchmark.campaigns.regularizers import PLAIN as COSA
+from cosa.benchmark.campaigns.regularizers import overrides_of as switched_on
 from cosa.benchmark.campaigns.runner import Run
 from cosa.benchmark.campaigns.statistics import Results
 from cosa.benchmark.campaigns.verdicts import Verdict, difference, dynamic, reaches, share
 from cosa.config import Config, load_config
+from cosa.config.regularizers import RegularizersConfig
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER
 from cosa.data import build_dataset
@@ -33,26 +37,28 @@ from cosa.scores import CAM_THRESHOLDS
 TOPIC = "photographs"
 DEFAULT_CONFIG = "configs/photographs.yaml"
 
-REGULARIZERS = {
-    "isl-fsl": (("isl", "fsl"), "+ ISL and FSL"),
-    "plda": (("plda",), "+ PLDA"),
-    "csd": (("csd",), "+ CSD"),
-    "plca": (("plca",), "+ PLCA"),
-    "dense_energy": (("dense_energy",), "+ dense energy"),
-    "all": (("all",), "+ all"),
-}
-"""Row -> examples of ``EXAMPLES / "photographs"`` that it joins, and its name in the tables. ISL
-and FSL are one method's, hfpl."""
+EXAMPLE = EXAMPLES / "photographs.yaml"
+"""The regularizers as they are switched on, one by one and all."""
+
+REGULARIZERS = {row: label for row, label in LABELS.items() if row != COSA}
+"""Row -> its name in the tables."""
+
+OFF = [f"regularizers.{item.name}.weight=0" for item in fields(RegularizersConfig)]
+"""What other rows are trained without, even if the configuration has it."""
 
 PLAIN = "without-spreading"
-COMPARED_PLAIN = (CLASSIFICATION, "cosa")
+COMPARED_PLAIN = (CLASSIFICATION, COSA)
 """Rows whose CAMs are scored once more as they are, before they are spread."""
 
-ROWS: campaign.Rows = {
+CHANGES: campaign.Rows = {
     **ablation.ROWS,
     SUPERVISED: lambda base: ["model.seg_steps=0"],  # true masks leave nothing to fill
     PLAIN: lambda base: ["model.cam_steps=0", "model.seg_steps=0"],
     **{row: lambda base, row=row: regularizer_changes(row, base) for row in REGULARIZERS},
+}
+
+ROWS: campaign.Rows = {
+    row: lambda base, changes=changes: [*OFF, *changes(base)] for row, changes in CHANGES.items()
 }
 
 SCORED_LINES = {SUPERVISED: {SUPERVISED: "supervised.pth"},
@@ -64,7 +70,7 @@ fills its own line with last.pth."""
 TABLE_LINES = (
     *LINES,
     Line(PLAIN, "without spreading"),
-    *(Line(row, label) for row, (_, label) in REGULARIZERS.items()),
+    *(Line(row, label) for row, label in REGULARIZERS.items()),
 )
 
 SEGMENTATION = ("miou", "share", "miou_label_filtered", "crf_miou", "boundary_f", "jf", "cmiou")
@@ -99,8 +105,9 @@ training process (on CUDA, what PyTorch allocated)."""
 
 def regularizer_changes(row: str, base: Config) -> list[str]:
     """The overrides of a row of ``REGULARIZERS``, fitted to schedule and crops of ``base``."""
-    return [change for example in REGULARIZERS[row][0]
-            for change in changes_of(example, base, EXAMPLES / TOPIC)]
+    found = fitted(load_config(EXAMPLE), base)
+    alone = found if row == ALL else RegularizersConfig(**{row: getattr(found, row)})
+    return switched_on(alone)
 
 
 def data_options(folder: str) -> list[str]:
@@ -200,7 +207,7 @@ def collect(runs: Sequence[Run]) -> Results:
 
 def verdicts(results: Results) -> list[Verdict]:
     """All claims; "not measured" where rows or scores are missing."""
-    cosa, peak = "cosa", f"{CLASSIFICATION}-peak"
+    cosa, peak = COSA, f"{CLASSIFICATION}-peak"
     scores = {"train_cam_miou": "CPL on training images", "miou": "mIoU"}
     judged = [
         share(results, 0.85, "CoSA reaches 85 % of the supervised bound"),
@@ -241,7 +248,7 @@ def verdicts(results: Results) -> list[Verdict]:
     ))
     judged += [
         difference(results, f"{label} helps (mIoU)", (row, "miou"), (cosa, "miou"))
-        for row, (_, label) in REGULARIZERS.items()
+        for row, label in REGULARIZERS.items()
     ]
     return judged
 
@@ -278,7 +285,7 @@ def make_section(
         facts: of the campaign, with ``images`` and ``train_images``.
         base: what the rows change.
     """
-    changes = {label: regularizer_changes(row, base) for row, (_, label) in REGULARIZERS.items()
+    changes = {label: regularizer_changes(row, base) for row, label in REGULARIZERS.items()
                if row in results}
     legends = (SEGMENTATION_LEGEND, CAMS_LEGEND, COSTS_LEGEND)
     shown = [(cells, legend) for cells, legend in zip(all_tables(results), legends, strict=True)

@@ -46,22 +46,17 @@ training step (without the loading of images) over that of the plain step, all r
 process with all cores; `memory` is what steps need beyond what is there before the first."""
 
 
-def changes_of(row: str, base: Config | None = None, examples: Path = EXAMPLES) -> list[str]:
-    """The overrides that switch a row's regularizers on, from its example file.
+def changes_of(row: str) -> list[str]:
+    """The overrides that switch a row's regularizers on, from its example file."""
+    return [] if row == PLAIN else overrides_of(load_config(EXAMPLES / f"{row}.yaml").regularizers)
 
-    Args:
-        base: for whose schedule and crops they are to be, see :func:`fitted`; None takes the
-            example as it is.
-        examples: the folder of the example files.
-    """
-    if row == PLAIN:
-        return []
-    example = load_config(examples / f"{row}.yaml")
-    found = to_dict(example.regularizers if base is None else fitted(example, base))
+
+def overrides_of(regularizers: RegularizersConfig) -> list[str]:
+    """The overrides by which the defaults become these regularizers."""
     default = to_dict(RegularizersConfig())
     return [
         f"regularizers.{name}.{key}={json.dumps(value)}"
-        for name, options in found.items() if options["weight"] > 0
+        for name, options in to_dict(regularizers).items() if options["weight"] > 0
         for key, value in options.items() if value != default[name][key]
     ]
 
