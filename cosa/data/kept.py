@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cosa.data.base import SegmentationDataset
-from cosa.data.images import Decoded, LazyImage, reduction_for
+from cosa.data.images import Decoded, LazyImage
 
 
 class KeptImages(SegmentationDataset):
@@ -50,13 +50,13 @@ class KeptImage(LazyImage):
     """An image that is decoded once for each fraction of its size that is asked for."""
 
     def __init__(self, image: LazyImage, reopen: Callable[[], LazyImage]) -> None:
-        self.size = image.size
+        self.size, self.reducible = image.size, image.reducible
         self._image: LazyImage | None = image
         self._reopen = reopen
         self._decoded: dict[int, Decoded] = {}
 
     def decode(self, shrink: float = 1.0) -> Decoded:
-        reduction = reduction_for(shrink)
+        reduction = self.reduction(shrink)
         if reduction not in self._decoded:
             image, self._image = self._image or self._reopen(), None
             self._decoded[reduction] = image.decode(shrink)

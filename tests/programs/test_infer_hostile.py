@@ -226,7 +226,7 @@ NO_MEMORY = [
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-@pytest.mark.parametrize("place", ["read_image", "network_input", "pseudo_labels_at_size",
+@pytest.mark.parametrize("place", ["open_image", "network_input", "pseudo_labels_at_size",
                                    "dense_crf", "save_mask", "overlay"])
 def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkeypatch, place,
                                                        error):
