@@ -538,7 +538,7 @@ def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, network, monkeyp
     """Between the first reading and the last writing of an image, few others are begun."""
     path = save(tmp_path / "a.png")
     lock, read_so_far, written, most = threading.Lock(), 0, 0, 0
-    real_read, real_write = pipeline.read_image, outputs.write
+    real_read, real_write = pipeline.open_image, outputs.write
 
     def counting_read(source):
         nonlocal read_so_far, most
@@ -554,7 +554,7 @@ def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, network, monkeyp
         with lock:
             written += 1
 
-    monkeypatch.setattr(pipeline, "read_image", counting_read)
+    monkeypatch.setattr(pipeline, "open_image", counting_read)
     monkeypatch.setattr(outputs, "write", slow_write)
     monkeypatch.setattr(segmenter, "dense_crf", lambda image, probabilities, **_: probabilities)
     jobs = (Job("a.png", path, {"mask": tmp_path / f"out/{k}.png"}) for k in range(120))
