@@ -104,7 +104,7 @@ class LazyImage(ABC):
 
 
 class LazyFile(LazyImage):
-    """An image file, of which one method but ``size`` is to be called, once.
+    """An image file, opened; it is decoded, by one of its methods, once.
 
     Raises:
         UserError: naming the file, if it is missing, no regular file, empty, not an image, or

@@ -14,7 +14,8 @@ from cosa.data.images import Decoded, LazyImage
 class KeptImages(SegmentationDataset):
     """A data set whose images are decoded once and then kept, by the process that asks for them.
 
-    The pixels are those of the data set itself. Pillow takes four bytes for each.
+    The pixels are those of the data set itself. Pillow takes four bytes for each, and for those of
+    WebP and AVIF files as much again, which their decoders keep.
     """
 
     def __init__(self, dataset: SegmentationDataset) -> None:
