@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.core.tensors import at_least_float32
+
+MAX_VALUES = 2**22
+"""Upsampled values held at once (16 MB); whole images of 30 megapixels would need gigabytes."""
 
 
 def normalize(cam: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -60,6 +65,37 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def strips(
+    maps: Tensor, size: tuple[int, int], at_once: int | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Maps (K, h, w), resized bilinearly to ``size`` (H, W), a few rows at a time.
+
+    The same as ``resize`` up to rounding, and exactly where all rows come at once.
+
+    Args:
+        at_once: how many values to hold; by default ``MAX_VALUES``.
+
+    Yields:
+        The rows, and their values (K, rows, W) in float32.
+    """
+    maps = maps.float()
+    height, width = size
+    rows_at_once = max(1, (at_once or MAX_VALUES) // (maps.shape[0] * width))
+    if rows_at_once >= height:
+        yield slice(0, height), resize(maps[None], size)[0]
+        return
+    source = (torch.arange(height, dtype=torch.float64) + 0.5) * maps.shape[1] / height - 0.5
+    source = source.clamp(min=0)
+    above = source.floor().long().clamp(max=maps.shape[1] - 1)
+    below = (above + 1).clamp(max=maps.shape[1] - 1)
+    weight = (source - above).float()
+    above, below, weight = (values.to(maps.device) for values in (above, below, weight))
+    for start in range(0, height, rows_at_once):
+        part = slice(start, min(start + rows_at_once, height))
+        rows = torch.lerp(maps[:, above[part]], maps[:, below[part]], weight[part, None])
+        yield part, resize(rows[None], (rows.shape[1], width))[0]
 
 
 def free_of_padding(valid: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ of images. Inputs may be NumPy arrays or PyTorch tensors on any device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,12 @@ from cosa.core import IGNORE
 
 BOUNDARY_TOLERANCE = 0.008
 """Distance within which two contours match, as a share of the image diagonal (DAVIS)."""
+
+_PIXELS_AT_ONCE = 2**22
+"""Pixels whose labels are paired at once: that takes some 30 bytes each."""
+
+_PLACES_AT_ONCE = 2**28
+"""Bytes that mark where the contours of some classes are; one class needs at least its own."""
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -77,15 +83,12 @@ class SegmentationMetrics:
             raise ValueError(
                 f"prediction {prediction.shape} and target {target.shape} differ in shape"
             )
-        ignored = target == self.ignore_index
-        seen = ~ignored
-        self._check_range(target[seen], "target")
-        self._check_range(prediction[seen | (prediction != self.ignore_index)], "prediction")
-        pairs = target[seen].astype(np.int64) * self.num_classes + prediction[seen]
-        self.confusion += np.bincount(pairs, minlength=self.num_classes**2).reshape(
-            self.num_classes, self.num_classes
-        )
+        confusion = np.zeros_like(self.confusion)
+        for rows in _rows_at_once(target.shape):
+            confusion += self._confusion(prediction[rows], target[rows])
+        self.confusion += confusion
         if self._contours is not None:
+            ignored = target == self.ignore_index
             # With bytes, the search for contours is faster than with 64 bits a pixel.
             dtype = np.uint8 if self.num_classes <= 256 else np.int64
             target = np.where(ignored, 0, target).astype(dtype, copy=False)
@@ -120,6 +123,14 @@ class SegmentationMetrics:
             scores["jf"] = (scores["miou"] + scores["boundary_f"]) / 2
         return scores
 
+    def _confusion(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """(K, K) pixel counts; see :meth:`update`."""
+        seen = target != self.ignore_index
+        self._check_range(target[seen], "target")
+        self._check_range(prediction[seen | (prediction != self.ignore_index)], "prediction")
+        pairs = target[seen].astype(np.int64) * self.num_classes + prediction[seen]
+        return np.bincount(pairs, minlength=self.confusion.size).reshape(self.confusion.shape)
+
     def _check_range(self, labels: np.ndarray, what: str) -> None:
         if labels.size and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise ValueError(
@@ -141,15 +152,28 @@ class _ContourCounts:
         counts = np.bincount(prediction.ravel()), np.bincount(target.ravel())
         classes = np.union1d(*(np.flatnonzero(count) for count in counts))
         radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*target.shape))
-        stride = target.shape[1] + 2 * radius
-        plane = stride * (target.shape[0] + 2 * radius)
-        found = [_contours(labels, classes, radius) for labels in (prediction, target)]
+        # No two pixels of an image are further apart along a side than that is long.
+        margins = min(radius, target.shape[0] - 1), min(radius, target.shape[1] - 1)
+        stride = target.shape[1] + 2 * margins[1]
+        plane = stride * (target.shape[0] + 2 * margins[0])
+        steps = _disk(radius, margins, stride)
+        found = [_contours(labels, classes, margins) for labels in (prediction, target)]
+        at_once = max(1, _PLACES_AT_ONCE // plane)
+        for first in range(0, len(classes), at_once):
+            some = classes[first : first + at_once]
+            start, end = first * plane, (first + len(some)) * plane
+            self._match(some, [x[(x >= start) & (x < end)] - start for x in found], plane, steps)
+
+    def _match(
+        self, classes: np.ndarray, found: list[np.ndarray], plane: int, steps: np.ndarray
+    ) -> None:
+        """Add the contours of some classes, by their indices into so many planes."""
         there = np.zeros((2, len(classes) * plane), dtype=bool)
         for side, pixels in enumerate(found):
             there[side, pixels] = True
         for side, (pixels, other) in enumerate(zip(found, there[::-1], strict=True)):
             self._add(self.contour[side], classes, pixels // plane)
-            for step in _disk(radius, stride):
+            for step in steps:
                 pixels = pixels[~other[pixels + step]]
                 if not pixels.size:
                     break
@@ -168,7 +192,13 @@ class _ContourCounts:
         return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
 
 
-def _contours(labels: np.ndarray, classes: np.ndarray, margin: int) -> np.ndarray:
+def _rows_at_once(shape: tuple[int, int]) -> Iterator[slice]:
+    """The rows of a label map of this shape, in parts of about ``_PIXELS_AT_ONCE``."""
+    rows = max(1, _PIXELS_AT_ONCE // shape[1])
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))
+
+
+def _contours(labels: np.ndarray, classes: np.ndarray, margins: tuple[int, int]) -> np.ndarray:
     """Contours of all classes at once, as DAVIS defines them.
 
     A pixel lies on the contour of a class if the class mask is not constant over the pixel and
@@ -176,17 +206,17 @@ def _contours(labels: np.ndarray, classes: np.ndarray, margin: int) -> np.ndarra
     the labels of the four, where these are not all equal. The image's border is no contour.
 
     Returns:
-        Flat indices, each once, into (len(classes), H + 2 * margin, W + 2 * margin) planes.
+        Flat indices, each once, into planes (len(classes), H + 2 * margins[0], W + 2 * margins[1]).
     """
-    height, width = labels.shape
+    (height, width), (above, beside) = labels.shape, margins
     padded = np.pad(labels, ((0, 1), (0, 1)), mode="edge")
     corners = [padded[y : y + height, x : x + width] for y in (0, 1) for x in (0, 1)]
     edge = corners[1] != corners[0]
     for corner in corners[2:]:
         edge |= corner != corners[0]
     rows, columns = np.divmod(np.flatnonzero(edge), width)
-    places = (rows + margin) * (width + 2 * margin) + columns + margin
-    plane = (height + 2 * margin) * (width + 2 * margin)
+    places = (rows + above) * (width + 2 * beside) + columns + beside
+    plane = (height + 2 * above) * (width + 2 * beside)
     found, before = [], []
     for corner in corners:
         own = corner[rows, columns]
@@ -198,9 +228,10 @@ def _contours(labels: np.ndarray, classes: np.ndarray, margin: int) -> np.ndarra
     return np.concatenate(found)
 
 
-def _disk(radius: int, stride: int) -> np.ndarray:
-    """Flat index steps to all pixels within ``radius``, nearest first."""
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1)
+def _disk(radius: int, margins: tuple[int, int], stride: int) -> np.ndarray:
+    """Flat index steps to all pixels within ``radius`` and ``margins``, nearest first."""
+    above, beside = margins
+    y, x = np.mgrid[-above : above + 1, -beside : beside + 1].reshape(2, -1)
     distance = y**2 + x**2
     order = np.argsort(distance, kind="stable")[: np.count_nonzero(distance <= radius**2)]
     return (y * stride + x)[order]
@@ -265,14 +296,20 @@ class CamMetrics:
         target = _label_map(target, "target")
         if code.shape != target.shape:
             raise ValueError(f"cam {code.shape} and target {target.shape} differ in size")
+        histogram = np.zeros_like(self._histogram)
+        for rows in _rows_at_once(target.shape):
+            histogram += self._counted(code[rows], target[rows])
+        self._histogram += histogram
+
+    def _counted(self, code: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """What some rows add to the histogram; see :meth:`count`."""
         seen = target != self.ignore_index
         target = target[seen].astype(np.int64)
         if target.size and (target.min() < 0 or target.max() >= self.num_classes):
             raise ValueError(f"target holds labels outside 0..{self.num_classes - 1}")
         code = target * self._histogram[0].size + code[seen]
-        self._histogram += np.bincount(code, minlength=self._histogram.size).reshape(
-            self._histogram.shape
-        )
+        counts = np.bincount(code, minlength=self._histogram.size)
+        return counts.reshape(self._histogram.shape)
 
     @property
     def counts(self) -> tuple[np.ndarray, ...]:

@@ -11,13 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosa.cam import filter_by_labels, resize
+from cosa.cam import filter_by_labels, strips
 from cosa.core.numbers import percent
 from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
 from cosa.predict import Prediction, believed, strongest
 
 CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
+
+
+_AT_ONCE = 2**25
+"""Resized values held at once (134 MB): all of usual images, parts of large ones."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,24 @@ class PixelScores:
             image_labels: (C,), positive means present.
             size: height and width of the mask.
         """
-        seg = resize(maps.seg.float(), size)[0]
         seen = believed(maps.logits[0], self.min_class_score)
-        cam, aux_cam = (
-            filter_by_labels(resize(cam.float(), size), image_labels[None])[0]
-            for cam in (maps.cam, maps.aux_cam)
+        labels, classes = maps.seg.shape[1], maps.cam.shape[1]
+        decided = Decided(
+            *(np.empty(size, np.uint8) for _ in range(2)),
+            *(np.empty(size, np.int32) for _ in range(3)),
         )
-        return Decided(
-            seg=_label_map(strongest(seg, seen)),
-            filtered=_label_map(strongest(seg, image_labels > 0)),
-            cam=self.cam.code(cam),
-            aux_cam=self.aux_cam.code(aux_cam),
-            ensemble=self.ensemble.code((cam + aux_cam) / 2),
-        )
+        together = torch.cat([maps.seg[0], maps.cam[0], maps.aux_cam[0]])
+        for rows, values in strips(together, size, _AT_ONCE):
+            seg, cam, aux_cam = values.split([labels, classes, classes])
+            cam, aux_cam = filter_by_labels(
+                torch.stack([cam, aux_cam]), image_labels.expand(2, -1)
+            )
+            decided.seg[rows] = _label_map(strongest(seg, seen))
+            decided.filtered[rows] = _label_map(strongest(seg, image_labels > 0))
+            decided.cam[rows] = self.cam.code(cam)
+            decided.aux_cam[rows] = self.aux_cam.code(aux_cam)
+            decided.ensemble[rows] = self.ensemble.code((cam + aux_cam) / 2)
+        return decided
 
     def count(self, seen: Decided, mask: np.ndarray) -> None:
         """Add one image with its mask, (H, W) uint8; on the CPU."""

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from cosa import scores as scores_module
 from cosa.cam import resize
 from cosa.config import MethodConfig
 from cosa.core.errors import UserError
-from cosa.data.base import SegmentationDataset
+from cosa.data.base import FileDataset, SegmentationDataset
 from cosa.data.images import network_input
 from cosa.evaluate import EvaluationStopped, evaluate
 from cosa.metrics import SegmentationMetrics
@@ -446,3 +447,35 @@ def test_real_network(dataset, device):
     assert first["miou"] == pytest.approx(expected["miou"], abs=0.01)
     assert first["jf"] == pytest.approx(expected["jf"], abs=0.01)
     assert without_time(run(dataset, network, **options)) == without_time(first)
+
+
+# Odd sizes
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Images of one or two pixels across, all of the class red, and their masks."""
+    names = []
+    for width, height in [(3000, 1), (1, 3000), (1, 1), (2, 5000), (7, 5)]:
+        names.append(f"{width}x{height}")
+        Image.new("RGB", (width, height), (255, 0, 0)).save(tmp_path / f"{names[-1]}.jpg")
+        Image.new("L", (width, height), 1).save(tmp_path / f"{names[-1]}.png")
+    paths = [[tmp_path / f"{name}.{suffix}" for name in names] for suffix in ("jpg", "png")]
+    labels = np.tile([1, 0, 0], (len(names), 1))
+    return FileDataset(("red", "green", "blue"), names, labels, *paths)
+
+
+def test_lines_of_pixels_are_scored(lines, monkeypatch):
+    lines.check()
+    scores = run(lines)
+    assert scores["images"] == 5 and scores["iou"]["red"] == 1
+    monkeypatch.setattr(scores_module, "_AT_ONCE", 1)  # row by row
+    again = run(lines)
+    assert all(again[key] == scores[key] for key in scores if key != "seconds")
+
+
+def test_strips_of_large_masks_have_the_scores_of_the_whole(dataset, monkeypatch):
+    scores = run(dataset)
+    monkeypatch.setattr(scores_module, "_AT_ONCE", 10 * 5 * 32)
+    again = run(dataset)
+    assert all(again[key] == scores[key] for key in scores if key != "seconds")

@@ -1,6 +1,7 @@
 """Pixel and classification scores against hand-computed values and slow oracles."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 
+from cosa import metrics as metrics_module
 from cosa.cam import filter_by_labels
 from cosa.metrics import (
     CamMetrics,
@@ -168,6 +170,33 @@ def test_boundary_f_against_slow_oracle(size):
     assert scores["boundary_f_classes"] == pytest.approx(expected)
     assert scores["boundary_f"] == pytest.approx(np.mean(expected[1:]))
     assert scores["jf"] == pytest.approx((scores["miou"] + scores["boundary_f"]) / 2)
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (2, 900), (3, 400)])
+def test_boundary_f_of_lines_of_pixels(size, monkeypatch):
+    rng = np.random.default_rng(0)
+    pairs = [tuple(np.sort(rng.integers(0, 4, size), axis=axis) for axis in (0, 1))
+             for _ in range(2)]
+    expected = slow_boundary_f(pairs, 4)
+    assert scores_of(pairs, 4, boundary=True)["boundary_f_classes"] == pytest.approx(expected)
+    # One class and few pixels at a time
+    monkeypatch.setattr(metrics_module, "_PLACES_AT_ONCE", 1)
+    monkeypatch.setattr(metrics_module, "_PIXELS_AT_ONCE", 7)
+    again = scores_of(pairs, 4, boundary=True)
+    assert again["boundary_f_classes"] == pytest.approx(expected)
+    assert again["iou"] == scores_of(pairs, 4)["iou"]
+
+
+def test_memory_of_a_long_line_is_that_of_its_pixels():
+    line = np.zeros((1, 200_000), np.uint8)
+    line[0, 100_000:] = 1
+    tracemalloc.start()
+    shifted = np.zeros_like(line)
+    shifted[0, 101_500:] = 1
+    scores = scores_of([(shifted, line)], 21, boundary=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert scores["boundary_f_classes"][1] == 1 and peak < 60 * line.size
 
 
 def test_boundary_tolerance_by_hand():

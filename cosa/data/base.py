@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cosa.core import IGNORE
 from cosa.core.errors import UserError
+from cosa.core.foreign import open_regular
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.images import LazyImage, open_image, read_image
+from cosa.data.images import LazyFile, LazyImage, image_size, open_image, read_image
 from cosa.pictures.palette import voc_palette
 
 # The masks of evaluation sets above this size take so long to check that the user is told.
@@ -114,7 +114,7 @@ class FileDataset(SegmentationDataset):
     def mask_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of mask ``index`` without decoding it; None without a mask."""
         path = self.mask_paths[index]
-        return None if path is None else header_size(path)
+        return None if path is None else image_size(path)
 
     def check(self) -> None:
         """Check that every image opens and has an end, and that masks fit their images.
@@ -134,7 +134,7 @@ class FileDataset(SegmentationDataset):
 
     def _error(self, index: int) -> str | None:
         try:
-            size = header_size(self.image_paths[index])
+            size = image_size(self.image_paths[index])
             check_end(self.image_paths[index])
             if self.verify_masks and self.has_masks:
                 self._check_mask(index, size)
@@ -160,14 +160,15 @@ class FileDataset(SegmentationDataset):
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """Read a mask of class indices (palette or grey PNG).
 
-    Returns (H, W) uint8 with 0 background, 1..num_classes, 255 ignored; raises ``UserError``
-    naming the file if it is unreadable, a colour picture, or holds another value.
+    Returns (H, W) uint8 with 0 background, 1..num_classes, 255 ignored, upright as the image;
+    raises ``UserError`` naming the file if it is unreadable, a colour picture, or holds another
+    value.
     """
-    with _opened(path) as picture:
-        values = np.asarray(picture)
-    if values.ndim != 2:
+    values = LazyFile(path).values()
+    if values.ndim != 2 or values.dtype.kind == "f":
         raise UserError(
-            f"{path}: a mask must hold one class index per pixel, this is a colour picture"
+            f"{path}: a mask must hold one class index per pixel, this is a colour picture or "
+            "one of fractions"
         )
     if values.dtype != np.uint8:
         values = values.astype(np.int64)
@@ -180,42 +181,18 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def header_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture as it is seen, after EXIF rotation, without decoding it."""
-    with _opened(path) as picture:
-        width, height = picture.size
-        # The size of a TIFF is that after rotation already. A PNG without these chunks would be
-        # decoded when it is asked for its EXIF data.
-        tagged = picture.format != "PNG" or {"exif", "XML:com.adobe.xmp"} & set(picture.info)
-        sideways = picture.format != "TIFF" and tagged and picture.getexif().get(0x0112, 1) >= 5
-    return (height, width) if sideways else (width, height)
-
-
 def check_end(path: Path) -> None:
     """Raise ``UserError`` if a JPEG or PNG file was cut off, as by a copy that was stopped.
 
     Only the last bytes are read. A file that ends otherwise is decoded: cameras append films and
     other things to photographs.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         marker = END_MARKERS.get(file.read(3))
         file.seek(max(0, os.fstat(file.fileno()).st_size - 256))
         end = file.read()
     if marker is not None and not end.rstrip(b"\0\r\n ").endswith(marker):
         read_image(path)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except FileNotFoundError:
-        raise UserError(f"{path}: the file does not exist") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: this is not a readable image; replace or remove it") from None
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes.
-        raise UserError(f"{path}: the image cannot be read ({error})") from error
 
 
 def label_rows(labels: Iterable[Iterable[int]], num_classes: int) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,9 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError, features
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cosa.core.errors import UserError
+from cosa.core.foreign import open_regular
+from cosa.data.modes import to_rgb
+from cosa.data.orientation import upright
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split()
@@ -26,28 +32,16 @@ IMAGE_SUFFIXES = frozenset(
 """Lower-case suffixes by which image files are recognised in folders."""
 
 MAX_PIXELS = 300_000_000
-"""Larger images are refused; an RGB image of this size takes 0.9 GB."""
+"""Larger images are refused; an RGB image of this size takes 1.2 GB."""
+
+MAX_SIDE = 1_000_000
+"""Longer images are refused: what is made of them takes a row of pixels at least."""
 
 # Pillow's own limit lies at 89 megapixels, below a stitched panorama. It also warns about every
 # oddity of a file's metadata, which over a folder of photographs buries the lines that matter.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# Which of them exchange the sides, and which, in the upright image, reverse an axis.
-_SIDEWAYS = (5, 6, 7, 8)
-_MIRRORED_ACROSS = (2, 3, 6, 7)
-_MIRRORED_DOWN = (3, 4, 7, 8)
 
 REDUCTION_MARGIN = 1.5
 """What is left to shrink after a JPEG file was decoded at a fraction of its size, at least: so the
@@ -85,9 +79,15 @@ class LazyImage(ABC):
 
     Attributes:
         size: (width, height) in pixels, upright.
+        reducible: whether it can be decoded at a fraction of its size, as JPEG files can.
     """
 
     size: tuple[int, int]
+    reducible: bool
+
+    def reduction(self, shrink: float) -> int:
+        """How many times smaller ``decode`` would make the image along each side."""
+        return reduction_for(shrink) if self.reducible else 1
 
     @abstractmethod
     def decode(self, shrink: float = 1.0) -> Decoded:
@@ -103,55 +103,83 @@ class LazyImage(ABC):
         """
 
 
-class LazyJpeg(LazyImage):
-    """A JPEG file, whose ``decode`` is to be called once."""
-
-    def __init__(self, path: Path, picture: JpegImageFile) -> None:
-        self._path, self._picture = path, picture
-        self._orientation = picture.getexif().get(_ORIENTATION_TAG)
-        sideways = self._orientation in _SIDEWAYS
-        self.size = picture.size[::-1] if sideways else picture.size
-
-    def decode(self, shrink: float = 1.0) -> Decoded:
-        reduction = reduction_for(shrink)
-        with _explained(self._path), self._picture as picture:
-            full = picture.size
-            if reduction > 1 and not picture.draft(None, tuple(n // reduction for n in full)):
-                reduction = 1
-            picture.load()
-            surplus = [n - whole / reduction for n, whole in zip(picture.size, full, strict=True)]
-            image = picture if picture.mode == "RGB" else _to_rgb(picture)
-            turn = _UPRIGHT.get(self._orientation)
-            if turn is None:
-                return Decoded(image, reduction)
-            across, down = surplus[::-1] if self._orientation in _SIDEWAYS else surplus
-            origin = (across * (self._orientation in _MIRRORED_ACROSS),
-                      down * (self._orientation in _MIRRORED_DOWN))
-            return Decoded(image.transpose(turn), reduction, origin)
-
-
-def open_image(path: str | PathLike[str]) -> Image.Image | LazyImage:
-    """An image file as ``read_image`` reads it, whose pixels a JPEG file keeps for later.
+class LazyFile(LazyImage):
+    """An image file, opened; it is decoded, by one of its methods, once.
 
     Raises:
-        UserError: as ``read_image``; of JPEG files, damaged pixels are found when decoding.
+        UserError: naming the file, if it is missing, no regular file, empty, not an image, or
+            larger than ``MAX_PIXELS`` or ``MAX_SIDE``.
     """
-    path = Path(path)
-    with _explained(path):
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; remove the file or copy it again")
-        picture = Image.open(path)
-        if picture.width * picture.height > MAX_PIXELS:
-            picture.close()
-            raise Image.DecompressionBombError
-        if isinstance(picture, JpegImageFile):
-            return LazyJpeg(path, picture)
-        with picture:
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = Path(path)
+        with _explained(self._path), ExitStack() as opened:
+            self._file = opened.enter_context(open_regular(self._path))
+            if os.fstat(self._file.fileno()).st_size == 0:
+                raise UserError(f"{path} is empty; remove the file or copy it again")
+            # Of a file without a name, Pillow never maps the pixels into memory: where it does,
+            # it takes the upright width of a turned TIFF image for that of the stored rows.
+            self._picture = Image.open(self._file)
+            if math.prod(self._picture.size) > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if max(self._picture.size) > MAX_SIDE:
+                raise UserError(f"{path} has a side of over {MAX_SIDE} pixels; cut it into parts")
+            self.size, self._turn = upright(self._picture, self._file)
+            self.reducible = isinstance(self._picture, JpegImageFile)
+            opened.pop_all()
+
+    def close(self) -> None:
+        """Let go of a file that will not be decoded."""
+        self._file.close()
+
+    def decode(self, shrink: float = 1.0) -> Decoded:
+        with self._loading() as picture:
+            reduction = self.reduction(shrink)
+            stored = picture.size
+            if reduction > 1 and not picture.draft(None, tuple(n // reduction for n in stored)):
+                reduction = 1
             picture.load()
-            # After load(), which turns TIFF images itself and reads late metadata of PNG.
-            turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION_TAG))
-            rgb = _to_rgb(picture)
-            return rgb if turn is None else rgb.transpose(turn)
+            turn = self._turn
+            image = self._checked(to_rgb(picture, turn), reduction)
+            across, down = (n - whole / reduction
+                            for n, whole in zip(image.size, self.size, strict=True))
+            origin = (across * turn.mirrored_across, down * turn.mirrored_down)
+            return Decoded(image, reduction, origin)
+
+    def values(self) -> np.ndarray:
+        """The upright pixels as the file holds them, such as a palette's indices.
+
+        Returns:
+            (H, W), or (H, W, bands), of a type that depends on the file.
+        """
+        with self._loading() as picture:
+            picture.load()
+            return np.asarray(self._checked(self._turn.applied(picture)))
+
+    @contextmanager
+    def _loading(self) -> Iterator[ImageFile]:
+        with _explained(self._path), self._file, self._picture as picture:
+            yield picture
+
+    def _checked(self, image: Image.Image, reduction: int = 1) -> Image.Image:
+        """The image, which has the size that was announced."""
+        if image.size != tuple(-(-n // reduction) for n in self.size):
+            raise ValueError("its size is not the one that its header tells")
+        return image
+
+
+open_image = LazyFile
+"""Opens an image file as ``read_image`` reads it; damaged pixels are found when decoding."""
+
+
+def image_size(path: str | PathLike[str]) -> tuple[int, int]:
+    """(width, height) of the image that ``read_image`` would return, without decoding it.
+
+    Raises:
+        UserError: as ``LazyFile``.
+    """
+    with closing(LazyFile(path)) as image:
+        return image.size
 
 
 def read_image(path: str | PathLike[str]) -> Image.Image:
@@ -163,11 +191,9 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     Of animations and multi-page files the first frame is read.
 
     Raises:
-        UserError: naming the file, if it is missing, empty, damaged, not an image or larger than
-            ``MAX_PIXELS``.
+        UserError: naming the file, as ``LazyFile``, or if it is damaged.
     """
-    image = open_image(path)
-    return image.decode().image if isinstance(image, LazyImage) else image
+    return LazyFile(path).decode().image
 
 
 @contextmanager
@@ -180,7 +206,8 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image in a format that Pillow reads") from error
+        raise UserError(f"{path} is not an image in a format that Pillow reads; replace or remove "
+                        "it") from error
     except Image.DecompressionBombError as error:
         limit = MAX_PIXELS // 1_000_000
         raise UserError(f"{path} has over {limit} megapixels; shrink or tile it") from error
@@ -188,32 +215,9 @@ def _explained(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is too large for the free memory; shrink it, or read fewer "
                         "images at a time (fewer workers)") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = reason or type(error).__name__
         raise UserError(f"{path} cannot be read as an image: {reason}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any Pillow mode to a new RGB image."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Scale grayscale values (H, W) of a wider type to uint8, as ``read_image`` describes."""
-    if values.dtype.itemsize == 2:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    values = np.where(np.isfinite(values), values, 0).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 65535:
-        ranges = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
-        low, high = 0.0, next(full for full in ranges if high <= full)
-    span = max(high - low, np.finfo(np.float64).tiny)
-    return np.rint((values - low) / span * 255).astype(np.uint8)
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:

@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 
 from cosa.data.base import SegmentationDataset
-from cosa.data.images import Decoded, LazyImage, reduction_for
+from cosa.data.images import Decoded, LazyImage
 
 
 class KeptImages(SegmentationDataset):
     """A data set whose images are decoded once and then kept, by the process that asks for them.
 
-    The pixels are those of the data set itself. Pillow takes four bytes for each.
+    The pixels are those of the data set itself. Pillow takes four bytes for each, and for those of
+    WebP and AVIF files as much again, which their decoders keep.
     """
 
     def __init__(self, dataset: SegmentationDataset) -> None:
@@ -50,13 +51,13 @@ class KeptImage(LazyImage):
     """An image that is decoded once for each fraction of its size that is asked for."""
 
     def __init__(self, image: LazyImage, reopen: Callable[[], LazyImage]) -> None:
-        self.size = image.size
+        self.size, self.reducible = image.size, image.reducible
         self._image: LazyImage | None = image
         self._reopen = reopen
         self._decoded: dict[int, Decoded] = {}
 
     def decode(self, shrink: float = 1.0) -> Decoded:
-        reduction = reduction_for(shrink)
+        reduction = self.reduction(shrink)
         if reduction not in self._decoded:
             image, self._image = self._image or self._reopen(), None
             self._decoded[reduction] = image.decode(shrink)

@@ -17,8 +17,7 @@ from torch import Tensor
 from cosa.cam import resize
 from cosa.core.errors import UserError
 from cosa.core.files import atomic
-from cosa.data.base import header_size
-from cosa.data.images import read_image
+from cosa.data.images import image_size, read_image
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
@@ -81,7 +80,7 @@ def fits(job: Job) -> bool:
     doubt: whoever needs its content says what is wrong with it.
     """
     try:
-        width, height = header_size(job.source)
+        width, height = image_size(job.source)
     except UserError:
         return True
     return all(_size(path) in (None, (height, width)) for path in job.results.values())
@@ -91,7 +90,7 @@ def _size(path: Path) -> Size | None:
     """(height, width) of the image that a result belongs to, None if it does not tell."""
     try:
         if path.suffix == ".png":
-            return header_size(path)[::-1]
+            return image_size(path)[::-1]
         with np.load(path) as arrays:
             height, width = arrays["size"].tolist()
         return height, width

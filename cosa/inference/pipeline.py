@@ -15,15 +15,19 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError
 from cosa.core.threads import parallel_map
-from cosa.data.images import read_image
+from cosa.data.images import open_image
 from cosa.inference import outputs
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.kinds import KINDS
+from cosa.inference.memory_budget import Room, decoding_memory, memory_size
 from cosa.inference.outcome import Found, Outcome
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
 from cosa.inference.pixels import argmax_and_probability, argmax_at_size, pseudo_labels_at_size
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
+
+IMAGE_MEMORY = 0.5
+"""Share of the main memory that images may take while they are decoded."""
 
 
 @dataclass
@@ -69,8 +73,8 @@ def segment_files(
         batch_size: images, or windows, per forward pass of the network (twice as many with
             flips).
         workers: threads that read, as many that write, and on the CPU as many that make masks out
-            of maps; fewer run where the memory of their CRFs would exceed ``CRF_MEMORY``, a single
-            one where pydensecrf is used.
+            of maps; fewer run where the memory of their images would exceed ``IMAGE_MEMORY``, or
+            that of their CRFs ``CRF_MEMORY``, a single one where pydensecrf is used.
         autocast: makes the context of the forward pass, such as bfloat16 autocast.
 
     Yields:
@@ -91,6 +95,7 @@ def segment_files(
     )
 
     stage = partial(_stage, too_large=segmenter.too_large)
+    images = Room(int(IMAGE_MEMORY * memory_size()))
 
     def load(job: Job) -> _Work:
         return read(_Work(Outcome(job)))
@@ -100,7 +105,13 @@ def segment_files(
     def read(work: _Work) -> None:
         job = work.outcome.job
         present = None if labels_of is None else labels_of(job.name)
-        work.prepared = segmenter.prepare(read_image(job.source), present)
+        with closing(open_image(job.source)) as image:
+            need = decoding_memory(image.size)
+            if need > images.size:
+                raise UserError(f"{job.source} is {image.size[0]}x{image.size[1]} pixels, too many "
+                                "for this machine's memory; shrink it, or cut it into parts")
+            with images.take(need):
+                work.prepared = segmenter.prepare(image.decode().image, present)
         work.outcome.size = work.prepared.size
 
     def predict() -> Iterator[_Work]:
@@ -147,7 +158,10 @@ def segment_files(
     @_timed
     @stage
     def write(work: _Work) -> None:
-        outputs.write(work.outcome.job, work.results, network.palette)
+        # For an overlay, the image is read again.
+        need = decoding_memory(work.outcome.size) if "overlay" in save else 0
+        with images.take(need):
+            outputs.write(work.outcome.job, work.results, network.palette)
 
     with ExitStack() as stack:
         done = stack.enter_context(closing(predict()))

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cosa.cam import strips
 from cosa.targets import cam_pseudo_labels
-
-MAX_LOGITS = 2**22
-"""Upsampled logits held at once (16 MB); whole images of 30 megapixels would need gigabytes."""
 
 Size = tuple[int, int]
 """(height, width)"""
-
-
-def strips(maps: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
-    """Maps (K, h, w), resized bilinearly to ``size`` (H, W), a few rows at a time.
-
-    The same as ``F.interpolate(..., mode="bilinear")`` up to rounding.
-
-    Yields:
-        The rows, and their values (K, rows, W) in float32.
-    """
-    maps = maps.float()
-    height, width = size
-    source = (torch.arange(height, dtype=torch.float64) + 0.5) * maps.shape[1] / height - 0.5
-    source = source.clamp(min=0)
-    above = source.floor().long().clamp(max=maps.shape[1] - 1)
-    below = (above + 1).clamp(max=maps.shape[1] - 1)
-    weight = (source - above).float()
-    above, below, weight = (values.to(maps.device) for values in (above, below, weight))
-    rows_at_once = max(1, MAX_LOGITS // (maps.shape[0] * width))
-    for start in range(0, height, rows_at_once):
-        part = slice(start, min(start + rows_at_once, height))
-        rows = torch.lerp(maps[:, above[part]], maps[:, below[part]], weight[part, None])
-        yield part, F.interpolate(rows[None], (rows.shape[1], width), mode="bilinear")[0]
 
 
 @torch.inference_mode()

@@ -12,6 +12,9 @@ from cosa.core.files import atomic
 
 Color = tuple[int, int, int]
 
+_PIXELS_AT_ONCE = 2**20
+"""Pixels of an overlay that are coloured at once: that takes some 10 bytes each."""
+
 
 def voc_palette(n: int) -> list[Color]:
     """Return the first ``n`` (0..256) colours of PASCAL VOC, RGB in 0..255; 0 is black.
@@ -66,9 +69,13 @@ def overlay(
     """
     if mask.shape != (image.height, image.width):
         raise ValueError(f"image {image.height, image.width} and mask {mask.shape} differ in size")
-    colors = Image.fromarray(_lookup(palette)[mask])
-    opacity = np.where(mask > 0, round(alpha * 255), 0).astype(np.uint8)
-    return Image.composite(colors, image.convert("RGB"), Image.fromarray(opacity))
+    result, colors = image.convert("RGB"), _lookup(palette)
+    opacity = np.where(np.arange(256) > 0, round(alpha * 255), 0).astype(np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        part = mask[top : top + rows]
+        result.paste(Image.fromarray(colors[part]), (0, top), Image.fromarray(opacity[part]))
+    return result
 
 
 def _lookup(palette: Sequence[Color]) -> np.ndarray:

@@ -18,7 +18,10 @@ from cosa.predict import Prediction, believed, strongest
 from cosa.targets import cam_pseudo_labels, perplexity
 
 MIN_HEIGHT, MAX_HEIGHT = 192, 384
-"""Images outside this range of pixels are scaled."""
+"""Images outside this range of pixels are scaled, as far as ``MAX_WIDTH`` allows."""
+
+MAX_WIDTH = 4 * MAX_HEIGHT
+"""Wider images are made smaller: a line of pixels would else become a picture of gigabytes."""
 
 _GAP = 8
 _TEXT = 13
@@ -56,9 +59,9 @@ def save_prediction_panel(
         perplexity_alpha, perplexity_beta: of Eq. (4); positions above ``epsilon`` are hatched.
         min_class_score: of ``cosa.evaluate.evaluate``.
     """
-    if image.height > MAX_HEIGHT:
+    small = shown_size(image.size)
+    if small < image.size:
         # Maps of a photograph's full size would need gigabytes for a picture of this height.
-        small = (max(1, round(image.width * MAX_HEIGHT / image.height)), MAX_HEIGHT)
         image = image.resize(small, Image.Resampling.BICUBIC, reducing_gap=3.0)
         if truth is not None:
             truth = np.asarray(Image.fromarray(truth).resize(small, Image.Resampling.NEAREST))
@@ -143,6 +146,17 @@ def save_panel(
     save_image(path, _compose(columns, legend))
 
 
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in a panel of an image of this size, in its proportions if it has room."""
+    width, height = size
+    if height < MIN_HEIGHT:
+        factor = math.ceil(MIN_HEIGHT / height)  # whole pixels stay square
+    else:
+        factor = min(1, MAX_HEIGHT / height)
+    factor = min(factor, MAX_WIDTH // width or MAX_WIDTH / width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
 @dataclass
 class _Canvas:
     """Draws maps over one image at the size of the panel."""
@@ -151,12 +165,7 @@ class _Canvas:
     palette: Sequence[Color]
 
     def __post_init__(self) -> None:
-        height = self.source.height
-        if height < MIN_HEIGHT:
-            factor = math.ceil(MIN_HEIGHT / height)  # whole pixels stay square
-        else:
-            factor = min(1, MAX_HEIGHT / height)
-        self.size = tuple(max(1, round(side * factor)) for side in self.source.size)
+        self.size = shown_size(self.source.size)
         self.image = self.source.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
         # The image in pale grey below colours, so that these are not mistaken for its own.
         white = Image.new("L", self.size, 255)

@@ -17,7 +17,7 @@ from cosa.benchmark.timings import threshold
 from cosa.config import load_config, to_dict
 from cosa.core.errors import UserError
 from cosa.data import SegmentationDataset
-from cosa.data.images import LazyJpeg, open_image
+from cosa.data.images import LazyFile, open_image
 from cosa.data.loader import TrainingViews
 from cosa.data.scenes.dataset import ScenesDataset
 from cosa.training.build import assemble
@@ -95,8 +95,8 @@ class Photographs(ColourCoded):
 
 def test_the_mask_follows_images_that_are_decoded_in_small(tmp_path, monkeypatch):
     reductions = set()
-    decode = LazyJpeg.decode
-    monkeypatch.setattr(LazyJpeg, "decode", lambda image, shrink: (
+    decode = LazyFile.decode
+    monkeypatch.setattr(LazyFile, "decode", lambda image, shrink: (
         (decoded := decode(image, shrink)), reductions.add(decoded.reduction))[0])
     options = AUGMENT | {"scale_min": 0.1, "scale_max": 0.4}
     stream, checked = supervised.SupervisedViews(Photographs(tmp_path), seed=1, **options), 0

@@ -11,7 +11,7 @@ from PIL import Image
 from cosa.core.errors import UserError
 from cosa.data import base as datasets
 from cosa.data import build_dataset
-from cosa.data.base import header_size, read_mask
+from cosa.data.base import read_mask
 from cosa.data.coco import CLASSES as COCO
 from cosa.data.coco import fill_polygon, region
 from cosa.data.label_table import Names
@@ -333,7 +333,7 @@ def test_coco_mistakes_name_file_and_remedy(coco):
     path.unlink()
     fails("neither exists", make)
     (coco / "train2014" / "COCO_train2014_000000000009.jpg").unlink()
-    fails("000000000009.jpg: the file does not exist", lambda: make("train"))
+    fails("000000000009.jpg does not exist", lambda: make("train"))
     (coco / "train2014").rename(coco / "other")
     fails("neither train2014 nor images/train2014", lambda: make("train"))
 
@@ -521,7 +521,7 @@ def test_check_finds_broken_and_missing_images(folder):
     dataset = own(folder)
     (folder / "images" / "c.jpeg").write_text("no image")
     (folder / "images" / "été 1.jpg").unlink()
-    fails("c.jpeg: this is not a readable image", dataset.check)
+    fails("c.jpeg is not an image", dataset.check)
     fails("(1 more files have problems)", dataset.check)
 
 
@@ -591,16 +591,6 @@ def test_an_empty_set_is_a_user_error(folder):
     (folder / "labels.csv").write_text("image,labels\n")
     (folder / "classes.txt").write_text("dog\n")
     fails("holds no image", own(folder, classes="classes.txt").check)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "tiff", "png"])
-def test_header_size_is_the_size_after_exif_rotation(tmp_path, suffix):
-    path = tmp_path / f"turned.{suffix}"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save_image(path, size=(12, 8), exif=exif)
-    assert header_size(path) == (8, 12)
-    assert datasets.read_image(path).size == (8, 12)
 
 
 def test_masks_may_have_a_palette(tmp_path):

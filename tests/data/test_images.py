@@ -9,7 +9,16 @@ from PIL import Image
 
 from cosa.core.errors import UserError
 from cosa.data import images
-from cosa.data.images import LazyJpeg, network_input, open_image, read_image, to_planes, to_tensor
+from cosa.data.base import check_end, read_mask
+from cosa.data.images import (
+    image_size,
+    network_input,
+    open_image,
+    read_image,
+    to_planes,
+    to_tensor,
+)
+from cosa.data.transforms import training_views
 
 
 def pixel(image, x=0, y=0):
@@ -203,7 +212,7 @@ def ramp(width, height):
 def test_the_size_is_known_before_decoding(tmp_path, orientation):
     save_turned(tmp_path / "a.jpg", ramp(61, 43), orientation)
     image = open_image(tmp_path / "a.jpg")
-    assert isinstance(image, LazyJpeg) and image.size == (61, 43)
+    assert image.reducible and image.size == (61, 43)
     whole = image.decode()
     assert (whole.reduction, whole.origin, whole.image.size) == (1, (0, 0), (61, 43))
     assert np.array_equal(whole.image, read_image(tmp_path / "a.jpg"))
@@ -256,9 +265,12 @@ def test_a_jpeg_of_several_pictures_shows_its_first(tmp_path):
     assert np.abs(apart).mean() < 1
 
 
-def test_other_formats_are_decoded_at_once(tmp_path):
-    Image.fromarray(ramp(9, 7)).save(tmp_path / "a.png")
-    assert np.array_equal(open_image(tmp_path / "a.png"), ramp(9, 7))
+def test_other_formats_are_always_decoded_whole(tmp_path):
+    Image.fromarray(ramp(61, 43)).save(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
+    assert not image.reducible and image.size == (61, 43)
+    decoded = image.decode(8)
+    assert decoded.reduction == 1 and np.array_equal(decoded.image, ramp(61, 43))
 
 
 def test_damaged_pixels_are_found_when_decoding(tmp_path):
@@ -276,3 +288,44 @@ def test_the_planes_of_a_batch_are_those_of_its_images():
     planes = to_planes(pixels)
     assert planes.shape == (2, 3, 5, 4) and planes.is_contiguous()
     assert torch.equal(planes[1], to_tensor(pixels[1].numpy()))
+
+
+# What is no image at all
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices of POSIX")
+def test_pipes_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    for read in (read_image, image_size, open_image, lambda path: read_mask(path, 3), check_end):
+        for name in ("a.png", "b.png"):
+            with pytest.raises((UserError, OSError), match="device, pipe or socket"):
+                read(tmp_path / name)
+
+
+def test_too_long_a_side(tmp_path, monkeypatch):
+    Image.new("L", (33, 1)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MAX_SIDE", 32)
+    for read in (read_image, image_size):
+        with pytest.raises(UserError, match=r"a\.png has a side of over 32 pixels"):
+            read(tmp_path / "a.png")
+
+
+def test_an_image_of_another_size_than_announced_is_refused(tmp_path):
+    Image.new("L", (33, 5)).save(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
+    image.size = (5, 33)
+    with pytest.raises(UserError, match="its size is not the one that its header tells"):
+        image.decode()
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (1, 1), (2, 5000)])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_lines_of_pixels_are_images_too(tmp_path, size, suffix):
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.size == size and network_input(image, 32).shape == (3, 32, 32)
+    for seed in range(20):
+        views = training_views(open_image(tmp_path / f"a.{suffix}"), np.random.default_rng(seed),
+                               crop_size=32)
+        assert views["weak"].shape == views["strong"].shape == (32, 32, 3) and views["valid"].any()

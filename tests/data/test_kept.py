@@ -4,7 +4,7 @@ from PIL import Image
 
 from cosa.core.errors import UserError
 from cosa.data.base import FileDataset, SegmentationDataset
-from cosa.data.images import LazyJpeg
+from cosa.data.images import LazyFile
 from cosa.data.kept import KeptImages
 from cosa.data.loader import training_loader
 
@@ -31,15 +31,15 @@ def files(tmp_path):
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """The reductions at which JPEG files are decoded, one for each time."""
-    decode, seen = LazyJpeg.decode, []
+    """The reductions at which files are decoded, one for each time."""
+    decode, seen = LazyFile.decode, []
 
     def count(image, shrink=1.0):
         decoded = decode(image, shrink)
         seen.append(decoded.reduction)
         return decoded
 
-    monkeypatch.setattr(LazyJpeg, "decode", count)
+    monkeypatch.setattr(LazyFile, "decode", count)
     return seen
 
 
@@ -58,11 +58,11 @@ def test_batches_are_the_same_bit_for_bit(files, workers):
 
 def test_files_are_decoded_once_for_each_fraction(files, decodings):
     batches(files, workers=0)
-    assert len(decodings) == 12 * 4  # the four JPEG files in twelve epochs
+    assert len(decodings) == 12 * 5  # the five files in twelve epochs
     assert {1, 2, 4} <= set(decodings)
     decodings.clear()
     batches(files, workers=0, keep_decoded=True)
-    assert len(decodings) <= 4 * 4 and decodings.count(1) <= 4
+    assert len(decodings) <= 4 * 4 + 1 and decodings.count(1) <= 5  # a PNG is always whole
 
 
 def test_it_is_the_data_set_itself_otherwise(files, decodings):
@@ -73,7 +73,7 @@ def test_it_is_the_data_set_itself_otherwise(files, decodings):
         assert kept.open_image(index).size == files.open_image(index).size
         assert np.array_equal(kept.image(index), files.image(index))
         assert kept.image(index) is kept.image(index)
-    assert len(decodings) == 2 * 4
+    assert len(decodings) == 2 * 5
 
 
 def test_images_that_are_made_are_kept_too():

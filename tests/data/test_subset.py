@@ -32,7 +32,7 @@ def test_a_subset_has_what_the_whole_has_at_its_places(whole):
     assert part.classes == whole.classes and part.palette == whole.palette
     np.testing.assert_array_equal(part.labels, [[8, 9], [4, 5]])
     assert part.image(0).getpixel((0, 0)) == (40, 40, 40)
-    assert part.open_image(1).getpixel((0, 0)) == (20, 20, 20)
+    assert part.open_image(1).decode().image.getpixel((0, 0)) == (20, 20, 20)
     assert part.has_mask(0) and not part.has_mask(1) and part.has_masks
     np.testing.assert_array_equal(part.mask(0), np.ones((4, 6)))
     assert part.mask(1) is None

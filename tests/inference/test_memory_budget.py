@@ -56,3 +56,12 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
     assert memory_size() == whole
     limit.write_text("1048576\n")
     assert memory_size() == 2**20
+
+
+@pytest.mark.skipif(room.resource is None, reason="Windows has no such limits")
+def test_the_memory_of_a_process_is_its_limit(monkeypatch):
+    whole = memory_size()
+    monkeypatch.setattr(room.resource, "getrlimit", lambda _: (2**20, 2**30))
+    assert memory_size() == 2**20
+    monkeypatch.setattr(room.resource, "getrlimit", lambda _: (room.resource.RLIM_INFINITY,) * 2)
+    assert memory_size() >= whole

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import cosa
+from cosa import cam as cams
 from cosa.cam import filter_by_labels
 from cosa.core.threads import parallel_map
 from cosa.data.images import network_input, to_tensor
-from cosa.inference import outputs, pipeline, pixels, segmenter
+from cosa.inference import outputs, pipeline, segmenter
 from cosa.inference.finished import read_back
 from cosa.inference.jobs import CannotGoOn, Job, plan
 from cosa.inference.pipeline import segment_files
@@ -144,7 +145,7 @@ def test_argmax_in_strips_equals_the_whole(size, monkeypatch):
     logits = torch.randn(5, 6, 9, generator=torch.Generator().manual_seed(1))
     expected = F.interpolate(logits[None], size, mode="bilinear")[0].argmax(0)
     for limit in (2**22, 1000, 1):
-        monkeypatch.setattr(pixels, "MAX_LOGITS", limit)
+        monkeypatch.setattr(cams, "MAX_VALUES", limit)
         mask = argmax_at_size(logits, size)
         assert mask.dtype == torch.uint8 and mask.shape == size
         assert torch.equal(mask.long(), expected)
@@ -158,11 +159,11 @@ def test_memory_of_a_large_mask_is_bounded(monkeypatch):
         widest.append(rows.shape[1] * size[0] * size[1])
         return interpolate(rows, size, **options)
 
-    monkeypatch.setattr(pixels.F, "interpolate", spy)
+    monkeypatch.setattr(cams.F, "interpolate", spy)
     logits = torch.zeros(21, 4, 4)
     logits[7] = 1
     assert (argmax_at_size(logits, (900, 1200)) == 7).all()
-    assert max(widest) <= pixels.MAX_LOGITS < 21 * 900 * 1200
+    assert max(widest) <= cams.MAX_VALUES < 21 * 900 * 1200
     assert sum(widest) == 21 * 900 * 1200
 
 
@@ -211,7 +212,7 @@ def test_parallel_map_stops_when_closed():
 
 @pytest.mark.parametrize("limit", [2**22, 500])
 def test_labels_come_with_their_area_and_probability(limit, monkeypatch):
-    monkeypatch.setattr(pixels, "MAX_LOGITS", limit)
+    monkeypatch.setattr(cams, "MAX_VALUES", limit)
     logits = 20 * torch.randn(4, 6, 9, generator=torch.Generator().manual_seed(1))
     logits[2] -= 1000  # a class that is nowhere
     wide = F.interpolate(logits[None], (23, 31), mode="bilinear")[0].double()
@@ -227,7 +228,7 @@ def test_labels_come_with_their_area_and_probability(limit, monkeypatch):
 
 @pytest.mark.parametrize("limit", [2**22, 500])
 def test_pseudo_labels_are_those_of_the_whole_map(limit, monkeypatch):
-    monkeypatch.setattr(pixels, "MAX_LOGITS", limit)
+    monkeypatch.setattr(cams, "MAX_VALUES", limit)
     cam = torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(1))
     wide = F.interpolate(cam[None], (23, 31), mode="bilinear")
     labels = pseudo_labels_at_size(cam, (23, 31), 0.7)
@@ -537,7 +538,7 @@ def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, network, monkeyp
     """Between the first reading and the last writing of an image, few others are begun."""
     path = save(tmp_path / "a.png")
     lock, read_so_far, written, most = threading.Lock(), 0, 0, 0
-    real_read, real_write = pipeline.read_image, outputs.write
+    real_read, real_write = pipeline.open_image, outputs.write
 
     def counting_read(source):
         nonlocal read_so_far, most
@@ -553,7 +554,7 @@ def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, network, monkeyp
         with lock:
             written += 1
 
-    monkeypatch.setattr(pipeline, "read_image", counting_read)
+    monkeypatch.setattr(pipeline, "open_image", counting_read)
     monkeypatch.setattr(outputs, "write", slow_write)
     monkeypatch.setattr(segmenter, "dense_crf", lambda image, probabilities, **_: probabilities)
     jobs = (Job("a.png", path, {"mask": tmp_path / f"out/{k}.png"}) for k in range(120))

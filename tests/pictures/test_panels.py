@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cosa.pictures.palette import voc_palette
-from cosa.pictures.panels import MAX_HEIGHT, MIN_HEIGHT, save_panel
+from cosa.pictures.panels import (
+    MAX_HEIGHT,
+    MAX_WIDTH,
+    MIN_HEIGHT,
+    save_panel,
+    save_prediction_panel,
+    shown_size,
+)
+from cosa.predict import Prediction
 
 CLASSES = ("cat", "sofa")
 PALETTE = voc_palette(3)
@@ -116,3 +125,19 @@ def test_maps_of_another_size_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=name):
         save_panel(tmp_path / "panel.png", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (1, 1), (2, 5000), (5000, 2), (3000, 50)])
+def test_lines_of_pixels_become_no_huge_pictures(tmp_path, size):
+    width, height = shown_size(size)
+    assert shown_size((width, height)) == (width, height)
+    assert 1 <= width <= MAX_WIDTH and 1 <= height <= MAX_HEIGHT
+    prediction = Prediction(*(torch.rand(1, k, 8, 8) for k in (2, 2, 3)), torch.zeros(1, 2))
+    image, truth = Image.new("RGB", size), np.zeros(size[::-1], np.uint8)
+    save_prediction_panel(
+        tmp_path / "panel.png", image=image, truth=truth, prediction=prediction,
+        image_labels=torch.ones(2), threshold=0.5, perplexity_alpha=0.8, perplexity_beta=1,
+        epsilon=1, classes=CLASSES, palette=PALETTE,
+    )
+    with Image.open(tmp_path / "panel.png") as panel:
+        assert panel.width == 5 * (width + 8) + 8 and panel.height >= height

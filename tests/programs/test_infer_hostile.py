@@ -226,7 +226,7 @@ NO_MEMORY = [
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-@pytest.mark.parametrize("place", ["read_image", "network_input", "pseudo_labels_at_size",
+@pytest.mark.parametrize("place", ["open_image", "network_input", "pseudo_labels_at_size",
                                    "dense_crf", "save_mask", "overlay"])
 def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkeypatch, place,
                                                        error):
@@ -258,6 +258,43 @@ def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, program, monkey
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_an_image_beyond_the_memory_for_images_is_not_even_decoded(tmp_path, program, monkeypatch):
+    for k in range(3):
+        save(tmp_path / f"in/{k}.png", (20, 12))
+    save(tmp_path / "in/large.png", (400, 300))
+    monkeypatch.setattr(pipeline, "memory_size", lambda: 2 * 8 * 400 * 300 - 1)
+    code, text, err = program(tmp_path / "in", tmp_path / "out", "--overlay")
+    assert code == 1 and "3 done" in text and "1 failed" in text
+    assert err == (f"failed: {tmp_path / 'in/large.png'} is 400x300 pixels, too many for this "
+                   "machine's memory; shrink it, or cut it into parts\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices of POSIX")
+def test_pipes_and_devices_fail_alone(tmp_path, program):
+    save(tmp_path / "in/a.png", (20, 12))
+    (tmp_path / "in/zero.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "in/pipe.png")
+    (tmp_path / "truth").mkdir()
+    os.mkfifo(tmp_path / "truth/a.png")
+    code, text, err = program(tmp_path / "in", tmp_path / "out", "--evaluate", tmp_path / "truth")
+    assert code == 1 and "1 done" in text
+    assert f"{tmp_path / 'truth/a.png'} cannot be read as an image: it is a device, pipe" in err
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_lines_of_pixels_are_segmented_and_scored(tmp_path, program, mode):
+    sizes = [(3000, 1), (1, 3000), (1, 1), (2, 5000)]
+    for k, size in enumerate(sizes):
+        save(tmp_path / f"in/{k}.png", size)
+        (tmp_path / "truth").mkdir(exist_ok=True)
+        Image.new("L", size, 1).save(tmp_path / f"truth/{k}.png")
+    code, text, err = program(tmp_path / "in", tmp_path / "out", "--mode", mode, "--overlay",
+                              "--evaluate", tmp_path / "truth")
+    assert (code, err) == (0, "") and "4 images scored" in text
+    for k, size in enumerate(sizes):
+        assert Image.open(tmp_path / f"out/{k}.png").size == size
+
+
 @pytest.mark.parametrize("error", NO_MEMORY)
 def test_a_network_too_large_for_the_memory(tmp_path, weights, monkeypatch, error):
     path = save(tmp_path / "a.png")
@@ -277,7 +314,7 @@ def test_decoding_without_memory_is_told(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    path = save(tmp_path / "a.png")
+    path = save(tmp_path / "a.png", mode="L")
     monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(UserError, match="a.png is too large for the free memory.*fewer workers"):
         read_image(path)

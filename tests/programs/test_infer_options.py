@@ -347,7 +347,7 @@ def test_summary_of_a_second_run_knows_the_first(tmp_path, photos, program):
     assert first["seconds"] is None and first["size"] == [40, 30]
     assert {found["probability"] for found in first["classes"]} == {None}
     assert sum(found["share"] for found in first["classes"]) == pytest.approx(1, abs=1e-5)
-    assert f"failed: {tmp_path / 'out/a/3.png'}: this is not a readable image" in err
+    assert f"failed: {tmp_path / 'out/a/3.png'} is not an image" in err
 
 
 def test_summary_takes_no_other_files_name(tmp_path, photos, weights):

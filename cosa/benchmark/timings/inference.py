@@ -24,7 +24,8 @@ from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.crf import PRESETS
-from cosa.data.base import header_size, read_mask
+from cosa.data.base import read_mask
+from cosa.data.images import image_size
 from cosa.data.scenes import dataset as scenes
 from cosa.inference.argument_types import positive_integer
 from cosa.inference.command_line import default_workers
@@ -193,7 +194,7 @@ def with_masks(jobs: Plan, masks: Path, classes: int, limit: int) -> Plan:
                         f"{jobs[0].source} would be {truth(masks, jobs[0])}")
     for job in kept:
         height, width = read_mask(truth(masks, job), classes).shape
-        own = header_size(job.source)
+        own = image_size(job.source)
         if own != (width, height):
             raise UserError(f"{truth(masks, job)}: the mask is {width}x{height} pixels but "
                             f"{job.source} is {own[0]}x{own[1]}; they must have one size")

@@ -30,7 +30,7 @@ from cosa.data import SegmentationDataset, base, build_dataset, transforms
 from cosa.data import batches as batching
 from cosa.data.base import FileDataset
 from cosa.data.batches import collate, to_device
-from cosa.data.images import LazyJpeg, read_image
+from cosa.data.images import LazyFile, read_image
 from cosa.data.loader import TrainingViews, training_loader, worker_count
 from cosa.inference.argument_types import positive_integer
 
@@ -42,7 +42,7 @@ OTHER = "draws, labels"
 
 STREAMS = {BEFORE: Straightforward, NOW: TrainingViews}
 STAGES = {
-    "decode": ((baseline_loader, "decoded"), (base, "open_image"), (LazyJpeg, "decode")),
+    "decode": ((baseline_loader, "decoded"), (base, "open_image"), (LazyFile, "decode")),
     "crop, resize": ((baseline_loader, "crop"), (transforms, "crop")),
     "blur": ((baseline_loader, "blurred"), (transforms, "blurred")),
     "colour": ((baseline_loader, "apply_strong"), (transforms, "apply_strong")),
