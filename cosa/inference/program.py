@@ -58,9 +58,7 @@ def work(arguments: Sequence[str] | None, stop: Interrupts) -> int:
         summary = None
         if options.json:
             summary = stack.enter_context(Summary(options.json, task.network.classes))
-        if task.writing:
-            # After all looked, before any result.
-            distributed.from_main(task.start)
+        distributed.from_main(task.start)  # after all looked, before any result
         counts = process(task, stop, summary)
     if counts.interrupted:
         if distributed.is_main():
