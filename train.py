@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from cosa.core.device import describe, memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError, run_program
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
-from cosa.core.terminal import progress_bar
+from cosa.core.terminal import Parser, progress_bar, say
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.batches import to_device
 from cosa.data.loader import training_loader
@@ -63,7 +62,7 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[Config, RunFolder, 
     Raises:
         UserError: the configuration is not usable, or there is no run to resume.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", help=f"YAML file; default {DEFAULT_CONFIG}")
@@ -92,8 +91,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     check_processes(config)
     if resume and not run.checkpoints():
         if distributed.is_main():
-            print(f"{run.path} holds no checkpoint yet: training from the beginning",
-                  file=sys.stderr)
+            say(f"{run.path} holds no checkpoint yet: training from the beginning", error=True)
         resume = False
     if not resume:
         run.check_free()
@@ -106,7 +104,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
 
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
-    print(f"training on {describe(device, autocast)}")
+    say(f"training on {describe(device, autocast)}")
     optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
     session = Session(config, run, cotraining, optimizer, val_set)
     if resume:
@@ -159,7 +157,7 @@ def fit(
     with progress_bar(total=total, initial=state.iteration, desc=config.name, unit="it") as bar:
         for batch in loader:
             if session.evaluation_due():
-                show_scores(bar, state.iteration, session.evaluate(stop.asked))
+                show_scores(state.iteration, session.evaluate(stop.asked))
 
             batch = to_device(batch, session.device, session.cotraining.online.mean)
             distributed.reseed(config.seed, state.iteration)
@@ -215,16 +213,16 @@ def finish(session: Session, stop: StopRequest) -> None:
         "best_validation_score": state.best, "evaluation_seconds": scores["seconds"],
         "seconds": seconds, "peak_memory_mb": memory,
     })
-    print(format_table(scores))
-    print(f"{split} scores of the final network after {seconds} s of training, evaluations on the "
-          f"way included; all files are in {run.path}, pictures in {run.panels}")
+    say(*format_table(scores).split("\n"))
+    say(f"{split} scores of the final network after {seconds} s of training, evaluations on the "
+        f"way included; all files are in {run.path}, pictures in {run.panels}")
 
 
 def explain_stop(session: Session, stop: StopRequest) -> int:
     """Say how to go on after a signal; return the exit code."""
     if distributed.is_main():
-        print(f"stopped at iteration {session.state.iteration}; continue with: "
-              f"python train.py --resume {session.run.path}", file=sys.stderr)
+        say(f"stopped at iteration {session.state.iteration}; continue with: "
+            f"python train.py --resume {session.run.path}", error=True)
     return 128 + distributed.highest(stop.signal)
 
 
@@ -255,11 +253,11 @@ def log_training(session: Session, bar: tqdm, lr: float) -> None:
     bar.set_postfix_str(f"{shown} xi {known} {speed:.1f} images/s", refresh=False)
 
 
-def show_scores(bar: tqdm, iteration: int, scores: dict[str, Any]) -> None:
+def show_scores(iteration: int, scores: dict[str, Any]) -> None:
     """The main scores of a periodic evaluation in one line above the progress bar."""
     names = ("miou", "cam_miou", "aux_cam_miou", "classification_map")
     shown = [f"{name} {100 * scores[name]:.1f}" for name in names if scores.get(name) is not None]
-    bar.write(f"iteration {iteration}: " + ", ".join(shown))
+    say(f"iteration {iteration}: " + ", ".join(shown))
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +38,7 @@ from cosa.core.device import (
     memory_errors_explained,
 )
 from cosa.core.errors import UserError, run_program
-from cosa.core.terminal import progress_bar
+from cosa.core.terminal import Parser, progress_bar, say, warn
 from cosa.core.threads import in_threads
 from cosa.data.augmentations import apply_strong
 from cosa.data.base import FileDataset
@@ -233,7 +232,7 @@ def find_photographs(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
     ordered = sorted(paths)
     for path, fault in zip(ordered, in_threads(_fault, ordered), strict=True):
         if fault:
-            print(f"warning: left out: {fault}", file=sys.stderr)
+            warn(f"left out: {fault}")
         else:
             readable.append(path)
     if len(readable) < 2:
@@ -398,7 +397,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: the output cannot be written there.
     """
-    parser = argparse.ArgumentParser(prog="python -m cosa.distill", description=main.__doc__)
+    parser = Parser(prog="python -m cosa.distill", description=main.__doc__)
     parser.add_argument("photos", nargs="+", metavar="PHOTOS",
                         help="folders of photographs, searched with their subfolders")
     parser.add_argument("--output", required=True,
@@ -436,13 +435,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     learnt, held_out = find_photographs(given.photos)
     device = choose_device(given.device, "--device ")
-    print(f"{len(learnt)} photographs to learn from, {len(held_out)} held out; on "
-          f"{describe(device, choose_autocast(device, given.precision))}")
+    say(f"{len(learnt)} photographs to learn from, {len(held_out)} held out; on "
+        f"{describe(device, choose_autocast(device, given.precision))}")
     try:
         with memory_errors_explained("lower --batch or --crop"):
             result = distill(given, learnt, held_out)
     except KeyboardInterrupt:
-        print(f"interrupted: {given.output} is not written", file=sys.stderr)
+        say(f"interrupted: {given.output} is not written", error=True)
         return 130
     about = {
         "program": "cosa.distill",
@@ -454,8 +453,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )},
     }
     save_safetensors(given.output, result.encoder.state_dict(), {"cosa": json.dumps(about)})
-    print(f"{given.output}: loss {result.loss:.4f}, {100 * result.explained:.1f} % of the variance "
-          f"of the teacher's features explained on {len(held_out)} photographs held out")
+    say(f"{given.output}: loss {result.loss:.4f}, {100 * result.explained:.1f} % of the variance "
+        f"of the teacher's features explained on {len(held_out)} photographs held out")
     return 0
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cosa.cam import filter_by_labels, strips
 from cosa.core.numbers import percent
+from cosa.core.text import aligned
 from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
 from cosa.predict import Prediction, believed, strongest
 
@@ -154,13 +155,9 @@ def format_table(scores: dict[str, Any]) -> str:
     """The result of ``evaluate`` as an aligned table in percent, for people."""
     lines = []
     if "iou" in scores:
-        width = max(len("class"), *map(len, scores["iou"]))
-        lines.append(f"{'class':<{width}}  {'seg':>5}  {'CAM':>5}")
-        lines += [
-            f"{name:<{width}}  {percent(iou)}  {percent(scores['cam_iou'][name])}"
-            for name, iou in scores["iou"].items()
-        ]
-        lines.append("")
+        rows = [[name, percent(iou), percent(scores["cam_iou"][name])]
+                for name, iou in scores["iou"].items()]
+        lines += [aligned([["class", "seg", "CAM"], *rows]), ""]
     rows = [(text, scores[key]) for key, text in _SUMMARY.items() if key in scores]
     width = max(len(text) for text, _ in rows)
     lines += [f"{text:<{width}}  {percent(value)}" for text, value in rows]

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Sequence
 
 from cosa.core.errors import run_program
+from cosa.core.terminal import Parser
 
 CAMPAIGNS = (
     "ablation", "regularizers", "photographs", "supervised", "peak", "photograph_scores",
@@ -43,7 +44,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hand the rest of the command line to the command's module; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

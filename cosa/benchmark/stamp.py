@@ -15,8 +15,10 @@ from pathlib import Path
 
 import torch
 
+from cosa.benchmark.tables import code
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER
+from cosa.core.text import shown
 from cosa.core.threads import core_count
 
 THREADS = "OMP_NUM_THREADS"
@@ -139,8 +141,8 @@ def begin(topic: str, arguments: Sequence[str] | None, report: str | Path) -> St
 
 def heading(facts: Mapping[str, object], *details: str) -> str:
     """The first two paragraphs below a section's title: the command; the rest and ``details``."""
-    told = "; ".join([*(str(facts[key]) for key in ("date", "machine", "revision")), *details])
-    return f"`{facts['command']}`\n\n{told}."
+    told = [*(facts[key] for key in ("date", "machine", "revision")), *details]
+    return f"{code(facts['command'])}\n\n{'; '.join(shown(item, None) for item in told)}."
 
 
 def machine(device: torch.device) -> str:

@@ -1,12 +1,15 @@
-"""Tables as aligned text and as Markdown, and their places in the report file."""
+"""Tables and names in Markdown, and their places in the report file."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.terminal import say
+from cosa.core.text import shown, visible
 
 TITLE = "# Benchmarks\n"
 REPORT = "docs/benchmarks.md"
@@ -15,20 +18,25 @@ NOTHING = "–"
 """In the cell of a score that a row does not have."""
 
 
-def plain(cells: list[list[str]]) -> str:
-    """The table, header first, as aligned text."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]),
-                   *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    )
+def print_section(*parts: str) -> None:
+    """Print paragraphs and tables, whose names have been shown."""
+    say(*"\n".join(parts).split("\n"))
 
 
 def markdown(cells: list[list[str]]) -> str:
-    """The table, header first, as Markdown."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
+    """The table, header first, as Markdown; a name in it can neither end a cell nor be HTML."""
+    rows = [[shown(cell).replace("|", r"\|").replace("<", "&lt;") for cell in row] for row in cells]
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|---|" + "---:|" * (len(cells[0]) - 1), *body])
+
+
+def code(text: object) -> str:
+    """A path, name or command in Markdown, set as code."""
+    line = shown(text, None)
+    if "`" not in line:
+        return f"`{line}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", line))))
+    return f"{fence} {line} {fence}"
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -85,4 +93,5 @@ def write_report(path: str | Path, section: str, topic: str) -> None:
         UserError: the file cannot be read or written, or the topic's markers are damaged.
     """
     text = read_report(path, topic)
+    section = visible(section).replace("<!--", "&lt;!--")  # markers would damage the report
     write_atomically(Path(path), replace_section(text, section, topic, str(path)))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,12 @@ from cosa.checkpoint.files import check_new_safetensors
 from cosa.checkpoint.networks import check_finite, load, save_weights
 from cosa.config import Config, DataConfig, to_dict
 from cosa.core.errors import run_program
+from cosa.core.terminal import Parser, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the assignment network of a checkpoint, without what only training needs."""
-    parser = argparse.ArgumentParser(prog="python -m cosa.checkpoint", description=main.__doc__)
+    parser = Parser(prog="python -m cosa.checkpoint", description=main.__doc__)
     parser.add_argument("checkpoint", help="best.pth, last.pth or another file of this program")
     parser.add_argument("output", help="the .safetensors file to write; it must not exist")
     parser.add_argument("--half", action="store_true", help="16 bits a number: half the size")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path, network, config=to_dict(config), classes=network.classes,
         palette=network.palette, thresholds=network.thresholds, half=given.half,
     )
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, of {len(network.classes)} classes")
+    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, of {len(network.classes)} classes")
     return 0
 
 

@@ -10,7 +10,6 @@ import argparse
 import math
 import pathlib
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from cosa.config import Config, from_dict, to_dict
 from cosa.core.errors import UserError
+from cosa.core.terminal import note
 from cosa.data.coco import CLASSES as COCO_CLASSES
 from cosa.data.voc import CLASSES as VOC_CLASSES
 from cosa.pictures.palette import voc_palette
@@ -138,10 +138,9 @@ def fill_missing(
         raise UserError(f"{source}: {len(broken)} tensors are missing or of another shape, such "
                         f"as {broken[0]}: give a complete file of the released program")
     if missing:
-        print(f"note: {source} has no {', '.join(missing)}: these stay at random values, and "
-              "what depends on them is meaningless", file=sys.stderr)
+        note(f"{source} has no {', '.join(missing)}: these stay at random values, and what depends "
+             "on them is meaningless")
     if unused:
-        print(f"note: {source} holds {', '.join(unused[:5])}{' and more' * (len(unused) > 5)}, "
-              "for which this network has no place: outputs that depended on them differ",
-              file=sys.stderr)
+        note(f"{source} holds {', '.join(unused[:5])}{' and more' * (len(unused) > 5)}, for which "
+             "this network has no place: outputs that depended on them differ")
     return {key: tensors.get(key, expected[key]) for key in expected}

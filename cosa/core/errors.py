@@ -6,13 +6,21 @@ import difflib
 import math
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable
 
 from cosa.core.streams import forgiving_streams
+from cosa.core.text import shown
 
 
 class UserError(Exception):
-    """Something the user can mend; the message names the file or key and the remedy."""
+    """Something the user can mend; the message names the file or key and the remedy.
+
+    Whatever names are in it, the message is one line of visible characters: see ``shown``.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
 
 
 class NotFiniteError(ValueError):
@@ -28,9 +36,9 @@ def run_program(main: Callable[[], int | None]) -> None:
     """Run a program's ``main`` and leave with its exit code.
 
     A ``UserError``, or an ``OSError`` (a full disk, missing rights), becomes one line on stderr
-    and exit code 2, Ctrl-C exit code 130; every other exception is a defect of ours and keeps
-    its traceback. What nobody reads is dropped. What cannot be printed for another reason is
-    lost, which one line on stderr tells, and an exit code of 0 becomes 1.
+    and exit code 2, Ctrl-C exit code 130; every other exception is a defect of ours: its
+    traceback, and exit code 1. What nobody reads is dropped. What cannot be printed for another
+    reason is lost, which one line on stderr tells, and an exit code of 0 becomes 1.
     """
     with forgiving_streams() as out:
         code = _exit_code(main)
@@ -52,10 +60,13 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()  # here, where what it quotes is made visible
+        return 1
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {shown(message)}", file=sys.stderr)
     return 2
 
 

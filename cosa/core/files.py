@@ -57,7 +57,8 @@ class Replacement:
         self.file: BinaryIO = os.fdopen(os.open(self.temporary, flags, 0o666), "w+b")
         if fcntl is not None:
             with suppress(OSError):  # Some network file systems have no locks.
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Nobody holds it but one who sweeps up, for a moment.
+                fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def commit(self) -> None:
         """Put the file in its place; raises OSError if that fails.

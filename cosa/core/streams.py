@@ -1,17 +1,27 @@
-"""Standard output and error that nobody may be reading: no work is lost for want of a reader."""
+"""Standard output and error: no work is lost for want of a reader, and text is only text."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from cosa.core.text import visible
+
+_BAR = re.compile(r"\r?(\x1b\[A)*")
+"""With what tqdm begins when it draws a bar anew: back to its line."""
+
 
 class Forgiving:
-    """A text stream that drops what it cannot write."""
+    """A text stream that drops what it cannot write.
+
+    Whoever writes, libraries and warnings included: control characters and the like are written
+    as escapes, and so is what the stream's encoding lacks.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -19,8 +29,11 @@ class Forgiving:
         """Why something is lost; None if nothing is, or the reader has gone, as ``head`` does."""
 
     def write(self, text: str) -> int:
+        start = _BAR.match(text).end()
+        written = text[:start] + visible(text[start:])
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
-            self._stream.write(text)
+            self._stream.write(written.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._give_up(error)
         return len(text)

@@ -9,10 +9,8 @@ onnxruntime to run it is written all the same; the command says then that it is 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import cosa
 from cosa.checkpoint import TrainedNetwork, check_finite
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import check_target, replacing
+from cosa.core.terminal import Parser, note, say
 from cosa.export.check import TOLERANCE, check_cases, compare, verify, within_tolerance
 from cosa.export.formats import (
     METADATA_FILE,
@@ -92,8 +91,8 @@ def convert_as_free_as_possible(
         try:
             return convert(network, None, opset), True
         except EXPORT_ERRORS as error:
-            print("note: this network cannot be exported for all image sizes with PyTorch "
-                  f"{torch.__version__} ({brief(error)}), so the size is fixed", file=sys.stderr)
+            note("this network cannot be exported for all image sizes with PyTorch "
+                 f"{torch.__version__} ({brief(error)}), so the size is fixed")
     try:
         return convert(network, size, opset), False
     except EXPORT_ERRORS as error:
@@ -192,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ONNX files are verified where onnxruntime is installed.
     """
-    parser = argparse.ArgumentParser(prog="python -m cosa.export", description=main.__doc__)
+    parser = Parser(prog="python -m cosa.export", description=main.__doc__)
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="a checkpoint of CoSA")
     add("--format", required=True, choices=list(SUFFIXES))
@@ -210,5 +209,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     network = cosa.load(args.weights)
     lines = export(network, output, args.format, args.size, args.fixed_size,
                    args.opset or MIN_OPSET)
-    print("\n".join(lines))
+    say(*lines)
     return 0

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from cosa.core import distributed
 from cosa.core.errors import did_you_mean
+from cosa.core.terminal import Parser
+from cosa.core.text import shown
 from cosa.core.threads import core_count
 from cosa.crf import DEFAULT_PRESET
 from cosa.inference.argument_types import (
@@ -170,7 +172,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Tells in one sentence what is wrong."""
 
     def add_field(self, item: Field) -> None:
@@ -186,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
         missing = message.removeprefix("the following arguments are required: ")
         if missing != message:
             message = f"{missing} must be given; --help lists all options"
-        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
+        self.exit(2, f"error: {shown(message.removeprefix('argument '))}\n")
 
     def refuse(self, rest: Sequence[str]) -> None:
         """End the program if there are arguments that are none of its own."""

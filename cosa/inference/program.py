@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-
-from tqdm import tqdm
 
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast
 from cosa.core.signals import Interrupts
+from cosa.core.terminal import progress_bar, say
 from cosa.inference.command_line import Options, parse
 from cosa.inference.counts import Counts
 from cosa.inference.finished import in_order
@@ -44,7 +42,7 @@ def program() -> int:
     try:
         return work(None, stop)
     except KeyboardInterrupt:
-        print("stopped before the first image", file=sys.stderr)
+        say("stopped before the first image", error=True)
         return stop.exit_code
 
 
@@ -58,14 +56,12 @@ def work(arguments: Sequence[str] | None, stop: Interrupts) -> int:
         summary = None
         if options.json:
             summary = stack.enter_context(Summary(options.json, task.network.classes))
-        if task.writing:
-            # After all looked, before any result.
-            distributed.from_main(task.start)
+        distributed.from_main(task.start)  # after all looked, before any result
         counts = process(task, stop, summary)
     if counts.interrupted:
         if distributed.is_main():
             again = "starts over" if options.overwrite else "goes on where it left off"
-            print(f"stopped; the same command {again}", file=sys.stderr)
+            say(f"stopped; the same command {again}", error=True)
         return 128 + (distributed.highest(stop.number) or signal.SIGINT)
     return 1 if counts.failed or counts.unscored else 0
 
@@ -94,7 +90,7 @@ def process(task: Task, stop: Interrupts, summary: Summary | None) -> Counts:
         if complete and scorer is not None:
             scorer.add_up()
             scores = scorer.scores()
-            lines.append(scorer.table())
+            lines += scorer.table().split("\n")
         if summary is not None:
             summary.finish({
                 "input": options.input, "output": options.output, "weights": options.weights,
@@ -127,14 +123,13 @@ def follow(
 ) -> None:
     """Count and report the outcomes as they come."""
     # Without a terminal there is no bar: logs should not fill with it.
-    hidden = None if distributed.is_main() else True
-    with tqdm(total=total, unit="image", disable=hidden) as bar:
+    with progress_bar(total=total, unit="image", disable=None) as bar:
         for outcome, unscored in results:
             counts.add(outcome, unscored)
             if outcome.error is not None:
-                tqdm.write(f"failed: {outcome.error}", file=sys.stderr)
+                say(f"failed: {outcome.error}", error=True)
             if unscored is not None:
-                tqdm.write(f"not scored: {unscored}", file=sys.stderr)
+                say(f"not scored: {unscored}", error=True)
             if summary is not None:
                 summary.add(outcome, unscored)
             bar.update()
@@ -149,4 +144,4 @@ def telling(options: Options, counts: Counts) -> Iterator[list[str]]:
     finally:
         what = "masks" if "mask" in options.save else "results"
         # Last, since nobody may be reading.
-        print(f"{counts.line()}; {what} are in {options.output}", *lines, sep="\n", flush=True)
+        say(f"{counts.line()}; {what} are in {options.output}", *lines)

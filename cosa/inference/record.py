@@ -198,13 +198,13 @@ class Record:
 
 
 def classes_table(network: TrainedNetwork) -> str:
-    """The content of classes.csv."""
+    """The content of classes.csv; of a class name that is no Unicode, an escape stands for it."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["index", "name", "red", "green", "blue"])
     rows = zip(("background", *network.classes), network.palette, strict=True)
     table.writerows([index, name, *color] for index, (name, color) in enumerate(rows))
-    return text.getvalue()
+    return text.getvalue().encode(errors="backslashreplace").decode()
 
 
 def weights_digest(network: TrainedNetwork) -> str:

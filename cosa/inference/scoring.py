@@ -11,6 +11,7 @@ from typing import Any
 from cosa.core import IGNORE, distributed
 from cosa.core.errors import UserError
 from cosa.core.numbers import percent, without_nan
+from cosa.core.text import NAME, aligned, shown
 from cosa.core.threads import parallel_map
 from cosa.data.base import read_mask
 from cosa.evaluate import class_indices
@@ -124,12 +125,11 @@ class Scorer:
     def table(self) -> str:
         """The scores in percent, for people."""
         scores = self._compute()
-        width = max(len("class"), *map(len, self.classes))
-        lines = [f"{'class':<{width}}    IoU      F"]
         rows = zip(self.classes, scores["iou"], scores["boundary_f_classes"], strict=True)
         # Neither the truth nor the masks show the others.
         rows = [(n, j, f) for n, j, f in rows if not (math.isnan(j) and (f == 1 or math.isnan(f)))]
-        lines += [f"{name:<{width}}  {percent(j)}  {percent(f)}" for name, j, f in rows]
+        cells = [[name, percent(j), percent(f)] for name, j, f in rows]
+        lines = [aligned([["class", "  IoU", "    F"], *cells])]
         if len(rows) < len(self.classes):
             lines.append(f"({len(self.classes) - len(rows)} other classes occur nowhere)")
         kind = "filtered by image labels" if self.suffix else "label-free"
@@ -141,7 +141,7 @@ class Scorer:
             f"J&F                {percent(scores['jf'])}",
         ]
         if self.coexistence:
-            names = ", ".join(self.classes[k] for k in self.coexistence)
+            names = ", ".join(shown(self.classes[k], NAME) for k in self.coexistence)
             lines.append(f"C-mIoU             {percent(scores['cmiou'])}  of {names}")
         return "\n".join([*lines, f"{self.images} images scored"])
 

@@ -46,13 +46,14 @@ class Task:
         return not all(self.finished)
 
     def start(self) -> None:
-        """Note the new results, and sweep up what killed programs left in their folders.
+        """Note new results, if there are to be any, and sweep up what killed programs left.
 
         Raises:
             UserError: see ``Record.start``.
         """
-        self.record.start()
-        for folder in self.jobs.only(not there for there in self.finished).folders:
+        if self.writing:
+            self.record.start()
+        for folder in self.jobs.folders:
             remove_leftovers(folder)
 
 

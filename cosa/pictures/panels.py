@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cosa.cam import filter_by_labels, resize
+from cosa.core.text import NAME, shown
 from cosa.pictures.palette import Color, overlay, save_image
 from cosa.predict import Prediction, believed, strongest
 from cosa.targets import cam_pseudo_labels, perplexity
@@ -135,10 +136,10 @@ def save_panel(
     there = set(np.flatnonzero(cam.any(axis=(1, 2))) + 1)
     if truth is not None:
         there |= set(np.unique(truth))
-    shown = there | set(np.unique(cam_labels)) | set(np.unique(prediction))
+    labels = there | set(np.unique(cam_labels)) | set(np.unique(prediction))
     legend = [
-        (palette[label], classes[label - 1], label in there)
-        for label in sorted(shown, key=lambda label: (label not in there, label))
+        (palette[label], shown(classes[label - 1], NAME), label in there)
+        for label in sorted(labels, key=lambda label: (label not in there, label))
         if 0 < label <= len(classes)
     ]
     path = Path(path)

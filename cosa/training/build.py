@@ -14,6 +14,7 @@ from cosa.config import Config, to_dict
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
+from cosa.core.terminal import say
 from cosa.cotrain import CoTraining, Mark
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
@@ -60,7 +61,7 @@ def build_cotraining(
     """
     network = checkpoint.build_network(to_dict(config), num_classes)
     if config.model.pretrained and pretrained:
-        print(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
+        say(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
     if config.model.freeze_position_embedding:
         network.freeze_position_embedding()
     network.freeze_first_layers(config.model.freeze_layers)

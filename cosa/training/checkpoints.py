@@ -6,13 +6,12 @@ Older ones are there for the day on which the newest cannot be read.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from cosa import checkpoint
-from cosa.core.distributed import is_main
 from cosa.core.errors import UserError
+from cosa.core.terminal import warn
 from cosa.training.run_folder import RunFolder
 
 
@@ -74,9 +73,8 @@ class Rotation:
             if path != self.run.last:
                 lost = f"{' and '.join(damaged)} cannot be read" if damaged else (
                     f"{self.run.last} is missing")
-                if is_main():
-                    print(f"warning: {lost}: going on from the checkpoint before, {path}, "
-                          "which takes its place", file=sys.stderr)
+                warn(f"{lost}: going on from the checkpoint before, {path}, which takes its "
+                     "place")
             return path, content
         if not damaged:
             raise UserError(f"there is no file {self.run.last}: check the path")

@@ -178,8 +178,8 @@ class Session:
             UserError: none is readable, or it is of another network or other classes.
         """
         path, content = self.rotation.read()
-        # The file's options would undo an override given on resuming.
-        configured = [{k: v for k, v in group.items() if k != "params"}
+        # The file's options would undo an override given on resuming. Every step sets its rate.
+        configured = [{k: v for k, v in group.items() if k not in ("params", "lr")}
                       for group in self.optimizer.param_groups]
         try:
             classes = content["about"]["classes"]

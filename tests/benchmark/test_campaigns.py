@@ -16,6 +16,7 @@ from cosa.benchmark.stamp import Revision
 from cosa.benchmark.timings import threshold
 from cosa.config import load_config, to_dict
 from cosa.core.errors import UserError
+from cosa.core.text import aligned
 from cosa.data import SegmentationDataset
 from cosa.data.images import LazyFile, open_image
 from cosa.data.loader import TrainingViews
@@ -236,7 +237,7 @@ def test_the_table():
     assert bound[:3] == ["fully supervised", "80.0 ± 0.0", "100.0"]
     assert alone[1] == tables.NOTHING and "40.0" in alone
     assert cosa[:3] == ["CoSA", "65.0 ± 7.1", "81.2"]
-    lines = tables.plain([head, bound, alone, cosa]).splitlines()
+    lines = aligned([head, bound, alone, cosa]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert tables.markdown([head, bound]).splitlines()[1].count("|") == len(head) + 1
 
@@ -251,6 +252,17 @@ def test_the_report_keeps_other_content(tmp_path):
         f"Before\n# Benchmarks\n\n{START}\ntwo\n{END}\nAfter ü\n"
     )
     assert [p.name for p in path.parent.iterdir()] == ["benchmarks.md"]
+
+
+def test_names_do_not_damage_the_report(tmp_path):
+    path, name = tmp_path / "report.md", f"a|b\n<i>\x1b[2J `日本` {END}"
+    for section in ("one", tables.markdown([["row", "IoU"], [name, "1.0"]]) + f"\n\n{END}\udcff"):
+        tables.write_report(path, section, "ablation")
+    assert path.read_text(encoding="utf-8") == (
+        f"# Benchmarks\n\n{START}\n| row | IoU |\n|---|---:|\n"
+        r"| a\|b\n&lt;i>\x1b[2J `日本` &lt;!-- ablation:end --> | 1.0 |"
+        f"\n\n&lt;!-- ablation:end -->\\udcff\n{END}\n"
+    )
 
 
 @pytest.mark.parametrize("text", [

@@ -145,6 +145,11 @@ def test_the_line_says_what_a_reader_needs(monkeypatch):
     machine = stamp.machine(torch.device("cpu"))
     assert told == (f"{datetime.date.today().isoformat()}; {machine}; "
                     "revision ababababab (modified); 2 threads; 10 photographs.")
+    # An argument is text, whatever is in it.
+    facts["command"] = stamp.begin("crf", ["a\n``b\x1b[2J"], "report.md").command
+    command, told = stamp.heading(facts, "of c\n\nd").split("\n\n")
+    assert command == r"``` python -m cosa.benchmark crf 'a\n``b\x1b[2J' ```"
+    assert told.endswith(r"; of c\n\nd.")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert stamp.begin("crf", [], "report.md").command == (
         "OMP_NUM_THREADS=1 python -m cosa.benchmark crf"

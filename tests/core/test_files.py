@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+import threading
 
 import pytest
 
@@ -83,6 +84,27 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
             with atomic(tmp_path / "a") as file:
                 file.write(b"new")
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_new_file_gets_its_lock_though_another_program_looks_at_it(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    real = os.open
+
+    def looked_at(path, *arguments):
+        descriptor = real(path, *arguments)
+        monkeypatch.undo()
+        sweeper = open(path, "rb")
+        fcntl.flock(sweeper, fcntl.LOCK_EX)
+        threading.Timer(0.1, sweeper.close).start()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", looked_at)
+    with atomic(tmp_path / "a") as file:
+        (path,) = tmp_path.iterdir()
+        os.utime(path, (0, 0))
+        remove_leftovers(tmp_path)
+        file.write(b"abc")
+    assert (tmp_path / "a").read_bytes() == b"abc"
 
 
 def test_leftovers_are_removed_unless_a_program_is_at_work_on_them(tmp_path):

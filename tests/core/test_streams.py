@@ -35,6 +35,25 @@ def test_what_cannot_be_printed_is_dropped(tmp_path, number, lost):
         assert os.path.samestat(os.fstat(file.fileno()), os.stat(os.devnull))
 
 
+@pytest.mark.parametrize("text, written", [
+    ("ä 日本\n  b\n", "ä 日本\n  b\n"),
+    ("a\x1b[2J\rb\tc\u202e\u2028\x9b\udcff", r"a\x1b[2J\rb\tc\u202e\u2028\x9b\udcff"),
+    # What tqdm writes.
+    ("\r 50%|█", "\r 50%|█"), ("\r", "\r"), ("\n\n", "\n\n"), ("\x1b[A\x1b[A", "\x1b[A\x1b[A"),
+    ("\rrun\r\x1b[A", "\rrun" + r"\r\x1b[A"),
+])
+def test_what_is_written_is_visible(text, written):
+    out = io.StringIO()
+    Forgiving(out).write(text)
+    assert out.getvalue() == written
+
+
+def test_what_the_encoding_lacks_is_escaped():
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    print("ä 日\udcff", file=Forgiving(out), flush=True)
+    assert out.buffer.getvalue() == b"\xe4 \\u65e5\\udcff\n"
+
+
 @pytest.mark.parametrize("number, expected", [(errno.EPIPE, [0, 1, 2]), (errno.ENOSPC, [1, 1, 2])])
 def test_only_a_full_disk_changes_the_exit_code(tmp_path, capsys, monkeypatch, number, expected):
     codes = []

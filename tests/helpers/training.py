@@ -60,6 +60,7 @@ def assert_equal_runs(run, other):
             assert torch.equal(value, theirs[network][key]), f"{network} {key}"
     for key, state in mine["optimizer"]["state"].items():
         assert all(torch.equal(v, theirs["optimizer"]["state"][key][k]) for k, v in state.items())
+    assert mine["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
     for key, state in mine["thresholds"].items():
         assert state["value"] == theirs["thresholds"][key]["value"]
         assert torch.equal(state["histograms"], theirs["thresholds"][key]["histograms"])

@@ -113,6 +113,14 @@ def test_many_classes_take_several_rows(tmp_path):
     assert many.shape[0] > one.shape[0] + 100 and many.shape[1] == one.shape[1]
 
 
+def test_class_names_are_text(tmp_path):
+    def legend(name):
+        return draw(tmp_path, **parts(classes=[name, *CLASSES[1:]]))
+
+    assert (legend("a\nb\u202e\udcff") == legend(r"a\nb\u202e\udcff")).all()
+    assert (legend("x" * 1000) == legend(f"{'x' * 36} [...] {'x' * 37}")).all()
+
+
 def test_folders_are_made_and_nothing_else_is_left(tmp_path):
     save_panel(tmp_path / "a" / "b.c.png", **parts())
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.c.png"]

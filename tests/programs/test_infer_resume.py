@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -117,14 +118,14 @@ def test_what_a_killed_program_left_is_removed(tmp_path, program):
     out = tmp_path / "out"
     assert program(tmp_path / "in", out)[0] == 0
     left = [folder / TEMPORARY.format("0") for folder in (out, out / "deep", tmp_path / "json")]
-    for path in left:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"half")
-        os.utime(path, (0, 0))
-    assert "1 skipped" in program(tmp_path / "in", out)[1]
-    (out / "deep/a.png").unlink()
-    code, text, _ = program(tmp_path / "in", out, "--json", tmp_path / "json/s.json")
-    assert code == 0 and "1 done" in text and not any(path.exists() for path in left)
+    for outcome in ("1 skipped", "1 done"):  # also by a run that has nothing else to do
+        for path in left:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"half")
+            os.utime(path, (0, 0))
+        code, text, _ = program(tmp_path / "in", out, "--json", tmp_path / "json/s.json")
+        assert code == 0 and outcome in text and not any(path.exists() for path in left)
+        (out / "deep/a.png").unlink()
 
 
 @pytest.mark.parametrize("value", [255, 4])
@@ -239,7 +240,7 @@ def test_the_record_is_complete_though_nobody_reads_the_output(tmp_path, program
     assert program(tmp_path / "in", tmp_path / "out")[0] == 0
 
     def closed(*args, **kwargs):
-        if kwargs.get("file") is None:
+        if kwargs["file"] is sys.stdout:
             raise BrokenPipeError
 
     with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):

@@ -149,6 +149,34 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path, weights, program, monkeypa
     assert program(source, out, "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize("options", [(), ("--json", "s.json")])
+def test_two_runs_at_once_end_well_where_nothing_is_left_to_do(
+    tmp_path, weights, program, monkeypatch, options
+):
+    monkeypatch.chdir(tmp_path)
+    source = save(tmp_path / "in/deep/a.png").parents[1]
+    assert program(source, "out")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    real, codes = Task.start, []
+
+    def start(task):
+        real(task)
+        # Another run begins and ends while this one is at work, and has been for long.
+        for path in tmp_path.rglob(".cosa-*.tmp"):
+            os.utime(path, (0, 0))
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "start", real)
+            codes.append(run_main(weights, source, "out", *options))
+
+    monkeypatch.setattr(Task, "start", start)
+    code, text, err = program(source, "out", *options)
+    assert (code, codes, err) == (0, [0], "") and text.count("1 skipped") == 2
+    assert before == {path: path.read_bytes() for path in before}
+    assert files(tmp_path / "out") == ["classes.csv", "deep/a.png"]
+    if options:
+        assert json.loads((tmp_path / "s.json").read_text())["run"]["skipped"] == 1
+
+
 def test_what_another_run_wrote_since_the_first_look_is_not_mixed(
     tmp_path, weights, program, monkeypatch
 ):

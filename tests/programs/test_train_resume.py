@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -314,3 +315,24 @@ def test_numbers_on_the_command_line_are_the_networks(tmp_path, run):
     network = cosa.load(run.best)
     assert network.mean.flatten().tolist() == [0.5, 0.25, 0.5]
     assert network.std.flatten().tolist() == [0.5, 0.5, 0.125]
+
+
+def test_a_run_resumed_at_its_end_stays_as_it_is(tmp_path, finished):
+    ended, _ = finished
+    again = RunFolder(shutil.copytree(ended.path, tmp_path / "again"))
+    assert train.main(["--resume", str(again.path)]) == 0
+    mine, theirs = read(again.last), read(ended.last)
+    for content in (mine, theirs):
+        content["state"]["seconds"] = 0.0
+    assert [group["lr"] for group in mine["optimizer"]["param_groups"]] == [
+        group["lr"] for group in theirs["optimizer"]["param_groups"]]
+    assert as_plain(mine) == as_plain(theirs)
+
+
+def as_plain(content):
+    """A checkpoint's content in types that can be compared."""
+    if isinstance(content, dict):
+        return {key: as_plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [as_plain(value) for value in content]
+    return content.tolist() if isinstance(content, torch.Tensor) else content

@@ -21,6 +21,8 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
+from cosa.core.terminal import Parser, say
+from cosa.core.text import aligned
 from cosa.core.threads import core_count
 from cosa.training.run_folder import RunFolder
 
@@ -174,7 +176,7 @@ def head(title: str, facts: dict[str, Any], results: Results) -> list[str]:
         stamp.heading(
             facts,
             f"{facts['jobs']} runs at a time with {facts['threads']} thread(s) each",
-            f"configuration `{facts['config_file']}`",
+            f"configuration {tables.code(facts['config_file'])}",
             f"training seeds {seeds}",
             f"every row on the same images and the same {iterations} iterations",
         ),
@@ -208,8 +210,10 @@ def publish(
     numbers = {**numbers, "verdicts": [vars(verdict) for verdict in judged]}
     write_atomically(raw, json.dumps(numbers, indent=2) + "\n")
     tables.write_report(given.report, section, started.topic)
-    print(*(tables.plain(table) for table in cells), "\n".join(map(str, judged)), sep="\n\n")
-    print(f"numbers of every run are in {raw}, the report is {given.report}")
+    for table in cells:
+        tables.print_section(aligned(table), "")
+    say(*judged)
+    say(f"numbers of every run are in {raw}, the report is {given.report}")
 
 
 def verdict_lines(judged: Sequence[Verdict]) -> list[str]:
@@ -224,7 +228,7 @@ def verdict_lines(judged: Sequence[Verdict]) -> list[str]:
 
 def changes_line(changes: Mapping[str, Sequence[str]]) -> str:
     """Name of a row -> its overrides, as a sentence."""
-    told = [f"`{label}` is {' '.join(f'`{c}`' for c in items)}" for label, items in changes.items()]
+    told = [f"`{label}` is {' '.join(map(tables.code, items))}" for label, items in changes.items()]
     return f"{'; '.join(told)}; the rest at its defaults."
 
 
@@ -254,7 +258,7 @@ def parse(
     Raises:
         UserError: a row or a seed is none, or an override sets what the campaign sets itself.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m cosa.benchmark {topic}", description=description
     )
     add_options(parser)

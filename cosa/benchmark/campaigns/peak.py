@@ -7,7 +7,6 @@ chosen by ``cam_best_miou`` on the validation images where no segmentation is tr
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.config import Config, load_config
 from cosa.core.device import allow_tf32, choose_device
 from cosa.core.files import write_atomically
+from cosa.core.terminal import Parser
 from cosa.data import build_dataset
 from cosa.training.evaluation import score, scored_split
 from cosa.training.run_folder import RunFolder
@@ -47,7 +47,7 @@ def load_of_run(weights: Path) -> tuple[TrainedNetwork, Config]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score best.pth of a classification-only run on the test images; write peak.json."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark peak", description=main.__doc__
     )
     parser.add_argument("folder", help="run folder of train.py")

@@ -6,7 +6,6 @@ scores, and the CAM's pseudo-labels on training images, which are what the segme
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from cosa.core.device import choose_autocast, memory_errors_explained
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.core.numbers import without_nan
-from cosa.core.terminal import progress_bar
+from cosa.core.terminal import Parser, progress_bar
 from cosa.crf import DEFAULT_PRESET
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.subset import with_masks
@@ -113,7 +112,7 @@ def crf_scores(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score weights of a run on training images, with --crf also their refined masks."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark photograph_scores", description=main.__doc__
     )
     parser.add_argument("weights", nargs="+", metavar="FILE",

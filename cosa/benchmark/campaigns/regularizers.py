@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -20,6 +19,7 @@ from cosa.benchmark.timings.steps import memory_of_steps, seconds_per_step
 from cosa.config import Config, load_config, to_dict
 from cosa.config.regularizers import RegularizersConfig
 from cosa.core.files import PROJECT_FOLDER
+from cosa.core.terminal import note
 
 TOPIC = "regularizers"
 PLAIN, ALL = "cosa", "all"
@@ -168,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = stamp.begin(TOPIC, arguments, given.report)
     crop = load_config(given.config, given.overrides).augment.crop_size
     if crop != (usual := load_config(EXAMPLES / f"{ALL}.yaml").augment.crop_size):
-        print(f"note: the rows' weights are those of the examples, chosen for crops of {usual}, "
-              f"not {crop}: dense energy depends on that", file=sys.stderr)
+        note(f"the rows' weights are those of the examples, chosen for crops of {usual}, not "
+             f"{crop}: dense energy depends on that")
     runs, facts = campaign.execute(started, ROWS, given)
     results = campaign.collect(runs)
     cost = costs(first_configs(runs), ROUNDS)

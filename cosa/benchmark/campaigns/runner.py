@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cosa.benchmark.stamp import Revision
 from cosa.config import Config, to_dict
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
+from cosa.core.terminal import progress_bar
 
 MARKER = "benchmark.json"
 """In each run folder made here: what was run, and whether it came to its end."""
@@ -142,7 +141,7 @@ class Runner:
         pool = ThreadPoolExecutor(self.jobs)
         futures = {pool.submit(self._execute, run) for run in pending}
         try:
-            with tqdm(total=len(runs), initial=done, desc="runs", unit="run") as bar:
+            with progress_bar(total=len(runs), initial=done, desc="runs", unit="run") as bar:
                 while futures:
                     ready, futures = wait(futures, _REFRESH, return_when=FIRST_COMPLETED)
                     for future in ready:

@@ -7,7 +7,6 @@ evaluation of the averaged network. Only this module trains on masks; train.py n
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ from cosa.core import IGNORE
 from cosa.core.device import memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError
 from cosa.core.memory import in_mebibytes, peak_memory
-from cosa.core.terminal import progress_bar
+from cosa.core.terminal import Parser, progress_bar, say
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.batches import to_device
@@ -137,7 +136,7 @@ def train(config: Config, run: RunFolder) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the fully supervised bound of a configuration; masks are its supervision."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark supervised", description=main.__doc__
     )
     parser.add_argument("config", help="YAML file")
@@ -147,5 +146,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = RunFolder(f"{config.output}/{config.name}")
     with memory_errors_explained():
         train(config, run)
-    print(f"scores of the averaged network are in {run.summary}")
+    say(f"scores of the averaged network are in {run.summary}")
     return 0

@@ -19,7 +19,7 @@ from cosa.benchmark.tables import (
     NOTHING,
     add_report_option,
     markdown,
-    plain,
+    print_section,
     read_report,
     write_report,
 )
@@ -29,6 +29,8 @@ from cosa.benchmark.timings.crf_memory import explain_memory, measure_memory, me
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.terminal import Parser, say
+from cosa.core.text import aligned
 from cosa.data import coco, voc
 from cosa.inference.argument_types import positive_integer
 from cosa.inference.pixels import Size
@@ -187,18 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = stamp.heading(facts, f"{given.threads} PyTorch thread(s)",
                          f"{width}x{height} pixels: {about}")
     section = ["## Dense CRF", head, markdown(cells), *explain(facts)]
-    print(head, plain(cells), *facts["left_out"], sep="\n")
+    print_section(head, aligned(cells), *facts["left_out"])
     if memory:
         section += [markdown(memory_table(memory)), explain_memory()]
-        print(plain(memory_table(memory)), "MiB at the peak of a CRF", sep="\n")
+        print_section(aligned(memory_table(memory)), "MiB at the peak of a CRF")
     write_report(given.report, "\n\n".join(section), TOPIC)
-    print(f"the numbers are in {given.output}, the report is {given.report}")
+    say(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark crf", description=main.__doc__
     )
     add = parser.add_argument

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from cosa.benchmark.timings.train import known_classes
 from cosa.benchmark.timings.trainer import training_step
 from cosa.config import Config, load_config
 from cosa.core.errors import UserError
+from cosa.core.terminal import Parser, say
 from cosa.cotrain import CoTraining
 from cosa.training.build import build_cotraining, build_step, check_crop
 from cosa.training.optimizer import build_optimizer
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     On a GPU, PyTorch and CUDA need memory of their own beside it, and the host has to launch each
     operation: it may be the slower of the two.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark footprint", description=main.__doc__
     )
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
@@ -159,6 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(given.config, ["device=cpu", *given.overrides, "threshold.dynamic=false"])
     bf16 = config.train.precision != "fp32"
     found = footprint(config, known_classes(config), bf16)
-    print(f"{config.name}, {'bf16' if bf16 else 'fp32'}, batches of {config.train.batch_size}: "
-          f"{report(found)}")
+    say(f"{config.name}, {'bf16' if bf16 else 'fp32'}, batches of {config.train.batch_size}: "
+        f"{report(found)}")
     return 0

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    print_section,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.crf import classes_from, missing_pydensecrf
 from cosa.benchmark.timings.flops import count_multi_scale
 from cosa.benchmark.timings.inference_runs import Row, Setup, first, load, measure, truth
@@ -23,6 +29,8 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.terminal import Parser, say
+from cosa.core.text import aligned
 from cosa.crf import PRESETS
 from cosa.data.base import read_mask
 from cosa.data.images import image_size
@@ -56,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = stamp.heading(facts, *details)
     section = ["## Inference", head, above, markdown(cells), *below]
     write_report(given.report, "\n\n".join(section), TOPIC)
-    print(head, above, plain(cells), *facts["notes"], sep="\n")
-    print(f"the numbers are in {given.output}, the report is {given.report}")
+    print_section(head, above, aligned(cells), *facts["notes"])
+    say(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     add = parser.add_argument

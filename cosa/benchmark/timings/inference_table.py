@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cosa.benchmark.tables import NOTHING
+from cosa.benchmark.tables import NOTHING, code
 from cosa.benchmark.timings.clock import cell
 from cosa.benchmark.timings.inference_runs import STAGES, Row
 
@@ -34,9 +34,9 @@ def explain(
     facts: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], str, list[str]]:
     """What was run, for the heading, and the paragraphs above and below the table."""
-    images = "generated scenes" if facts["source"] is None else f"images of `{facts['source']}`"
-    network = f"`{facts['weights']}`" if facts["weights"] else (
-        f"a random network of `{facts['config']}`")
+    images = "generated scenes" if facts["source"] is None else f"images of {code(facts['source'])}"
+    network = code(facts["weights"]) if facts["weights"] else (
+        f"a random network of {code(facts['config'])}")
     details = [
         f"{facts['threads']} PyTorch thread(s), batches of {facts['batch_size']}, "
         f"{facts['workers']} worker(s)",

@@ -19,13 +19,21 @@ import torch
 from torch import Tensor
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    print_section,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings import baseline_loader
 from cosa.benchmark.timings.baseline_loader import Straightforward
 from cosa.benchmark.timings.crf import size
 from cosa.benchmark.timings.textures import QUALITY, textures
 from cosa.config import Config, load_config, to_dict
 from cosa.core.files import write_atomically
+from cosa.core.terminal import Parser, say
+from cosa.core.text import aligned
 from cosa.data import SegmentationDataset, base, build_dataset, transforms
 from cosa.data import batches as batching
 from cosa.data.base import FileDataset
@@ -224,14 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = stamp.heading(facts, *describe_views(facts))
     section = ["## Loader", head, markdown(cells), *told]
     write_report(given.report, "\n\n".join(section), TOPIC)
-    print(head, plain(cells), *told, sep="\n")
-    print(f"the numbers are in {given.output}, the report is {given.report}")
+    print_section(head, aligned(cells), *told)
+    say(f"the numbers are in {given.output}, the report is {given.report}")
     return 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark loader", description=main.__doc__
     )
     add = parser.add_argument

@@ -13,9 +13,17 @@ import torch
 from scipy import ndimage
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    print_section,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.clock import cell, spread
 from cosa.core import IGNORE
+from cosa.core.terminal import Parser
+from cosa.core.text import aligned
 from cosa.data import voc
 from cosa.inference.argument_types import positive_integer
 from cosa.metrics import BOUNDARY_TOLERANCE, SegmentationMetrics, iou_per_class, mean_over_present
@@ -202,7 +210,7 @@ def table(results: dict[int, dict[str, list[float]]]) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time mIoU and contour quality of label maps against the program that goes class by class."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     add = parser.add_argument
@@ -218,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results[objects], scores = measure(makers, pairs, given.repeats)
         same &= all(agree(scores[OURS], other) for other in scores.values())
     cells = table(results)
-    print(plain(cells), told(same), sep="\n")
+    print_section(aligned(cells), told(same))
     head = stamp.heading(started.facts(torch.device("cpu")))
     section = ["## J and F", head, markdown(cells), explain(given), told(same)]
     write_report(given.report, "\n\n".join(section), TOPIC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import statistics
@@ -17,9 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import add_report_option, markdown, plain, read_report, write_report
+from cosa.benchmark.tables import (
+    add_report_option,
+    markdown,
+    print_section,
+    read_report,
+    write_report,
+)
 from cosa.benchmark.timings.memory import peak, start_peak
 from cosa.core.device import choose_device
+from cosa.core.terminal import Parser
+from cosa.core.text import aligned
 from cosa.data import voc
 from cosa.regularizers.feature_similarity import feature_similarity_loss
 
@@ -175,7 +182,7 @@ def compare(found: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare forward and backward pass of the feature similarity loss with those of all pairs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
@@ -192,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             found[form] = process.submit(measure, form, str(device), given.repeats).result()
     cells = compare(found)
-    print(plain(cells))
+    print_section(aligned(cells))
     section = ["## Feature similarity loss", stamp.heading(started.facts(device)),
                _explain(given.repeats), markdown(cells)]
     write_report(given.report, "\n\n".join(section), TOPIC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -17,6 +16,7 @@ from cosa.benchmark.timings.trainer import Trainer
 from cosa.config import Config, load_config, to_yaml
 from cosa.core.device import memory_errors_explained
 from cosa.core.errors import UserError
+from cosa.core.terminal import Parser
 from cosa.data import build_dataset
 
 WARM_UP = 2
@@ -89,7 +89,7 @@ def memory_of_steps(config: Config, folder: Path, rounds: int = 3) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the training step of a configuration; print seconds and memory as JSON."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.benchmark steps", description=main.__doc__
     )
     parser.add_argument("config", help="YAML file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from sklearn.mixture import GaussianMixture
 
 from cosa.benchmark import stamp
 from cosa.benchmark.tables import add_report_option, read_report, write_report
+from cosa.core.terminal import Parser, say
 from cosa.threshold import DynamicThreshold
 
 TOPIC = "threshold"
@@ -71,7 +71,7 @@ def measure(queue_length: int, updates: int, seed: int = 0) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the dynamic threshold against scikit-learn's GaussianMixture on the same queue."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--queue", type=int, default=100, help="batches in the queue")
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{found['ratio']:.0f} times as long.",
         f"The thresholds are {found['xi']:.4f} and {found['xi_sklearn']:.4f}.",
     ]
-    print(*lines, sep="\n")
+    say(*lines)
     head = stamp.heading(started.facts(torch.device("cpu")))
     told = " ".join(lines)
     section = ["## Dynamic threshold", head, told[0].upper() + told[1:]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from cosa.benchmark import stamp
-from cosa.benchmark.tables import REPORT, markdown, plain, write_report
+from cosa.benchmark.tables import REPORT, code, markdown, print_section, write_report
 from cosa.benchmark.timings.baseline_step import Baseline
 from cosa.benchmark.timings.clock import clock
 from cosa.benchmark.timings.flops import count, count_multi_scale
@@ -28,6 +27,8 @@ from cosa.config import Config, load_config
 from cosa.core.device import choose_device, memory_errors_explained
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.terminal import Parser
+from cosa.core.text import aligned
 from cosa.data import SegmentationDataset, build_dataset, coco, voc
 from cosa.data.base import FileDataset
 from cosa.data.batches import to_device
@@ -239,7 +240,7 @@ def make_section(facts: dict[str, Any], config: Config) -> str:
     """The Markdown of the report."""
     data = "JPEG files of noise, 500x375" if is_synthetic(config) else config.data.name
     parts = [
-        f"## Training, `{config.name}`", "", stamp.heading(facts, f"images: {data}"), "",
+        f"## Training, {code(config.name)}", "", stamp.heading(facts, f"images: {data}"), "",
         markdown(table(facts)), "", *(f"- {line}" for line in lines(facts, config)), "", LEGEND,
     ]
     if "comparison" in facts:
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Where the configuration names no folder of images, files of noise of VOC's size stand in.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
@@ -278,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = {**started.facts(trainer.device), **facts_of(trainer, measured)}
         if given.baseline:
             facts["comparison"] = compare(trainer, max(1, given.rounds // 4))
-    print(plain(table(facts)), *lines(facts, config), sep="\n")
+    print_section(aligned(table(facts)), *lines(facts, config))
     if given.json:
         write_atomically(given.json, json.dumps(facts, indent=2) + "\n")
     if given.report:

@@ -16,7 +16,6 @@ Everything is a pure function of (seed, split, index).
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from cosa.core.errors import UserError
+from cosa.core.terminal import Parser, say
 from cosa.data.base import SegmentationDataset
 from cosa.data.scenes import drawing
 from cosa.pictures.palette import save_mask
@@ -214,7 +214,7 @@ def export(dataset: SegmentationDataset, folder: str | Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m cosa.data.scenes FOLDER`: write scenes as files, to look at or to train on."""
-    parser = argparse.ArgumentParser(prog="python -m cosa.data.scenes", description=main.__doc__)
+    parser = Parser(prog="python -m cosa.data.scenes", description=main.__doc__)
     parser.add_argument("folder", help="where images/, masks/, labels.csv and classes.txt go")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--count", type=int, default=24)
@@ -222,5 +222,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     export(ScenesDataset(given.split, given.seed, given.count, given.size), given.folder)
-    print(f"{given.count} scenes written to {given.folder}")
+    say(f"{given.count} scenes written to {given.folder}")
     return 0

@@ -14,7 +14,6 @@ joins for a short while, so that, as after ImageNet, the deeper tokens know of t
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 
@@ -25,9 +24,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
-from tqdm import tqdm
 
 from cosa.core.errors import run_program
+from cosa.core.terminal import Parser, progress_bar, say
 from cosa.data.scenes import drawing
 
 HUES = 10
@@ -86,7 +85,8 @@ def _draw(
 def draw_set(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (count, 3, SIZE, SIZE) uint8 and attributes (count, 3) int64."""
     rng = np.random.default_rng(seed)
-    drawn = [generate(rng) for _ in tqdm(range(count), "drawing", leave=False)]
+    bar = progress_bar(iterable=range(count), desc="drawing", leave=False)
+    drawn = [generate(rng) for _ in bar]
     images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
     return images.contiguous(), torch.tensor([attributes for _, attributes in drawn])
 
@@ -194,7 +194,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=0.05)
     warmup = max(1, min(200, steps // 10))
-    for step in tqdm(range(steps), "pretraining"):
+    for step in progress_bar(iterable=range(steps), desc="pretraining"):
         rate = lr * min(1.0, (step + 1) / warmup)
         if decay:
             rate *= 0.5 + 0.5 * math.cos(math.pi * step / steps)
@@ -230,12 +230,12 @@ def report(
 ) -> None:
     """Print the accuracies."""
     hue, texture, shape = accuracy(network, data)
-    print(f"{stage}: validation accuracy hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
+    say(f"{stage}: validation accuracy hue {hue:.3f} texture {texture:.3f} shape {shape:.3f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pretrain the demo's encoder and write it as safetensors."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m cosa.data.scenes.pretrain", description=main.__doc__
     )
     parser.add_argument("--output", required=True, help="the .safetensors file to write")
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     encoder = pretrain(given.steps, given.attention_steps, given.images, given.seed)
     save_file(encoder.state_dict(), given.output)
-    print(f"encoder written to {given.output}")
+    say(f"encoder written to {given.output}")
     return 0
 
 
