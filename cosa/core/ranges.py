@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Range:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.low}..{self.high}"
+        return f"{self.low:.12g}..{self.high:.12g}" if isinstance(self.high, float) else (
+            f"{self.low}..{self.high}")
 
     def refusal(self, value: Any) -> str:
         if all(self.low <= number <= self.high for number in _numbers(value)):
@@ -123,6 +125,42 @@ def check(options: Any, called: Callable[[str], str] = str) -> None:
             reason = "" if value is None else domain.refusal(value)
             if reason:
                 raise ValueError(f"{name} is {_shown(value)}: {reason}")
+
+
+def whole_number(text: str) -> int:
+    """An integer of the command line, for argparse."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number") from None
+
+
+def number(text: str) -> float:
+    """A number of the command line, for argparse; NaN lies in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a number") from None
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A reader of integers in a range, for argparse."""
+    return _reader(whole_number, Range(low, high))
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers in a range, for argparse."""
+    return _reader(number, Range(low, high))
+
+
+def _reader(kind: Callable[[str], Any], domain: Range) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        value = kind(text)
+        if domain.refusal(value):
+            raise argparse.ArgumentTypeError(f"{text}: {domain.refusal(value)}")
+        return value
+
+    return read
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-_CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")  # the limit of a container, or "max"
-_UNKNOWN = 8 * 2**30  # bytes, where the system does not tell
 
 
 class Room:
@@ -34,14 +29,3 @@ class Room:
             with self._changed:
                 self._taken -= amount
                 self._changed.notify_all()
-
-
-def memory_size() -> int:
-    """Bytes of main memory that this machine, or its container, has."""
-    sizes = []
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if _CONTROL_GROUP.is_file():
-        limit = _CONTROL_GROUP.read_text(encoding="ascii").strip()
-        sizes += [int(limit)] if limit.isdigit() else []
-    return min(sizes, default=_UNKNOWN)

@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cosa.inference import memory_budget as room
-from cosa.inference.memory_budget import Room, memory_size
+from cosa.inference.memory_budget import Room
 
 
 def test_no_more_is_taken_than_there_is_and_what_is_larger_goes_alone():
@@ -45,14 +44,3 @@ def test_room_is_given_back_after_an_error():
 
     threading.Thread(target=work, daemon=True).start()
     assert done.wait(5)
-
-
-def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(room, "_CONTROL_GROUP", limit)
-    whole = memory_size()
-    assert whole > 2**28
-    limit.write_text("max\n")
-    assert memory_size() == whole
-    limit.write_text("1048576\n")
-    assert memory_size() == 2**20
