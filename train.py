@@ -40,6 +40,7 @@ from cosa.training.build import (
     choose_stream,
     prepare,
 )
+from cosa.training.estimate import check_memory, check_scenes
 from cosa.training.evaluation import scored_split
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from cosa.training.run_folder import RunFolder
@@ -98,12 +99,14 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     if not resume:
         run.check_free()
     device, autocast = prepare(config)
+    check_scenes(config)
     train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
     for dataset in (train_set, val_set):
         dataset.check()
     if val_set.classes != train_set.classes:
         raise UserError("training and validation images have different classes: use one list")
 
+    check_memory(config, len(train_set.classes), len(val_set), device)
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
     print(f"training on {describe(device, autocast)}")

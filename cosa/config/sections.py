@@ -130,7 +130,7 @@ class ModelConfig(Section):
     encoder: str = "vit_base_patch16_224"
     """Of timm: any plain ViT, or any network of stages that yields maps (ResNet, ConvNeXt,
     EfficientNet, MobileNet, Swin, ...)."""
-    encoder_options: dict = option(dict, Range(-10_000, 10_000))
+    encoder_options: dict = option(dict, Range(-4096, 4096))
     """Passed to timm (img_size, patch_size, embed_dim, depth, num_heads, ...)."""
     output_stride: int = option(0, Range(0, 1024))
     """Pixels of a position of the maps; 0 takes 16 where a network of stages can be dilated to it,
