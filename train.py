@@ -185,6 +185,8 @@ def fit(
                 # Nothing is saved before it is known that the steps went well.
                 if saving or session.settling_due():
                     session.log.settle()
+                if saving or session.evaluation_due():
+                    session.require_finite()
 
             bar.update()
             if session.logging_due():
@@ -283,10 +285,8 @@ def divergence_explained(
             about = f"terms: {', '.join(error.terms)}; " if error.terms else ""
         indices = sum(distributed.gather(index.tolist()), start=[])
         images = ", ".join(dataset.names[i] for i in indices)
-        raise UserError(
-            f"the training diverged: {error} at iteration {iteration} ({about}images: {images}); "
-            "lower optimizer.lr or set optimizer.clip_norm, "
-            f"and resume from {session.run.last} if it is there"
+        raise session.diverged(
+            f"{error} at iteration {iteration} ({about}images: {images})"
         ) from error
 
 
