@@ -10,11 +10,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from cosa.core.errors import NotFiniteError, UserError, run_program
+
+if __name__ == "__main__":  # a failure of the imports is told as any other
+    run_program(lambda: importlib.import_module("train").main())
 
 import torch
 from tqdm import tqdm
@@ -22,7 +28,6 @@ from tqdm import tqdm
 from cosa.config import Config, load_config, to_dict
 from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
-from cosa.core.errors import NotFiniteError, UserError, run_program
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
 from cosa.core.terminal import progress_bar
@@ -288,7 +293,3 @@ def divergence_explained(
         raise session.diverged(
             f"{error} at iteration {iteration} ({about}images: {images})"
         ) from error
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -13,6 +13,7 @@ from torch import nn
 from cosa.config import Config, MethodConfig
 from cosa.core.device import choose_autocast
 from cosa.core.errors import NotFiniteError
+from cosa.core.files import unwritable
 from cosa.data import SegmentationDataset
 from cosa.evaluate import ShownImage, evaluate
 from cosa.network import CoSANetwork, NetworkOutput
@@ -106,20 +107,24 @@ def panel_writer(
     """
 
     def write(shown: ShownImage) -> None:
-        save_prediction_panel(
-            folder / f"{dataset.names[shown.index]}.png",
-            image=dataset.image(shown.index),
-            truth=shown.mask,
-            prediction=shown.prediction,
-            image_labels=shown.image_labels,
-            threshold=0.5 if threshold is None else threshold,
-            perplexity_alpha=method.perplexity_alpha,
-            perplexity_beta=method.perplexity_beta,
-            epsilon=method.csc_epsilon,
-            min_class_score=min_class_score,
-            classes=dataset.classes,
-            palette=dataset.palette,
-        )
+        path, image = folder / f"{dataset.names[shown.index]}.png", dataset.image(shown.index)
+        try:
+            save_prediction_panel(
+                path,
+                image=image,
+                truth=shown.mask,
+                prediction=shown.prediction,
+                image_labels=shown.image_labels,
+                threshold=0.5 if threshold is None else threshold,
+                perplexity_alpha=method.perplexity_alpha,
+                perplexity_beta=method.perplexity_beta,
+                epsilon=method.csc_epsilon,
+                min_class_score=min_class_score,
+                classes=dataset.classes,
+                palette=dataset.palette,
+            )
+        except OSError as error:
+            raise unwritable(path, error) from error
 
     return write
 
