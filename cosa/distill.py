@@ -409,7 +409,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="side of the crops in pixels (%(default)s)")
     parser.add_argument("--batch", type=whole(1, BATCH.high), default=16,
                         help="crops in a step (%(default)s)")
-    parser.add_argument("--lr", type=real(1e-12, 1e9), default=1e-3,
+    parser.add_argument("--lr", type=real(1e-12, 1e30), default=1e-3,
                         help="learning rate at its peak (%(default)s)")
     parser.add_argument("--seed", type=whole(0, SEED.high), default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
