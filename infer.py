@@ -8,6 +8,7 @@ start, or could not go on; 130 or 143: stopped by Ctrl-C or SIGTERM, of which th
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 
@@ -17,10 +18,11 @@ if __name__ == "__main__":  # until the modules are there, which takes seconds
             signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 from cosa.core.errors import run_program
+
+if __name__ == "__main__":  # a failure of the imports is told as any other
+    run_program(lambda: importlib.import_module("infer").program())
+
 from cosa.inference.command_line import parse
 from cosa.inference.program import main, program
 
 __all__ = ["main", "parse", "program"]
-
-if __name__ == "__main__":
-    run_program(program)

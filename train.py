@@ -10,10 +10,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from cosa.core.errors import NotFiniteError, UserError, run_program
+
+if __name__ == "__main__":  # a failure of the imports is told as any other
+    run_program(lambda: importlib.import_module("train").main())
 
 import torch
 from tqdm import tqdm
@@ -21,7 +27,6 @@ from tqdm import tqdm
 from cosa.config import Config, load_config, to_dict
 from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
-from cosa.core.errors import NotFiniteError, UserError, run_program
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
 from cosa.core.terminal import Parser, progress_bar, say
@@ -39,6 +44,7 @@ from cosa.training.build import (
     choose_stream,
     prepare,
 )
+from cosa.training.estimate import check_memory, check_scenes
 from cosa.training.evaluation import scored_split
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from cosa.training.run_folder import RunFolder
@@ -96,12 +102,14 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     if not resume:
         run.check_free()
     device, autocast = prepare(config)
+    check_scenes(config)
     train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
     for dataset in (train_set, val_set):
         dataset.check()
     if val_set.classes != train_set.classes:
         raise UserError("training and validation images have different classes: use one list")
 
+    check_memory(config, len(train_set.classes), len(val_set), device)
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
     say(f"training on {describe(device, autocast)}")
@@ -180,6 +188,8 @@ def fit(
                 # Nothing is saved before it is known that the steps went well.
                 if saving or session.settling_due():
                     session.log.settle()
+                if saving or session.evaluation_due():
+                    session.require_finite()
 
             bar.update()
             if session.logging_due():
@@ -278,12 +288,6 @@ def divergence_explained(
             about = f"terms: {', '.join(error.terms)}; " if error.terms else ""
         indices = sum(distributed.gather(index.tolist()), start=[])
         images = ", ".join(dataset.names[i] for i in indices)
-        raise UserError(
-            f"the training diverged: {error} at iteration {iteration} ({about}images: {images}); "
-            "lower optimizer.lr or set optimizer.clip_norm, "
-            f"and resume from {session.run.last} if it is there"
+        raise session.diverged(
+            f"{error} at iteration {iteration} ({about}images: {images})"
         ) from error
-
-
-if __name__ == "__main__":
-    run_program(main)

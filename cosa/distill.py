@@ -38,6 +38,7 @@ from cosa.core.device import (
     memory_errors_explained,
 )
 from cosa.core.errors import UserError, run_program
+from cosa.core.ranges import BATCH, SEED, SIDE, WORKERS, real, whole
 from cosa.core.terminal import Parser, progress_bar, say, warn
 from cosa.core.threads import in_threads
 from cosa.data.augmentations import apply_strong
@@ -49,7 +50,6 @@ from cosa.data.transforms import Geometry, crop
 from cosa.encoders.build import build_encoder, choose_reader
 from cosa.encoders.normalization import per_channel, resolve
 from cosa.encoders.pretrained import load_encoder_weights
-from cosa.inference.argument_types import positive_integer, positive_number
 from cosa.training.optimizer import learning_rate_factor
 
 AREA = (0.2, 1.0)
@@ -385,12 +385,6 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _seed(text: str) -> int:
-    if text.isdecimal():
-        return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 0")
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
@@ -409,19 +403,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="timm name (%(default)s)")
     parser.add_argument("--teacher-weights", default="", metavar="FILE",
                         help="as model.weights; else they are looked up by name")
-    parser.add_argument("--steps", type=positive_integer, default=5000, help="%(default)s")
-    parser.add_argument("--crop", type=positive_integer, default=192,
+    parser.add_argument("--steps", type=whole(1, 10**8), default=5000, help="%(default)s")
+    parser.add_argument("--crop", type=whole(1, SIDE.high), default=192,
                         help="side of the crops in pixels (%(default)s)")
-    parser.add_argument("--batch", type=positive_integer, default=16,
+    parser.add_argument("--batch", type=whole(1, BATCH.high), default=16,
                         help="crops in a step (%(default)s)")
-    parser.add_argument("--lr", type=positive_number, default=1e-3,
+    parser.add_argument("--lr", type=real(1e-12, 1e30), default=1e-3,
                         help="learning rate at its peak (%(default)s)")
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--seed", type=whole(0, SEED.high), default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto",
                         help="auto: bf16 on CUDA, fp32 on the CPU, where bf16 is faster if the "
                              "processor has it")
-    parser.add_argument("--workers", type=int, default=-1,
+    parser.add_argument("--workers", type=whole(-1, WORKERS.high), default=-1,
                         help="processes that load photographs; -1 chooses a number")
     parser.add_argument("--keep-decoded", action="store_true",
                         help="keep the decoded photographs in memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -162,4 +163,4 @@ def replacing_with_torch(path: str | Path) -> Iterator[str]:
         try:
             yield temporary
         except (RuntimeError, safetensors.SafetensorError) as error:
-            raise OSError(one_line(error)) from error
+            raise OSError(errno.EIO, "not all of it could be written") from error

@@ -1,69 +1,49 @@
-"""Checks of configuration values; each raises ``ValueError`` naming the key."""
+"""What sections have in common, and checks that go beyond the range of a number."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-
-def one_of(config: Any, key: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(config, key)
-    if value not in allowed:
-        raise ValueError(f"{key} is {value!r}: use one of {', '.join(allowed)}")
+from cosa.core.ranges import check
 
 
-def at_least(config: Any, low: float, *keys: str) -> None:
-    for key in keys:
-        if not getattr(config, key) >= low:
-            raise ValueError(f"{key} is {getattr(config, key)}: it must be at least {low}")
+class Section:
+    """A dataclass whose options declare what they may be (``cosa.core.ranges.option``).
+
+    A section whose options depend on each other extends ``__post_init__``. Every ``ValueError``
+    names the key.
+    """
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-def above(config: Any, low: float, *keys: str) -> None:
-    for key in keys:
-        if not getattr(config, key) > low:
-            raise ValueError(f"{key} is {getattr(config, key)}: it must be above {low}")
+@dataclass(frozen=True)
+class Normalization:
+    """A name, or mean and deviation of red, green and blue in [0, 1]."""
 
+    names: tuple[str, ...]
 
-def at_most(config: Any, high: float, *keys: str) -> None:
-    for key in keys:
-        if not getattr(config, key) <= high:
-            raise ValueError(f"{key} is {getattr(config, key)}: it must be at most {high}")
-
-
-def below(config: Any, high: float, *keys: str) -> None:
-    for key in keys:
-        if not getattr(config, key) < high:
-            raise ValueError(f"{key} is {getattr(config, key)}: it must be below {high}")
-
-
-def unit(config: Any, *keys: str) -> None:
-    for key in keys:
-        if not 0 <= getattr(config, key) <= 1:
-            raise ValueError(f"{key} is {getattr(config, key)}: it must lie in 0..1")
+    def refusal(self, value: Any) -> str:
+        if isinstance(value, str):
+            if value in self.names:
+                return ""
+        elif [len(numbers) for numbers in value] == [3, 3]:
+            mean, deviation = value
+            if all(0 <= x <= 1 for x in mean) and all(0 < x <= 1000 for x in deviation):
+                return ""
+            return ("the means must lie in 0..1, as the colours do, and the deviations above 0, up "
+                    "to 1000")
+        return (f"use {', '.join(self.names)} or two lists of three numbers, mean and deviation of "
+                "red, green and blue")
 
 
 def ordered(config: Any, low: str, high: str) -> None:
+    """The least of something must not exceed the largest."""
     a, b = getattr(config, low), getattr(config, high)
-    if not 0 < a <= b:
-        raise ValueError(f"{low} is {a} and {high} is {b}: both must be positive, in that order")
-
-
-def normalization(config: Any, key: str, names: tuple[str, ...]) -> None:
-    """A name, or mean and deviation of red, green and blue."""
-    value = getattr(config, key)
-    if value in names:
-        return
-    if isinstance(value, str) or [len(numbers) for numbers in value] != [3, 3]:
-        raise ValueError(f"{key} is {value!r}: use {', '.join(names)} or two lists of three "
-                         "numbers, mean and deviation of red, green and blue")
-    mean, deviation = value
-    if not all(0 <= number <= 1 for number in mean) or not all(number > 0 for number in deviation):
-        raise ValueError(f"{key} is {value!r}: the means must lie in 0..1, as the colours do, and "
-                         "the deviations above 0")
-
-
-def positive_scales(config: Any) -> None:
-    if not config.scales or any(not s > 0 for s in config.scales):
-        raise ValueError(f"scales is {list(config.scales)}: give at least one, all positive")
+    if a > b:
+        raise ValueError(f"{low} is {a} and {high} is {b}: it must not be the larger one")
 
 
 def some_part(config: Any, *keys: str) -> None:

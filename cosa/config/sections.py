@@ -6,30 +6,42 @@ whole.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
-from cosa.config.limits import (
-    above,
-    at_least,
-    at_most,
-    below,
-    normalization,
-    one_of,
-    ordered,
-    positive_scales,
-    unit,
-)
+from cosa.config.limits import Normalization, Section, ordered
 from cosa.config.regularizers import RegularizersConfig
+from cosa.core.ranges import (
+    BATCH,
+    BELOW_ONE,
+    CHANNELS,
+    ITERATIONS,
+    SCALE,
+    SEED,
+    SHARE,
+    SIDE,
+    WEIGHT,
+    WORKERS,
+    Choice,
+    Filled,
+    Range,
+    Several,
+    option,
+)
 
 DATASETS = ("scenes", "voc", "coco", "folder")
 
+SCENES = Range(1, 100_000)
+BLUR = Range(0.001, 100)
+LAYER = Range(-10_000, 10_000)
+POOLING = Choice(("max", "avg"))
+EVERY = Range(1, ITERATIONS.high)
+
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Which images, and where they are."""
 
-    name: str = "voc"
+    name: str = option("voc", Choice(DATASETS))
     """scenes, voc, coco or folder."""
     root: str = ""
     """Folder of the data set (voc, coco); relative paths below start here (folder)."""
@@ -40,22 +52,22 @@ class DataConfig:
     hold_out: bool = False
     """Keep the second half of the validation images, by sorted name, for the final scores: choices
     are made on the first half (voc, coco, folder)."""
-    workers: int = -1
+    workers: int = option(-1, WORKERS)
     """Processes that load images; 0 loads in the training process, -1 takes one for each core that
     may be used but one, at most 8."""
     keep_decoded: bool = False
     """Keep the decoded training images in memory, 0.75 MB of a 500x375 one: each loading process
     decodes an image once and keeps it, so that with several workers each comes to keep them all;
     results are the same."""
-    scenes_seed: int = 0
+    scenes_seed: int = option(0, SEED)
     """scenes: the images are a function of it; at least 0."""
-    scenes_train: int = 1200
+    scenes_train: int = option(1200, SCENES)
     """scenes: number of generated training images."""
-    scenes_val: int = 150
+    scenes_val: int = option(150, SCENES)
     """scenes: number of generated validation images."""
-    scenes_test: int = 300
+    scenes_test: int = option(300, SCENES)
     """scenes: number of generated test images, which the final scores are of."""
-    scenes_size: int = 96
+    scenes_size: int = option(96, Range(32, 1024))
     """scenes: side of the generated images in pixels, at least 32."""
     images: str = ""
     """folder: training images, nested folders allowed."""
@@ -76,56 +88,51 @@ class DataConfig:
     """folder: masks of the images to score on; empty: masks, or, with val_images, none."""
 
     def __post_init__(self) -> None:
-        one_of(self, "name", DATASETS)
+        super().__post_init__()
         if self.hold_out and self.name == "scenes":
             raise ValueError("hold_out is for voc, coco and folder: scenes have test images of "
                              "their own, set it to false")
-        at_least(self, 1, "scenes_train", "scenes_val", "scenes_test")
-        at_least(self, 32, "scenes_size")
-        at_least(self, -1, "workers")
-        at_least(self, 0, "scenes_seed")
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Section):
     """The two views of a training image."""
 
-    crop_size: int = 448
+    crop_size: int = option(448, SIDE)
     """Side of both views in pixels, a multiple of the encoder's stride; smaller images are
     padded, and padding is never supervised."""
-    scale_min: float = 0.5
+    scale_min: float = option(0.5, SCALE)
     """Least random factor by which an image is scaled before it is cropped."""
-    scale_max: float = 2.0
+    scale_max: float = option(2.0, SCALE)
     """Largest such factor."""
-    flip: float = 0.5
+    flip: float = option(0.5, SHARE)
     """Probability of a horizontal flip."""
-    blur: float = 0.5
+    blur: float = option(0.5, SHARE)
     """Probability of a Gaussian blur in both views."""
-    blur_min: float = 0.1
+    blur_min: float = option(0.1, BLUR)
     """Least standard deviation of the blur, in pixels of the crop."""
-    blur_max: float = 2.0
+    blur_max: float = option(2.0, BLUR)
     """Largest such deviation."""
     strong: bool = True
     """Give the strong view, which the online network sees, a random colour operation; off: both
     views are the weak one."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "crop_size")
-        unit(self, "flip", "blur")
+        super().__post_init__()
         ordered(self, "scale_min", "scale_max")
         ordered(self, "blur_min", "blur_max")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The network."""
 
     encoder: str = "vit_base_patch16_224"
     """Of timm: any plain ViT, or any network of stages that yields maps (ResNet, ConvNeXt,
     EfficientNet, MobileNet, Swin, ...)."""
-    encoder_options: dict = field(default_factory=dict)
+    encoder_options: dict = option(dict, Range(-4096, 4096))
     """Passed to timm (img_size, patch_size, embed_dim, depth, num_heads, ...)."""
-    output_stride: int = 0
+    output_stride: int = option(0, Range(0, 1024))
     """Pixels of a position of the maps; 0 takes 16 where a network of stages can be dilated to it,
     else the encoder's own, such as a ViT's patch size."""
     freeze_batch_norm: bool = True
@@ -136,192 +143,160 @@ class ModelConfig:
     them, else timm's hub; see weights/README.md."""
     weights: str = ""
     """A file with encoder weights; empty: weights/<encoder>.*, if there is one."""
-    normalization: str | tuple[tuple[float, ...], ...] = "encoder"
+    normalization: str | tuple[tuple[float, ...], ...] = option(
+        "encoder", Normalization(("encoder", "imagenet"))
+    )
     """Of the input, as the encoder's weights were trained: encoder (what timm says of the weights
     of that name), imagenet, or mean and deviation of RGB in [0, 1]: [[r, g, b], [r, g, b]]."""
-    aux_layer: int = -3
+    aux_layer: int = option(-3, LAYER)
     """Of a plain ViT: block whose tokens feed the auxiliary classifier; negative: counted from the
     end."""
-    aux_stage: int = -2
+    aux_stage: int = option(-2, LAYER)
     """Of a network of stages: stage whose map feeds it; negative: counted from the end."""
     aux_norm: bool = False
     """Layer-normalise the auxiliary features."""
-    pooling: str = "max"
+    pooling: str = option("max", POOLING)
     """How the final features are pooled before they are classified: max, as in the paper, or
     avg."""
-    aux_pooling: str = "max"
+    aux_pooling: str = option("max", POOLING)
     """The same of the auxiliary features."""
     class_offset: bool = False
     """Add a learnt number to each class's scores, which no CAM contains: without it a CAM must be
     negative nearly everywhere to say that a class is absent."""
-    cam_steps: int = 0
+    cam_steps: int = option(0, Range(0, 1000))
     """Spread the CAMs of the assignment network, from which pseudo-labels are made, by so many
     steps over positions that look alike; no part of CoSA. 0: not at all."""
-    seg_steps: int = 0
+    seg_steps: int = option(0, Range(0, 1000))
     """The same of its segmentation, and so of all results."""
-    early_layer: int = -3
+    early_layer: int = option(-3, LAYER)
     """The block of a ViT, or stage, by whose features positions look alike; negative: counted from
     the end."""
-    affinity_power: float = 4.0
+    affinity_power: float = option(4.0, Range(0.001, 1000))
     """Exponent of the cosines of these features; larger values keep to what is most alike."""
-    decoder_width: int = 512
+    decoder_width: int = option(512, CHANNELS)
     """Hidden channels of the LargeFOV decoder."""
-    decoder_dilation: int = 5
+    decoder_dilation: int = option(5, Range(1, 128))
     """Dilation of its 3x3 convolutions, in tokens."""
-    freeze_layers: int = 0
+    freeze_layers: int = option(0, Range(0, 10000))
     """Keep so many of the encoder's first layers as they were pretrained: its stem, then whole
     stages, or a ViT's blocks."""
     freeze_position_embedding: bool = True
     """Keep the encoder's absolute position embedding as it was pretrained, as the release does."""
 
-    def __post_init__(self) -> None:
-        at_least(self, 1, "decoder_width", "decoder_dilation")
-        at_least(self, 0, "output_stride", "freeze_layers", "cam_steps", "seg_steps")
-        above(self, 0, "affinity_power")
-        one_of(self, "pooling", ("max", "avg"))
-        one_of(self, "aux_pooling", ("max", "avg"))
-        normalization(self, "normalization", ("encoder", "imagenet"))
-
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(Section):
     """The assignment network: an average of the online network over time."""
 
-    momentum: float = 0.9994
+    momentum: float = option(0.9994, SHARE)
     """Share of the average that an iteration keeps, in [0, 1]; 0 copies the online network."""
     momentum_ramp: bool = False
     """Use min(momentum, (1+t)/(10+t)) at iteration t: for short trainings."""
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    scales: tuple[float, ...] = option((1.0, 0.5, 1.5), Several(SCALE))
     """Factors of the crop's size at which it sees the weak view; its maps are fused."""
     flip: bool = True
     """See the mirrored view at each scale, too."""
 
-    def __post_init__(self) -> None:
-        unit(self, "momentum")
-        positive_scales(self)
-
 
 @dataclass(frozen=True)
-class ThresholdConfig:
+class ThresholdConfig(Section):
     """The confidence at which a CAM becomes foreground, Eq. (6) of CoSA."""
 
     dynamic: bool = True
     """Fit it to the confidences of the last batches; off: it stays at fixed."""
-    fixed: float = 0.5
+    fixed: float = option(0.5, SHARE)
     """The threshold when dynamic is off, in [0, 1]."""
-    queue_length: int = 100
+    queue_length: int = option(100, Range(1, 100_000))
     """Batches in the queue that the mixture is fitted to."""
-    initial: float = 0.5
+    initial: float = option(0.5, SHARE)
     """The threshold before the first fit, in [0, 1]."""
-    smoothing: float = 0.99
+    smoothing: float = option(0.99, BELOW_ONE)
     """Decay of the moving average over the fits, in [0, 1), the release's; 0 takes the newest
     fit."""
-    min_confidence: float = 0.05
+    min_confidence: float = option(0.05, Range(-1e6, 0.9999999))
     """Confidences up to here are left out of the fit, as in the release; 0 or negative keeps
     all."""
-    variance_floor: float = 1e-4
+    variance_floor: float = option(1e-4, Range(1e-12, 1e6))
     """Least variance of either Gaussian of the mixture, above 0: no fit to a few equal values."""
-    cell: int = 16
+    cell: int = option(16, SIDE)
     """Confidences are averaged over squares of this side before the fit, in pixels of the crop;
     16 is the patch size of the paper's encoder."""
 
-    def __post_init__(self) -> None:
-        unit(self, "fixed", "initial")
-        at_least(self, 0, "smoothing")
-        below(self, 1, "smoothing", "min_confidence")
-        above(self, 0, "variance_floor")
-        at_least(self, 1, "queue_length", "cell")
-
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Section):
     """Weights of the terms of Eq. (12) of CoSA; 0 switches a term off."""
 
-    cls: float = 1.0
+    cls: float = option(1.0, WEIGHT)
     """Classification by the final tokens against the image's labels."""
-    cls_aux: float = 1.0
+    cls_aux: float = option(1.0, WEIGHT)
     """Classification by the auxiliary tokens."""
-    c2s: float = 0.1
+    c2s: float = option(0.1, WEIGHT)
     """CAM2Seg, Eq. (5): the segmentation against pseudo-labels of the CAM."""
-    c2s_aux: float = 0.1
+    c2s_aux: float = option(0.1, WEIGHT)
     """CAM2Seg against pseudo-labels of the auxiliary CAM."""
-    s2c: float = 0.05
+    s2c: float = option(0.05, WEIGHT)
     """Seg2CAM, Eq. (8): the CAM against pseudo-labels of the segmentation."""
-    csc: float = 0.1
+    csc: float = option(0.1, WEIGHT)
     """Contrastive separation, Eq. (9)-(11): CAMs of unlike positions part."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, *(f.name for f in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Section):
     """What the terms are made of."""
 
-    perplexity_alpha: float = 0.8
+    perplexity_alpha: float = option(0.8, Range(1e-6, 1))
     """lambda alpha of the perplexity, Eq. (4), in (0, 1]; larger values lower the least one."""
-    perplexity_beta: float = 1.0
+    perplexity_beta: float = option(1.0, Range(1e-6, 1000))
     """lambda beta, the exponent of the perplexity, above 0; smaller values weigh doubtful
     positions more like certain ones."""
     raw: bool = True
     """Reliability based adaptive weighting of CAM2Seg, Eq. (5)."""
-    temperature: float = 0.01
+    temperature: float = option(0.01, Range(1e-6, 1e6))
     """tau of the softmax that sharpens the segmentation pseudo-labels, Eq. (7); above 0."""
-    csc_epsilon: float = 1.0
+    csc_epsilon: float = option(1.0, Range(0, 1e9))
     """epsilon of Eq. (9)-(11): contrastive separation looks at positions of at most this
     perplexity; panels hatch those above it."""
-    csc_temperature: float = 0.5
+    csc_temperature: float = option(0.5, Range(1e-6, 1e6))
     """Of the cosines that contrastive separation compares, above 0; the paper gives none."""
-    cls_iterations: int = 6000
+    cls_iterations: int = option(6000, ITERATIONS)
     """Iterations at the start with the classification terms alone: the CAMs must mean something
     before they supervise."""
-    s2c_start: int = 6000
+    s2c_start: int = option(6000, ITERATIONS)
     """Iteration at which Seg2CAM joins: the decoder must have learned something."""
 
-    def __post_init__(self) -> None:
-        at_least(self, 0, "cls_iterations", "s2c_start", "csc_epsilon")
-        above(self, 0, "perplexity_alpha", "perplexity_beta", "temperature", "csc_temperature")
-        # A larger alpha would make the logarithm of Eq. (4) positive: a negative perplexity.
-        at_most(self, 1, "perplexity_alpha")
-
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW, linear warm-up, polynomial decay."""
 
-    lr: float = 6e-5
+    lr: float = option(6e-5, Range(1e-12, 1e9))
     """The encoder's learning rate at its peak, after the warm-up."""
-    head_lr_factor: float = 10.0
+    head_lr_factor: float = option(10.0, Range(1e-9, 1e9))
     """Classifiers and decoder learn so much faster than the encoder."""
-    weight_decay: float = 0.01
+    weight_decay: float = option(0.01, WEIGHT)
     """AdamW's; biases, norms, tokens and the position embedding have none."""
-    beta1: float = 0.9
+    beta1: float = option(0.9, BELOW_ONE)
     """Decay of AdamW's mean of the gradients, in [0, 1)."""
-    beta2: float = 0.999
+    beta2: float = option(0.999, BELOW_ONE)
     """Decay of AdamW's mean of their squares, in [0, 1)."""
-    warmup_iterations: int = 1500
+    warmup_iterations: int = option(1500, ITERATIONS)
     """Iterations in which the learning rate rises linearly to its peak; 0 for none."""
-    power: float = 0.9
+    power: float = option(0.9, Range(0, 1000))
     """Exponent of the decay (1 - t/T)^power afterwards; 0 keeps the peak."""
-    clip_norm: float = 0.0
+    clip_norm: float = option(0.0, Range(0, 1e12))
     """Largest norm of the gradient; 0 does not clip."""
-
-    def __post_init__(self) -> None:
-        above(self, 0, "lr", "head_lr_factor")
-        at_least(self, 0, "weight_decay", "warmup_iterations", "power", "clip_norm")
-        at_least(self, 0, "beta1", "beta2")
-        below(self, 1, "beta1", "beta2")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The loop."""
 
-    iterations: int = 32000
+    iterations: int = option(32000, Range(1, 10**8))
     """Steps of the whole training, over which the learning rate falls towards 0."""
-    batch_size: int = 4
+    batch_size: int = option(4, BATCH)
     """Images in a step, of all processes and parts together."""
-    precision: str = "auto"
+    precision: str = option("auto", Choice(("auto", "bf16", "fp32")))
     """auto (bf16 on CUDA, float32 on CPU), bf16 or fp32."""
     tf32: bool = True
     """TensorFloat-32 for the float32 matrix products on CUDA."""
@@ -330,68 +305,59 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """For small cards: keep less for the way back, and compute it again there; not with moving
     batch statistics."""
-    accumulate: int = 1
+    accumulate: int = option(1, BATCH)
     """For small cards: make each step in so many parts of the batch. The result is the same, but
     for regularizers and moving batch statistics, which see each part as a batch of its own."""
-    log_every: int = 50
+    log_every: int = option(50, EVERY)
     """Iterations between lines of metrics.jsonl, which hold the means since the last one."""
-    evaluate_every: int = 2000
+    evaluate_every: int = option(2000, ITERATIONS)
     """Iterations between evaluations on the validation images; 0 evaluates at the end only."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = option(1000, EVERY)
     """Iterations after which last.pth is written."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = option(10.0, Range(0, 1e6))
     """It is also written when the last one is so old; 0: after iterations alone."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = option(2, Range(1, 1000))
     """How many are kept: last.pth and those before it, in case that it cannot be read."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "batch_size", "log_every", "checkpoint_every",
-                 "keep_checkpoints", "accumulate")
-        at_least(self, 0, "evaluate_every", "checkpoint_minutes")
+        super().__post_init__()
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}: it must be at most batch_size, "
                              f"{self.batch_size}")
-        one_of(self, "precision", ("auto", "bf16", "fp32"))
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """How a network is scored."""
 
-    image_size: int = 448
+    image_size: int = option(448, SIDE)
     """Images are squashed to this side in pixels, their predictions resized back."""
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 0.75, 1.25)
+    scales: tuple[float, ...] = option((1.0, 0.5, 1.5, 0.75, 1.25), Several(SCALE))
     """Factors of image_size at which the network sees an image; its maps are fused."""
     flip: bool = True
     """See the mirrored image at each scale, too."""
-    batch_size: int = 4
+    batch_size: int = option(4, BATCH)
     """Images in a pass through the network, in each process."""
     coexistence_classes: tuple[str, ...] = ()
     """Names of the classes that C-mIoU averages."""
-    panels: int = 8
+    panels: int = option(8, Range(0, 10_000))
     """Pictures written at each evaluation, of images evenly spread over the data set; 0: none."""
-    min_class_score: float = 0.0
+    min_class_score: float = option(0.0, SHARE)
     """The label-free segmentation leaves out classes of which the network says a lower probability
     for the whole image, but for the likeliest one; 0 keeps all, as the paper does."""
-    max_images: int = 0
+    max_images: int = option(0, Range(0, 10**9))
     """Score so many images only, evenly spread; 0 scores all."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "image_size", "batch_size")
-        at_least(self, 0, "panels", "max_images")
-        unit(self, "min_class_score")
-        positive_scales(self)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """Everything a training run depends on."""
 
-    name: str = "cosa"
+    name: str = option("cosa", Filled("the name of the run folder"))
     """The run folder is <output>/<name>."""
-    output: str = "runs"
+    output: str = option("runs", Filled("the folder of all run folders"))
     """The folder of all run folders, made if it is missing."""
-    seed: int = 0
+    seed: int = option(0, SEED)
     """Of all random numbers: weights, the order of the images, their augmentation; in
     0..2^63 - 1."""
     device: str = "auto"
@@ -409,10 +375,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "seed")
-        below(self, 2**63, "seed")
-        if not self.name:
-            raise ValueError("name is empty: it names the run folder")
+        super().__post_init__()
         cell, crop = self.threshold.cell, self.augment.crop_size
         if cell > crop:
             raise ValueError(

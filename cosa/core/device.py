@@ -63,7 +63,8 @@ def _own_device(name: str, option: str) -> torch.device:
 
 LESS_MEMORY = (
     "set train.activation_checkpointing=true, raise train.accumulate, or lower train.batch_size or "
-    "augment.crop_size; if it happened in an evaluation, evaluate.batch_size"
+    "augment.crop_size, or take a smaller network; if it happened in an evaluation, lower "
+    "evaluate.batch_size"
 )
 """The keys of the configuration that need less memory."""
 

@@ -9,6 +9,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable
 
+from cosa.core.descriptors import FEWEST, allowed_files
 from cosa.core.streams import forgiving_streams
 from cosa.core.text import shown
 
@@ -51,8 +52,17 @@ def run_program(main: Callable[[], int | None]) -> None:
 
 
 def _exit_code(main: Callable[[], int | None]) -> int:
+    files = allowed_files(FEWEST)
+    if files < FEWEST:
+        return _refuse(f"this process may hold only {files} files open at a time: at least "
+                       f"{FEWEST} are needed, set ulimit -n {FEWEST} or more")
     try:
         return main() or 0
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "failed to map" not in str(error):
+            raise
+        return _refuse("the memory that this process may use is too small even for the program "
+                       "itself: raise the limit (ulimit -v), or end other programs")
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:

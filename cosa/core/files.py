@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
 import time
@@ -118,8 +119,7 @@ def replacing(path: str | Path) -> Iterator[str]:
         yield str(replacement.temporary)
         replacement.commit()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; check the folder's "
-                        "rights and the free space") from error
+        raise unwritable(path, error) from error
     finally:
         if replacement is not None:
             replacement.discard()
@@ -129,6 +129,37 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Replace a file's content with UTF-8 text; see :func:`replacing`."""
     with replacing(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+def append(path: str | Path, text: str) -> None:
+    """Add UTF-8 text to a file, all of it or nothing.
+
+    Raises:
+        UserError: the file cannot be written, or the disk is full.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size, content = file.tell(), text.encode("utf-8")
+            try:
+                while content:
+                    content = content[file.write(content):]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: OSError) -> UserError:
+    """One sentence about a file that could not be written, to be raised."""
+    return UserError(f"cannot write {path}: {error.strerror or error} ({free_space(path)}); check "
+                     "the folder's rights and the free space")
+
+
+def free_space(path: str | Path) -> str:
+    """A clause about the disk on which a file is, or would be."""
+    free = shutil.disk_usage(existing(Path(path).absolute().parent)).free
+    return f"{free / 2**20:.1f} MiB are free there"
 
 
 def irreplaceable(path: str | Path) -> str:

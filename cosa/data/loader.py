@@ -19,10 +19,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cosa.core import distributed
+from cosa.core.descriptors import FEWEST, allowed_files
 from cosa.core.errors import UserError
+from cosa.core.memory import in_mebibytes, shared_memory
+from cosa.core.terminal import note
 from cosa.core.threads import core_count
 from cosa.data.base import SegmentationDataset
 from cosa.data.batches import collate
@@ -32,7 +35,13 @@ from cosa.data.transforms import training_views
 MAX_WORKERS = 8
 # Keeps the draws that order an epoch apart from those that make a sample.
 _ORDER, _SAMPLE = 0, 1
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*")
+# Of a worker that the system killed, or that finds no room for its batch.
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*|.*(shared memory|shm|too many open files).*",
+                          re.IGNORECASE)
+_READY = 2
+"""Batches that each worker keeps ready: PyTorch's default."""
+_FILES_OF_BATCH = 8
+"""Descriptors of a batch on its way, one for each tensor in it, at least so many."""
 
 
 class TrainingViews(Dataset):
@@ -61,6 +70,11 @@ class TrainingViews(Dataset):
             )
         self._epoch = -1
         self._order = self.kept
+
+    @property
+    def bytes(self) -> int:
+        """Of a sample, without the few of its labels: both views and what is padding."""
+        return 7 * self.augment["crop_size"] ** 2
 
     def sample_index(self, position: int) -> int:
         """Index in the data set of the image at a stream ``position``."""
@@ -94,6 +108,28 @@ class TrainingViews(Dataset):
             return [self[position] for position in positions]
         except UserError as error:
             return error
+
+
+class Positions(Sampler[int]):
+    """This process's positions in the stream, batch by batch; none is kept in memory.
+
+    Args:
+        batches: the numbers of the batches.
+        batch_size: of the whole batch.
+        share: this process's part of each.
+    """
+
+    def __init__(self, batches: range, batch_size: int, share: slice) -> None:
+        self.batches, self.batch_size = batches, batch_size
+        self.share = range(batch_size)[share]
+
+    def __len__(self) -> int:
+        return len(self.batches) * len(self.share)
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in self.batches:
+            for place in self.share:
+                yield batch * self.batch_size + place
 
 
 class TrainingLoader:
@@ -155,14 +191,14 @@ def training_loader(
         UserError: no image has a label, or the batch cannot be split evenly over the processes.
     """
     share = distributed.share_of_batch(batch_size)
-    positions = np.arange(start_iteration * batch_size, iterations * batch_size)
-    positions = positions.reshape(-1, batch_size)[:, share].ravel().tolist()
-    workers = worker_count(workers)
+    positions = Positions(range(start_iteration, iterations), batch_size, share)
+    views = stream(KeptImages(dataset) if keep_decoded else dataset, seed, **augment)
+    count = len(positions.share)
     loader = DataLoader(
-        stream(KeptImages(dataset) if keep_decoded else dataset, seed, **augment),
-        batch_size=share.stop - share.start,
+        views,
+        batch_size=count,
         sampler=positions,
-        num_workers=workers,
+        num_workers=fitting_workers(worker_count(workers), views.bytes * count),
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_parent,
@@ -182,6 +218,25 @@ def worker_count(requested: int) -> int:
     if requested >= 0:
         return requested
     return min(MAX_WORKERS, max(0, core_count() // distributed.local_world() - 1))
+
+
+def fitting_workers(wanted: int, batch: int) -> int:
+    """So many of the wanted workers as there is shared memory and there are descriptors for.
+
+    Batches are the same whoever loads them; a note says so where there are fewer.
+
+    Args:
+        batch: bytes of a batch.
+    """
+    free, files = shared_memory(), allowed_files(FEWEST + wanted * _READY * _FILES_OF_BATCH)
+    room = wanted if free is None else free // (_READY * batch)
+    fitting = max(0, min(wanted, room, (files - FEWEST) // (_READY * _FILES_OF_BATCH)))
+    if fitting < wanted:
+        reason = f"{files} files may be open (ulimit -n)" if fitting < room else (
+            f"/dev/shm has {in_mebibytes(free)} MiB free (in a container: --shm-size=8g)")
+        who = f"{fitting} of {wanted} processes load" if fitting else "the training itself loads"
+        note(f"{who} the images, as only {reason}")
+    return fitting
 
 
 def _next(batches: Iterator) -> dict[str, torch.Tensor] | UserError | None:

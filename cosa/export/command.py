@@ -20,6 +20,7 @@ import cosa
 from cosa.checkpoint import TrainedNetwork, check_finite
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import check_target, replacing
+from cosa.core.ranges import SIDE, whole
 from cosa.core.terminal import Parser, note, say
 from cosa.export.check import TOLERANCE, check_cases, compare, verify, within_tolerance
 from cosa.export.formats import (
@@ -196,10 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--weights", required=True, metavar="FILE", help="a checkpoint of CoSA")
     add("--format", required=True, choices=list(SUFFIXES))
     add("--output", metavar="FILE", help="default: beside the weights, as .onnx or .pt2")
-    add("--size", type=int, metavar="N", help="side of the images that it is verified at, and of "
-        "all images with --fixed-size; default: as evaluated")
+    add("--size", type=whole(1, SIDE.high), metavar="N",
+        help="side of the images that it is verified at, and of all images with --fixed-size; "
+        "default: as evaluated")
     add("--fixed-size", action="store_true", help="take images of this size alone")
-    add("--opset", type=int, metavar="N", help=f"of ONNX, {MIN_OPSET} (default) or above")
+    add("--opset", type=whole(1, 1000), metavar="N",
+        help=f"of ONNX, {MIN_OPSET} (default) or above")
     args = parser.parse_args(arguments)
     if args.opset is not None and (args.format != "onnx" or args.opset < MIN_OPSET):
         raise UserError(f"--opset {args.opset}: it is for --format onnx and at least {MIN_OPSET}")

@@ -20,7 +20,7 @@ def choose_crf(options: Options) -> CrfSettings | None:
     """The preset with the numbers that replace its own.
 
     Raises:
-        UserError: there is no such preset or backend here, or a number is out of range.
+        UserError: there is no such preset or backend here.
     """
     if options.crf is None:
         return None
@@ -33,10 +33,6 @@ def choose_crf(options: Options) -> CrfSettings | None:
         "gaussian": options.crf_gaussian,
         "bilateral": options.crf_bilateral,
     }
-    for name in ("gaussian", "bilateral"):
-        if 0 in (own[name] or ())[1:]:
-            raise UserError(f"--crf-{name}: all numbers but the first, the weight, are standard "
-                            "deviations and must be positive")
     given = {key: value for key, value in own.items() if value is not None}
     crf = CrfSettings.of_preset(options.crf, options.crf_backend or BACKENDS[0], **given)
     # An image of four pixels tells whether it works before any work is done.

@@ -10,20 +10,32 @@ from typing import Any, NoReturn
 
 from cosa.core import distributed
 from cosa.core.errors import did_you_mean
+from cosa.core.ranges import (
+    BATCH,
+    DOMAIN,
+    SCALE,
+    SHARE,
+    SIDE,
+    THREADS,
+    WEIGHT,
+    Domain,
+    Range,
+    Several,
+    Tuple,
+    check,
+    number,
+    whole_number,
+)
 from cosa.core.terminal import Parser
 from cosa.core.text import shown
 from cosa.core.threads import core_count
 from cosa.crf import DEFAULT_PRESET
-from cosa.inference.argument_types import (
-    filled,
-    kinds,
-    number,
-    positive_integer,
-    positive_number,
-    share,
-)
+from cosa.inference.argument_types import filled, kinds
 from cosa.inference.kinds import KINDS
 from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
+
+DEVIATION = Range(0.01, 1e5)
+"""Of a kernel, in pixels or grey levels."""
 
 
 def default_workers() -> int:
@@ -31,16 +43,17 @@ def default_workers() -> int:
     return max(1, min(8, core_count() // distributed.local_world()))
 
 
-def option(sentence: str, **rest: Any) -> Any:
+def option(sentence: str, domain: Domain | None = None, **rest: Any) -> Any:
     """A field of ``Options``.
 
     Args:
         sentence: what ``--help`` says of it.
+        domain: of a number, or of several.
         rest: ``default`` or ``default_factory`` of the field, without which the option must be
             given; ``positional``, whether it has no name; and arguments of argparse.
     """
     default = {key: rest.pop(key) for key in ("default", "default_factory") if key in rest}
-    return field(**default, metadata={"help": sentence, **rest})
+    return field(**default, metadata={"help": sentence, DOMAIN: domain, **rest})
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,11 @@ class Options:
         type=filled, metavar="CSV", default=None,
     )
     threshold: float | None = option(
-        "of pseudo-labels; default: as trained", type=share, metavar="T", default=None
+        "of pseudo-labels; default: as trained", SHARE, metavar="T", default=None
     )
     min_class_score: float | None = option(
         "leave out classes that the whole image holds with less than this probability, but for "
-        "the likeliest; 0: none; default: as evaluated", type=share, metavar="P", default=None
+        "the likeliest; 0: none; default: as evaluated", SHARE, metavar="P", default=None
     )
     crf: str | None = option(
         "refine by a dense CRF: release (default), toco or deeplab",
@@ -83,38 +96,38 @@ class Options:
     )
     crf_backend: str | None = option("default: torch", choices=BACKENDS, default=None)
     crf_iterations: int | None = option(
-        "instead of the preset's", type=positive_integer, metavar="N", default=None
+        "instead of the preset's", Range(1, 1000), metavar="N", default=None
     )
     crf_gaussian: tuple[float, float] | None = option(
         "weight and sigma in pixels of the position kernel",
-        type=number, nargs=2, metavar=("W", "SXY"), default=None,
+        Tuple((WEIGHT, DEVIATION)), nargs=2, metavar=("W", "SXY"), default=None,
     )
     crf_bilateral: tuple[float, float, float] | None = option(
         "weight, sigma in pixels and in grey levels of the colour kernel",
-        type=number, nargs=3, metavar=("W", "SXY", "SRGB"), default=None,
+        Tuple((WEIGHT, DEVIATION, DEVIATION)), nargs=3, metavar=("W", "SXY", "SRGB"), default=None,
     )
     mode: str = option(
         "images squashed to a square (default), or windows of the image as it is",
         choices=MODES, default="whole",
     )
     window: int | None = option(
-        "side of the windows", type=positive_integer, metavar="N", default=None
+        "side of the windows", SIDE, metavar="N", default=None
     )
     stride: int | None = option(
-        "step between windows", type=positive_integer, metavar="N", default=None
+        "step between windows", SIDE, metavar="N", default=None
     )
     max_size: int = option(
         f"longer sides are shrunk to this for windows and CRF; default: {MAX_SIZE}",
-        type=positive_integer, metavar="N", default=MAX_SIZE,
+        SIDE, metavar="N", default=MAX_SIZE,
     )
     scales: tuple[float, ...] | None = option(
-        "default: as evaluated", type=positive_number, nargs="+", metavar="S", default=None
+        "default: as evaluated", Several(SCALE), nargs="+", metavar="S", default=None
     )
     flip: bool | None = option(
         "default: as evaluated", action=argparse.BooleanOptionalAction, default=None
     )
     size: int | None = option(
-        "side that images are squashed to", type=positive_integer, metavar="N", default=None
+        "side that images are squashed to", SIDE, metavar="N", default=None
     )
     json: str | None = option(
         "write a summary of all images and of the run", type=filled, metavar="FILE", default=None
@@ -123,12 +136,16 @@ class Options:
         "score against the true masks in this folder",
         type=filled, metavar="MASKS", default=None,
     )
-    batch_size: int = option("default: 4", type=positive_integer, metavar="N", default=4)
+    batch_size: int = option("default: 4", BATCH, metavar="N", default=4)
     device: str = option("auto (default), cpu, cuda or cuda:N", default="auto")
     workers: int = option(
         "threads that read, and that write",
-        type=positive_integer, metavar="N", default_factory=default_workers,
+        THREADS, metavar="N", default_factory=default_workers,
     )
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for a number out of its range."""
+        check(self, _flag)
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -151,7 +168,10 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.refuse(rest)
     values = {name: value for name, value in vars(given).items() if value is not None}
     values = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
-    options = Options(**values)
+    try:
+        options = Options(**values)
+    except ValueError as error:
+        parser.error(str(error))
     for name, needed, there in (
         ("crf_backend", "--crf", options.crf),
         ("crf_iterations", "--crf", options.crf),
@@ -178,6 +198,8 @@ class _Parser(Parser):
     def add_field(self, item: Field) -> None:
         """Add a field of ``Options``, which itself has the default: not given is None here."""
         how = dict(item.metadata)
+        if how.pop(DOMAIN) is not None:
+            how["type"] = whole_number if "int" in item.type else number
         if how.pop("positional", False):
             self.add_argument(item.name, **how)
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cosa.cam import resize
 from cosa.core.errors import UserError
-from cosa.core.files import atomic
+from cosa.core.files import atomic, free_space
 from cosa.data.images import image_size, read_image
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
@@ -67,8 +67,8 @@ def write(job: Job, results: Results, palette: Sequence[Color]) -> None:
         reason = error.strerror or error
         if error.errno in HOPELESS:
             raise CannotGoOn(
-                f"{path} cannot be written: {reason}; make room, then the same command goes on "
-                "where it left off"
+                f"{path} cannot be written: {reason} ({free_space(path)}); make room, then the "
+                "same command goes on where it left off"
             ) from error
         raise UserError(f"the result of {job.source} cannot be written: {reason}") from error
 

@@ -14,12 +14,13 @@ import numpy as np
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError
+from cosa.core.memory import memory_size
 from cosa.core.threads import parallel_map
 from cosa.data.images import open_image
 from cosa.inference import outputs
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.kinds import KINDS
-from cosa.inference.memory_budget import Room, decoding_memory, memory_size
+from cosa.inference.memory_budget import Room, decoding_memory
 from cosa.inference.outcome import Found, Outcome
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
 from cosa.inference.pixels import argmax_and_probability, argmax_at_size, pseudo_labels_at_size

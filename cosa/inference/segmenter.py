@@ -14,10 +14,11 @@ from torch import Tensor
 from cosa.cam import resize
 from cosa.core.device import weights_cast_once
 from cosa.core.errors import UserError
+from cosa.core.memory import memory_size
 from cosa.crf import dense_crf, working_memory
 from cosa.data.images import network_input, to_tensor
 from cosa.inference.jobs import CannotGoOn, Job
-from cosa.inference.memory_budget import Room, memory_size
+from cosa.inference.memory_budget import Room
 from cosa.inference.pixels import Size
 from cosa.inference.settings import CrfSettings, Settings
 from cosa.inference.windows import SlidingNetwork

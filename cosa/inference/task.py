@@ -15,6 +15,7 @@ from cosa.core import distributed
 from cosa.core.device import choose_device, out_of_memory
 from cosa.core.errors import UserError
 from cosa.core.files import remove_leftovers
+from cosa.core.memory import require_memory
 from cosa.inference.choose_settings import choose_crf, choose_settings
 from cosa.inference.command_line import Options
 from cosa.inference.finished import find_finished
@@ -74,6 +75,7 @@ def look(options: Options) -> Iterator[Task]:
     network = load_network(options.weights, device)
     labels = read_image_labels(options.labels, network.classes) if options.labels else None
     settings = choose_settings(options, network, crf, labels)
+    check_memory(settings, min(options.batch_size, len(jobs)), device)
     scorer = None
     if options.evaluate:
         scorer = Scorer(
@@ -91,6 +93,20 @@ def look(options: Options) -> Iterator[Task]:
             lambda: [False] * len(jobs) if afresh else find_finished(jobs, options.workers)
         )
         yield Task(options, jobs, finished, network, settings, labels, scorer, record)
+
+
+def check_memory(settings: Settings, count: int, device: torch.device) -> None:
+    """Refuse batches of squares that cannot fit; windows are no larger than the images.
+
+    Raises:
+        UserError: their pixels alone take more memory than there is.
+    """
+    side = settings.size * max(1, *settings.scales)
+    if settings.mode == "whole":
+        require_memory(
+            int(12 * count * side**2), f"{count} float32 images of {side:.0f} pixels a side",
+            "lower --batch-size, --size or --scales", device,
+        )
 
 
 def load_network(path: str, device: torch.device) -> TrainedNetwork:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from cosa.config import Config, MethodConfig
 from cosa.core.device import choose_autocast
+from cosa.core.errors import NotFiniteError
+from cosa.core.files import unwritable
 from cosa.data import SegmentationDataset
 from cosa.evaluate import ShownImage, evaluate
-from cosa.network import CoSANetwork
+from cosa.network import CoSANetwork, NetworkOutput
 from cosa.pictures.panels import save_prediction_panel
 
 
@@ -33,6 +39,7 @@ def score(
 
     Raises:
         UserError: a coexistence class is unknown.
+        NotFiniteError: what the network says of an image is NaN or infinite.
         EvaluationStopped: ``should_stop`` returned True.
     """
     options = config.evaluate
@@ -42,24 +49,45 @@ def score(
             panels_folder, dataset, thresholds[0], config.method, options.min_class_score
         )
     device = next(network.parameters()).device
-    return evaluate(
-        network,
-        dataset,
-        thresholds=thresholds,
-        image_size=options.image_size,
-        scales=options.scales,
-        flip=options.flip,
-        batch_size=options.batch_size,
-        coexistence_classes=options.coexistence_classes,
-        min_class_score=options.min_class_score,
-        device=device,
-        autocast=choose_autocast(device, config.train.precision),
-        max_images=options.max_images,
-        boundary=boundary,
-        should_stop=should_stop,
-        on_image=on_image,
-        shown=options.panels,
-    )
+    with finite_output(network):
+        return evaluate(
+            network,
+            dataset,
+            thresholds=thresholds,
+            image_size=options.image_size,
+            scales=options.scales,
+            flip=options.flip,
+            batch_size=options.batch_size,
+            coexistence_classes=options.coexistence_classes,
+            min_class_score=options.min_class_score,
+            device=device,
+            autocast=choose_autocast(device, config.train.precision),
+            max_images=options.max_images,
+            boundary=boundary,
+            should_stop=should_stop,
+            on_image=on_image,
+            shown=options.panels,
+        )
+
+
+@contextmanager
+def finite_output(network: CoSANetwork) -> Iterator[None]:
+    """Within the context, each pass of the network must yield numbers.
+
+    Raises:
+        NotFiniteError: scores, CAMs or segmentation of a batch are NaN or infinite.
+    """
+
+    def look(module: nn.Module, images: Any, output: NetworkOutput) -> None:
+        maps = (output.logits, output.aux_logits, output.cam, output.aux_cam, output.seg)
+        if not torch.isfinite(nn.utils.get_total_norm(maps, norm_type=float("inf"))):
+            raise NotFiniteError("the output of the network is not finite")
+
+    hook = network.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def panel_writer(
@@ -79,20 +107,24 @@ def panel_writer(
     """
 
     def write(shown: ShownImage) -> None:
-        save_prediction_panel(
-            folder / f"{dataset.names[shown.index]}.png",
-            image=dataset.image(shown.index),
-            truth=shown.mask,
-            prediction=shown.prediction,
-            image_labels=shown.image_labels,
-            threshold=0.5 if threshold is None else threshold,
-            perplexity_alpha=method.perplexity_alpha,
-            perplexity_beta=method.perplexity_beta,
-            epsilon=method.csc_epsilon,
-            min_class_score=min_class_score,
-            classes=dataset.classes,
-            palette=dataset.palette,
-        )
+        path, image = folder / f"{dataset.names[shown.index]}.png", dataset.image(shown.index)
+        try:
+            save_prediction_panel(
+                path,
+                image=image,
+                truth=shown.mask,
+                prediction=shown.prediction,
+                image_labels=shown.image_labels,
+                threshold=0.5 if threshold is None else threshold,
+                perplexity_alpha=method.perplexity_alpha,
+                perplexity_beta=method.perplexity_beta,
+                epsilon=method.csc_epsilon,
+                min_class_score=min_class_score,
+                classes=dataset.classes,
+                palette=dataset.palette,
+            )
+        except OSError as error:
+            raise unwritable(path, error) from error
 
     return write
 

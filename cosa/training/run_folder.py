@@ -18,7 +18,7 @@ except ImportError:  # Windows; there nothing keeps two programs out of one fold
 from cosa.config import Config, load_saved, to_yaml
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import UserError
-from cosa.core.files import remove_leftovers, write_atomically
+from cosa.core.files import append, remove_leftovers, write_atomically
 
 _OLDER = re.compile(r"checkpoint-(\d+)\.pth")
 
@@ -113,7 +113,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for path in (self.metrics, self.evaluations):
-                path.write_text("", encoding="utf-8")
+                write_atomically(path, "")
             for path in (self.best, self.summary):
                 path.unlink(missing_ok=True)
         except OSError as error:
@@ -210,8 +210,7 @@ class RunFolder:
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(path, json.dumps(record) + "\n")
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cosa import checkpoint
 from cosa.config import Config, to_dict
 from cosa.core.distributed import is_main, main_only
-from cosa.core.errors import UserError, one_line
+from cosa.core.errors import NotFiniteError, UserError, one_line
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
 from cosa.training.checkpoints import Rotation
@@ -113,10 +114,38 @@ class Session:
     def score(
         self, dataset: SegmentationDataset, should_stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        """Scores of the assignment network, with panels in the run folder."""
-        return score(
-            self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
-            panels_folder=self.run.panels, should_stop=should_stop,
+        """Scores of the assignment network, with panels in the run folder.
+
+        Raises:
+            UserError: what the network says of an image is not finite.
+        """
+        try:
+            return score(
+                self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
+                panels_folder=self.run.panels, should_stop=should_stop,
+            )
+        except NotFiniteError as error:
+            about = f"in the evaluation after iteration {self.state.iteration}"
+            raise self.diverged(f"{error} {about}") from error
+
+    def require_finite(self) -> None:
+        """Look at the weights, before they are saved or scored.
+
+        A step whose loss is finite can still move a weight out of all bounds.
+
+        Raises:
+            NotFiniteError: one is NaN or infinite, in all processes alike.
+        """
+        networks = (self.cotraining.online, self.cotraining.assignment.network)
+        weights = [weight for network in networks for weight in network.parameters()]
+        if not torch.isfinite(nn.utils.get_total_norm(weights, norm_type=float("inf"))):
+            raise NotFiniteError("a weight is not finite")
+
+    def diverged(self, what: str) -> UserError:
+        """One sentence about a training that cannot go on, to be raised."""
+        return UserError(
+            f"the training diverged: {what}; lower optimizer.lr or set optimizer.clip_norm, "
+            f"and resume from {self.run.last} if it is there"
         )
 
     def keep_best(self, scores: dict[str, Any]) -> None:

@@ -290,7 +290,6 @@ def test_the_peak_is_the_first_best_validation():
 @pytest.mark.parametrize("arguments, words", [
     (["--rows", "cosa", "fixed-0.4"], "fixed-0.4"),
     (["--seeds", "one"], "whole numbers"),
-    (["--jobs", "0"], "--jobs"),
     (["name=mine"], "leave out name"),
     (["--rows", "cosa", "output=mine"], "leave out output"),
     (["--config", "absent.yaml"], "absent.yaml"),

@@ -352,7 +352,8 @@ def test_what_cannot_be_measured_is_one_sentence(refusal, weights, drawn, tmp_pa
 def test_options_that_do_not_go_together(capsys):
     for options, told in ((["--masks", "m"], "folder of images"),
                           (["--weights", "w", "--classes", "21"], "leave out --weights"),
-                          (["--classes", "1"], "from 2 to 256"), (["--limit", "0"], "at least 1")):
+                          (["--classes", "1"], "must lie in 2..256"),
+                          (["--limit", "0"], "must lie in 1..1000000")):
         with pytest.raises(SystemExit):
             inference.parse(options)
         assert told in capsys.readouterr().err

@@ -9,6 +9,7 @@ from cosa.core.errors import UserError
 from cosa.core.files import (
     TEMPORARY,
     Replacement,
+    append,
     atomic,
     remove_leftovers,
     replacing,
@@ -123,3 +124,20 @@ def test_leftovers_are_removed_unless_a_program_is_at_work_on_them(tmp_path):
     replacement.discard()
     assert not locked.exists()
     remove_leftovers(tmp_path / "absent")
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path):
+    resource = pytest.importorskip("resource")
+    path, former = tmp_path / "a.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    append(path, "ü\n")
+    append(path, "two\n")
+    assert path.read_text(encoding="utf-8") == "ü\ntwo\n"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, former[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write .*a.jsonl: File too large .*are free"):
+            append(path, "three\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert path.read_text(encoding="utf-8") == "ü\ntwo\n"
+    with pytest.raises(UserError, match="cannot write .*absent"):
+        append(tmp_path / "absent" / "a", "text")

@@ -14,7 +14,13 @@ from cosa.core.errors import UserError
 from cosa.data import loader as loader_module
 from cosa.data.base import FileDataset, SegmentationDataset
 from cosa.data.batches import to_device
-from cosa.data.loader import TrainingViews, training_loader, worker_count
+from cosa.data.loader import (
+    Positions,
+    TrainingViews,
+    fitting_workers,
+    training_loader,
+    worker_count,
+)
 
 AUGMENT = dict(crop_size=16, scale_min=0.5, scale_max=2.0, flip=0.5, blur=0.5, strong=True)
 
@@ -211,6 +217,50 @@ def test_a_defect_keeps_its_traceback_and_ends_the_program():
 
 def test_workers_ignore_interrupts():
     assert same(batches(workers=1, dataset=Interrupted()), batches())
+
+
+def test_positions_are_counted_and_not_kept():
+    positions = Positions(range(3, 6), 4, slice(2, 4))
+    assert list(positions) == [14, 15, 18, 19, 22, 23] and len(positions) == 6
+    endless = training_loader(Noise(), batch_size=65536, seed=0, iterations=10**8, workers=0,
+                              start_iteration=10**8 - 1, **AUGMENT)
+    assert len(endless) == 1
+    far = Positions(range(10**8), 65536, slice(0, 65536))
+    assert len(far) == 65536 * 10**8 and next(iter(far)) == 0
+
+
+@pytest.mark.parametrize("wanted, free, files, expected, told", [
+    (4, None, 4096, 4, ""), (4, 10**9, 4096, 4, ""), (0, 0, 64, 0, ""),
+    (4, 5000, 4096, 2, "2 of 4 processes load the images, as only /dev/shm has 0.0 MiB free"),
+    (4, 0, 4096, 0, "the training itself loads the images, as only /dev/shm has"),
+    (4, None, 80, 1, "1 of 4 processes load the images, as only 80 files may be open"),
+    (4, 10**9, 20, 0, "the training itself loads the images, as only 20 files may be open"),
+])
+def test_workers_fit_into_what_there_is(monkeypatch, capsys, wanted, free, files, expected, told):
+    monkeypatch.setattr(loader_module, "shared_memory", lambda: free)
+    monkeypatch.setattr(loader_module, "allowed_files", lambda wanted: min(wanted, files))
+    assert fitting_workers(wanted, 1000) == expected
+    err = capsys.readouterr().err
+    assert told in err and bool(err) == bool(told)
+
+
+def test_a_small_shared_memory_changes_no_batch(monkeypatch):
+    monkeypatch.setattr(loader_module, "shared_memory", lambda: 7 * 4 * 16**2)
+    assert same(batches(workers=2), batches())
+
+
+class Full(Noise):
+    """A worker finds no room for its batch, as PyTorch tells it."""
+
+    def image(self, index):
+        raise RuntimeError("unable to write to file </torch_1_2>: No space left on device: "
+                           "unable to allocate shared memory(shm) for file")
+
+
+def test_no_room_for_a_batch_is_one_sentence():
+    with pytest.raises(UserError, match="data.workers=0 .* --shm-size") as raised:
+        batches(workers=1, dataset=Full())
+    assert "\n" not in str(raised.value)
 
 
 def test_worker_count(monkeypatch):

@@ -318,7 +318,7 @@ def test_weights_too_large_for_one_onnx_file(network, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, reason", [
     (["--format", "torch-export", "--size", "50"], "multiple of the stride 8.*choose 48"),
-    (["--format", "torch-export", "--size", "-3"], "choose 16"),
+    (["--format", "torch-export", "--size", "3"], "choose 16"),
     (["--format", "torch-export", "--opset", "18"], "--opset 18: it is for --format onnx"),
     (["--format", "onnx", "--opset", "17"], "at least 18"),
     (["--format", "torch-export", "--output", "best.pth"], "is the file of the weights"),

@@ -5,6 +5,7 @@ import typing
 
 import pytest
 
+from cosa.core.ranges import DOMAIN
 from cosa.inference import command_line
 from cosa.inference.command_line import Options, default_workers, parse
 
@@ -46,3 +47,13 @@ def test_threads_share_the_cores_that_the_process_may_use(
     monkeypatch.setattr(command_line.distributed, "local_world", lambda: processes)
     assert default_workers() == parse(REQUIRED).workers == expected
     assert parse([*REQUIRED, "--workers", "5"]).workers == 5
+
+
+def test_every_number_has_a_range():
+    kinds = typing.get_type_hints(Options)
+    for item in dataclasses.fields(Options):
+        words = str(kinds[item.name])
+        if "int" in words or "float" in words:
+            assert item.metadata[DOMAIN] is not None, item.name
+    with pytest.raises(ValueError, match="--max-size is 0: it must lie in 1..16384"):
+        Options("in", "w", "o", max_size=0)

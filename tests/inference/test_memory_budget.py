@@ -5,9 +5,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
-from cosa.inference import memory_budget as room
-from cosa.inference.memory_budget import Room, memory_size
+from cosa.core import memory
+from cosa.core.errors import UserError
+from cosa.inference.memory_budget import Room
+from cosa.inference.settings import Settings
+from cosa.inference.task import check_memory
 
 
 def test_no_more_is_taken_than_there_is_and_what_is_larger_goes_alone():
@@ -47,21 +51,11 @@ def test_room_is_given_back_after_an_error():
     assert done.wait(5)
 
 
-def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(room, "_CONTROL_GROUP", limit)
-    whole = memory_size()
-    assert whole > 2**28
-    limit.write_text("max\n")
-    assert memory_size() == whole
-    limit.write_text("1048576\n")
-    assert memory_size() == 2**20
-
-
-@pytest.mark.skipif(room.resource is None, reason="Windows has no such limits")
-def test_the_memory_of_a_process_is_its_limit(monkeypatch):
-    whole = memory_size()
-    monkeypatch.setattr(room.resource, "getrlimit", lambda _: (2**20, 2**30))
-    assert memory_size() == 2**20
-    monkeypatch.setattr(room.resource, "getrlimit", lambda _: (room.resource.RLIM_INFINITY,) * 2)
-    assert memory_size() >= whole
+def test_squares_that_cannot_fit_are_refused_before_the_first(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device=None: 2**30)
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match="2 float32 images of 16384 pixels a side take at least "
+                                        "6.0 GiB.*lower --batch-size, --size or --scales"):
+        check_memory(Settings(size=4096, scales=(1.0, 4.0)), 2, cpu)
+    check_memory(Settings(size=4096, scales=(1.0, 0.5)), 2, cpu)
+    check_memory(Settings(size=4096, scales=(4.0,), mode="slide"), 2, cpu)

@@ -21,6 +21,7 @@ from cosa.config import Config, load_config, to_dict
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser, say
 from cosa.core.text import aligned
 from cosa.core.threads import core_count
@@ -115,8 +116,6 @@ def execute(
     Raises:
         UserError: something is not usable, a run failed, or the program was changed meanwhile.
     """
-    if given.jobs < 1:
-        raise UserError(f"--jobs is {given.jobs}: run at least one at a time")
     share = max(1, core_count() // given.jobs)
     runs = plan(rows, commands, given.config, given.overrides, given.rows, given.seeds,
                 given.output, share - 1, started.revision, details)
@@ -264,7 +263,7 @@ def parse(
     add_options(parser)
     parser.add_argument("--config", default=default_config, help=f"YAML file; {default_config}")
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="training seeds")
-    parser.add_argument("--jobs", type=int, default=DEFAULT_JOBS,
+    parser.add_argument("--jobs", type=whole(1, 1024), default=DEFAULT_JOBS,
                         help=f"runs at a time, sharing the cores; {DEFAULT_JOBS}")
     parser.add_argument("--output", default=f"runs/{topic}", help="folder of the runs")
     parser.add_argument("--rows", nargs="+", default=list(rows), metavar="ROW",

@@ -17,9 +17,9 @@ from cosa.benchmark.campaigns.peak import load_of_run
 from cosa.checkpoint import TrainedNetwork
 from cosa.config import Config
 from cosa.core.device import choose_autocast, memory_errors_explained
-from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
 from cosa.core.numbers import without_nan
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser, progress_bar
 from cosa.crf import DEFAULT_PRESET
 from cosa.data import SegmentationDataset, build_dataset
@@ -121,10 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="refine the segmentation of the images of the final scores")
     parser.add_argument("--plain-cam", action="store_true",
                         help="score the CAMs without spreading, too")
-    parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N",
+    parser.add_argument("--train-images", type=whole(0, 10**6), default=TRAIN_IMAGES, metavar="N",
                         help=f"training images, evenly spread, 0 for none; {TRAIN_IMAGES}")
     given = parser.parse_args(arguments)
-    check_count(given.train_images)
     for weights in map(Path, given.weights):
         network, config = load_of_run(weights)
         scores: dict[str, Any] = {}
@@ -139,9 +138,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 scores |= crf_scores(network, config, held_out)
         write_atomically(scores_file(weights), json.dumps(scores, indent=2) + "\n")
     return 0
-
-
-def check_count(train_images: int) -> None:
-    """Raise ``UserError`` for a negative number of training images."""
-    if train_images < 0:
-        raise UserError(f"--train-images is {train_images}: score 0 or more")

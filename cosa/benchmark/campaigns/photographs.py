@@ -18,8 +18,8 @@ from cosa.benchmark.campaigns import ablation, campaign
 from cosa.benchmark.campaigns.ablation import CLASSIFICATION, SUPERVISED
 from cosa.benchmark.campaigns.ablation_table import LINES, Line, table
 from cosa.benchmark.campaigns.peak import PEAK_EVALUATIONS
-from cosa.benchmark.campaigns.photograph_scores import TRAIN_IMAGES, check_count, scores_file
-from cosa.benchmark.campaigns.regularizers import ALL, EXAMPLES, LABELS, fitted
+from cosa.benchmark.campaigns.photograph_scores import TRAIN_IMAGES, scores_file
+from cosa.benchmark.campaigns.regularizers import ALL, LABELS, fitted
 from cosa.benchmark.campaigns.regularizers import PLAIN as COSA
 from cosa.benchmark.campaigns.regularizers import overrides_of as switched_on
 from cosa.benchmark.campaigns.runner import Run
@@ -29,6 +29,7 @@ from cosa.config import Config, load_config
 from cosa.config.regularizers import RegularizersConfig
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER
+from cosa.core.ranges import whole
 from cosa.data import build_dataset
 from cosa.data.base import expanded
 from cosa.data.voc import look_for_root
@@ -37,7 +38,7 @@ from cosa.scores import CAM_THRESHOLDS
 TOPIC = "photographs"
 DEFAULT_CONFIG = "configs/photographs.yaml"
 
-EXAMPLE = EXAMPLES / "photographs.yaml"
+EXAMPLE = PROJECT_FOLDER / "configs" / "photographs_regularizers.yaml"
 """The regularizers as they are switched on, one by one and all."""
 
 REGULARIZERS = {row: label for row, label in LABELS.items() if row != COSA}
@@ -308,7 +309,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="folder of the photographs, in VOC's layout (JPEGImages, ImageSets, "
                         "...), or with images, labels.csv, masks and val/images, val/masks, ...; "
                         "see configs/custom.yaml")
-    parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N",
+    parser.add_argument("--train-images", type=whole(0, 10**6), default=TRAIN_IMAGES, metavar="N",
                         help="training images whose pseudo-labels are scored, evenly spread, 0 for "
                         f"none; {TRAIN_IMAGES}")
 
@@ -319,7 +320,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Finished runs are kept: started again, an interrupted benchmark goes on.
     """
     given = campaign.parse(TOPIC, main.__doc__, ROWS, arguments, DEFAULT_CONFIG, add_options)
-    check_count(given.train_images)
     given.overrides = overrides_of(given.data, given.config, given.overrides)
     base = load_config(given.config, given.overrides)
     images = count_images(base, given.rows)

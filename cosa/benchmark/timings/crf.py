@@ -29,10 +29,10 @@ from cosa.benchmark.timings.crf_memory import explain_memory, measure_memory, me
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.ranges import SIDE, whole
 from cosa.core.terminal import Parser, say
 from cosa.core.text import aligned
 from cosa.data import coco, voc
-from cosa.inference.argument_types import positive_integer
 from cosa.inference.pixels import Size
 
 TOPIC = "crf"
@@ -205,14 +205,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", nargs="?", help="photographs; default: a generated scene")
-    add("--classes", type=classes_from(2), nargs="+", default=CLASSES, metavar="K",
+    add("--classes", type=whole(2, 256), nargs="+", default=CLASSES, metavar="K",
         help=f"numbers of classes, background included; {' '.join(map(str, CLASSES))}")
-    add("--iterations", type=positive_integer, nargs="+", default=[1, 10], metavar="N",
+    add("--iterations", type=whole(1, 1000), nargs="+", default=[1, 10], metavar="N",
         help="numbers of iterations; 1 10")
     add("--size", type=size, default=(375, 500), metavar="WxH", help="in pixels; 500x375")
-    add("--limit", type=positive_integer, default=4, metavar="N", help="photographs; 4")
-    add("--repeats", type=positive_integer, default=3, metavar="N", help="of each photograph; 3")
-    add("--threads", type=positive_integer, default=1, metavar="N",
+    add("--limit", type=whole(1, 10**6), default=4, metavar="N", help="photographs; 4")
+    add("--repeats", type=whole(1, 10**6), default=3, metavar="N", help="of each photograph; 3")
+    add("--threads", type=whole(1, 1024), default=1, metavar="N",
         help="of PyTorch on the CPU; 1, as many as pydensecrf has")
     add("--memory", type=size, nargs="*", default=[(375, 500), (768, 1024)], metavar="WxH",
         help="sizes whose use of memory is measured; 500x375 1024x768")
@@ -227,19 +227,8 @@ def size(text: str) -> Size:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"'{text}' is no size such as 500x375")
-    return int(found[2]), int(found[1])
-
-
-def classes_from(least: int, most: int = 256) -> Callable[[str], int]:
-    """A reader of class counts, background included; a mask holds at most 256."""
-
-    def read(text: str) -> int:
-        if not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} must be from {least} to {most}")
-        return int(text)
-
-    read.__name__ = "number"  # argparse calls it so when the text is none
-    return read
+    width, height = map(whole(1, SIDE.high), found.groups())
+    return height, width
 
 
 def explain(facts: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from cosa.benchmark.tables import (
     read_report,
     write_report,
 )
-from cosa.benchmark.timings.crf import classes_from, missing_pydensecrf
+from cosa.benchmark.timings.crf import missing_pydensecrf
 from cosa.benchmark.timings.flops import count_multi_scale
 from cosa.benchmark.timings.inference_runs import Row, Setup, first, load, measure, truth
 from cosa.benchmark.timings.inference_table import explain, table
@@ -29,13 +29,13 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.ranges import BATCH, SIDE, THREADS, whole
 from cosa.core.terminal import Parser, say
 from cosa.core.text import aligned
 from cosa.crf import PRESETS
 from cosa.data.base import read_mask
 from cosa.data.images import image_size
 from cosa.data.scenes import dataset as scenes
-from cosa.inference.argument_types import positive_integer
 from cosa.inference.command_line import default_workers
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.settings import BACKENDS, MAX_SIZE, CrfSettings, Settings
@@ -79,18 +79,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", metavar="FILE",
         help=f"default: {TRAINED} if it is there, else a random network")
     add("--masks", metavar="FOLDER", help="true masks; images without one are left out")
-    add("--limit", type=positive_integer, default=SCENES, metavar="N",
+    add("--limit", type=whole(1, 10**6), default=SCENES, metavar="N",
         help=f"the first N images; {SCENES}")
     add("--config", metavar="FILE",
         help=f"take a random network of this configuration's architecture; {CONFIG}")
-    add("--classes", type=classes_from(2), metavar="K",
+    add("--classes", type=whole(2, 256), metavar="K",
         help="of a random network, background included; default: those of the configured data")
-    add("--size", type=positive_integer, metavar="N",
+    add("--size", type=whole(1, SIDE.high), metavar="N",
         help="side that images are squashed to; default: as evaluated")
-    add("--max-size", type=positive_integer, default=MAX_SIZE, metavar="N",
+    add("--max-size", type=whole(1, SIDE.high), default=MAX_SIZE, metavar="N",
         help=f"longer sides are shrunk to this for the CRF; {MAX_SIZE}")
-    add("--batch-size", type=positive_integer, default=4, metavar="N", help="default: 4")
-    add("--workers", type=positive_integer, default=default_workers(), metavar="N",
+    add("--batch-size", type=whole(1, BATCH.high), default=4, metavar="N", help="default: 4")
+    add("--workers", type=whole(1, THREADS.high), default=default_workers(), metavar="N",
         help="threads that read, that write and that run a CRF of torch on the CPU, overlapped")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add_report_option(parser)

@@ -32,6 +32,7 @@ from cosa.benchmark.timings.crf import size
 from cosa.benchmark.timings.textures import QUALITY, textures
 from cosa.config import Config, load_config, to_dict
 from cosa.core.files import write_atomically
+from cosa.core.ranges import WORKERS, whole
 from cosa.core.terminal import Parser, say
 from cosa.core.text import aligned
 from cosa.data import SegmentationDataset, base, build_dataset, transforms
@@ -40,7 +41,6 @@ from cosa.data.base import FileDataset
 from cosa.data.batches import collate, to_device
 from cosa.data.images import LazyFile, read_image
 from cosa.data.loader import TrainingViews, training_loader, worker_count
-from cosa.inference.argument_types import positive_integer
 
 TOPIC = "loader"
 BEFORE, NOW = "straightforward", "loader"
@@ -246,11 +246,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("overrides", nargs="*", metavar="key=value",
         help="over the YAML file; with data.root the images are the data set's, else made here")
     add("--config", default="configs/voc.yaml", help="YAML file; configs/voc.yaml")
-    add("--images", type=positive_integer, default=64, metavar="N", help="per round; 64")
-    add("--rounds", type=positive_integer, default=3, metavar="N", help="over the images; 3")
+    add("--images", type=whole(1, 10**6), default=64, metavar="N", help="per round; 64")
+    add("--rounds", type=whole(1, 10**6), default=3, metavar="N", help="over the images; 3")
     add("--size", type=size, default=(375, 500), metavar="WxH",
         help="of the images that are made, in pixels; 500x375")
-    add("--workers", type=positive_integer, default=max(1, worker_count(-1)), metavar="N",
+    add("--workers", type=whole(1, WORKERS.high), default=max(1, worker_count(-1)), metavar="N",
         help="worker processes; default: as in training")
     add_report_option(parser)
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")

@@ -22,10 +22,10 @@ from cosa.benchmark.tables import (
 )
 from cosa.benchmark.timings.clock import cell, spread
 from cosa.core import IGNORE
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser
 from cosa.core.text import aligned
 from cosa.data import voc
-from cosa.inference.argument_types import positive_integer
 from cosa.metrics import BOUNDARY_TOLERANCE, SegmentationMetrics, iou_per_class, mean_over_present
 
 TOPIC = "metrics"
@@ -214,8 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     add = parser.add_argument
-    add("--images", type=positive_integer, default=8, metavar="N", help="images; 8")
-    add("--repeats", type=positive_integer, default=3, metavar="N", help="of each image; 3")
+    add("--images", type=whole(1, 10**6), default=8, metavar="N", help="images; 8")
+    add("--repeats", type=whole(1, 10**6), default=3, metavar="N", help="of each image; 3")
     add_report_option(parser)
     given = parser.parse_args(arguments)
     started = stamp.begin(TOPIC, arguments, given.report)

@@ -25,6 +25,7 @@ from cosa.benchmark.tables import (
 )
 from cosa.benchmark.timings.memory import peak, start_peak
 from cosa.core.device import choose_device
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser
 from cosa.core.text import aligned
 from cosa.data import voc
@@ -186,11 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--repeats", type=int, default=3, help="passes of each form")
+    parser.add_argument("--repeats", type=whole(1, 10**6), default=3, help="passes of each form")
     add_report_option(parser)
     given = parser.parse_args(arguments)
-    if given.repeats < 1:
-        parser.error("--repeats must be at least 1")
     device = choose_device(given.device, "--device ")
     started = stamp.begin(TOPIC, arguments, given.report)
     read_report(given.report, TOPIC)

@@ -16,6 +16,7 @@ from cosa.benchmark.timings.trainer import Trainer
 from cosa.config import Config, load_config, to_yaml
 from cosa.core.device import memory_errors_explained
 from cosa.core.errors import UserError
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser
 from cosa.data import build_dataset
 
@@ -94,10 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the YAML file")
-    parser.add_argument("--rounds", type=int, default=10, help="steps to time")
+    parser.add_argument("--rounds", type=whole(1, 10**6), default=10, help="steps to time")
     given = parser.parse_intermixed_args(arguments)
-    if given.rounds < 1:
-        raise UserError(f"--rounds is {given.rounds}: time at least one step")
     with memory_errors_explained():
         stepper = Stepper(load_config(given.config, given.overrides))
         before = start_peak(stepper.device)

@@ -12,6 +12,7 @@ from sklearn.mixture import GaussianMixture
 
 from cosa.benchmark import stamp
 from cosa.benchmark.tables import add_report_option, read_report, write_report
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser, say
 from cosa.threshold import DynamicThreshold
 
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=f"python -m cosa.benchmark {TOPIC}", description=main.__doc__
     )
-    parser.add_argument("--queue", type=int, default=100, help="batches in the queue")
-    parser.add_argument("--updates", type=int, default=200, help="how many to time")
+    parser.add_argument("--queue", type=whole(1, 100_000), default=100, help="batches in the queue")
+    parser.add_argument("--updates", type=whole(1, 10**6), default=200, help="how many to time")
     add_report_option(parser)
     given = parser.parse_args(arguments)
     started = stamp.begin(TOPIC, arguments, given.report)

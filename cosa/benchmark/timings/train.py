@@ -25,8 +25,8 @@ from cosa.benchmark.timings.textures import textures
 from cosa.benchmark.timings.trainer import CACHED, Trainer
 from cosa.config import Config, load_config
 from cosa.core.device import choose_device, memory_errors_explained
-from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
+from cosa.core.ranges import whole
 from cosa.core.terminal import Parser
 from cosa.core.text import aligned
 from cosa.data import SegmentationDataset, build_dataset, coco, voc
@@ -260,15 +260,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
     parser.add_argument("--baseline", action="store_true",
                         help="also time the step as the released programs make it")
-    parser.add_argument("--rounds", type=int, default=20, help="iterations to time; 20")
-    parser.add_argument("--warm-up", type=int, default=5, help="iterations before; 5")
+    parser.add_argument("--rounds", type=whole(1, 10**6), default=20, help="iterations to time; 20")
+    parser.add_argument("--warm-up", type=whole(1, 10**6), default=5, help="iterations before; 5")
     parser.add_argument("--json", metavar="FILE", help="write the figures here, too")
     parser.add_argument("--report", metavar="FILE",
                         help="Markdown file to put a section in, such as docs/benchmarks.md")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the YAML file")
     given = parser.parse_intermixed_args(arguments)
-    if given.rounds < 1 or given.warm_up < 1:
-        raise UserError("--rounds and --warm-up must be at least 1")
     started = stamp.begin(TOPIC, arguments, given.report or REPORT)
     config = load_config(given.config, [*given.overrides, "model.pretrained=false"])
     with memory_errors_explained(), tempfile.TemporaryDirectory() as folder:

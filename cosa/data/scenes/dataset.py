@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from cosa.core.errors import UserError
+from cosa.core.ranges import SEED, whole
 from cosa.core.terminal import Parser, say
 from cosa.data.base import SegmentationDataset
 from cosa.data.scenes import drawing
@@ -217,9 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m cosa.data.scenes", description=main.__doc__)
     parser.add_argument("folder", help="where images/, masks/, labels.csv and classes.txt go")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--size", type=int, default=96, help="side in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=whole(1, 100_000), default=24)
+    parser.add_argument("--size", type=whole(32, 1024), default=96, help="side in pixels")
+    parser.add_argument("--seed", type=whole(0, SEED.high), default=0)
     given = parser.parse_args(arguments)
     export(ScenesDataset(given.split, given.seed, given.count, given.size), given.folder)
     say(f"{given.count} scenes written to {given.folder}")

@@ -26,6 +26,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from cosa.core.errors import run_program
+from cosa.core.ranges import SEED, whole
 from cosa.core.terminal import Parser, progress_bar, say
 from cosa.data.scenes import drawing
 
@@ -239,10 +240,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m cosa.data.scenes.pretrain", description=main.__doc__
     )
     parser.add_argument("--output", required=True, help="the .safetensors file to write")
-    parser.add_argument("--steps", type=int, default=3000, help="without attention")
-    parser.add_argument("--attention-steps", type=int, default=600)
-    parser.add_argument("--images", type=int, default=24000)
-    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--steps", type=whole(0, 10**8), default=3000, help="without attention")
+    parser.add_argument("--attention-steps", type=whole(0, 10**8), default=600)
+    parser.add_argument("--images", type=whole(1, 10**6), default=24000)
+    parser.add_argument("--seed", type=whole(0, SEED.high), default=1000)
     given = parser.parse_args(arguments)
     encoder = pretrain(given.steps, given.attention_steps, given.images, given.seed)
     save_file(encoder.state_dict(), given.output)
