@@ -175,7 +175,7 @@ def _list(kind: Any) -> Callable[[Any], None]:
     def inside(values: Any) -> None:
         index = 0
         try:
-            for index, value in enumerate(values):
+            for index, value in enumerate(values):  # noqa: B007 the handler names it
                 each(value)
         except Misfit as error:
             raise error.below(f"[{index}]") from None
@@ -221,7 +221,7 @@ def _mapping(key_kind: Any, kind: Any) -> Callable[[Any], None]:
     def inside(values: Any) -> None:
         key = None
         try:
-            for key, value in values.items():
+            for key, value in values.items():  # noqa: B007
                 each(value)
         except Misfit as error:
             raise error.below(f".{key}" if isinstance(key, str) else f"[{shown(key)}]") from None
