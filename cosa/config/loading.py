@@ -150,8 +150,8 @@ def _parse(text: str, item: str) -> Any:
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"the value in '{item[:80]}' is not valid YAML ({error}): quote it"
-                        ) from error
+        item = " ".join(item[:80].split())
+        raise UserError(f"the value in '{item}' is not valid YAML ({error}): quote it") from error
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:

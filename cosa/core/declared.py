@@ -56,7 +56,13 @@ _SHORT.maxlevel = 3
 
 def shown(value: Any) -> str:
     """A value as Python writes it, on one line and cut short: it may be of any size and depth."""
-    return "null" if value is None else _SHORT.repr(value)
+    if value is None:
+        return "null"
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:196]} ..."
 
 
 def check(kind: Any, value: Any) -> None:

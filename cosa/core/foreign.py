@@ -26,6 +26,9 @@ MEGABYTE = 10**6
 MOST_BYTES = 64 * MEGABYTE
 """Of a text file; a labels file of a million images has less."""
 
+LONGEST = 4000
+"""Characters in a line of a list, or a field of a table: as many as a path may have."""
+
 MOST_NODES = 100_000
 """Values in a YAML file, those of repeated aliases counted each time."""
 
@@ -100,17 +103,21 @@ def read_lines(path: str | Path, what: str, remedy: str = "") -> list[tuple[int,
     """The lines of a text file that hold something, stripped, with their numbers from 1.
 
     Raises:
-        UserError: see :func:`read_text`.
+        UserError: see :func:`read_text`; or a line is longer than ``LONGEST``.
     """
-    lines = enumerate(read_text(path, what, remedy).splitlines(), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
+    text = read_text(path, what, remedy)
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    for number, line in lines:
+        _check_length(line, f"{path}, line {number}")
+    return [(number, line) for number, line in lines if line]
 
 
 def read_csv(path: str | Path, what: str, remedy: str = "") -> list[tuple[int, list[str]]]:
     """The rows of a CSV file that hold something, fields stripped, with their lines from 1.
 
     Raises:
-        UserError: see :func:`read_text`; or a quote is not closed in its line.
+        UserError: see :func:`read_text`; or a quote is not closed in its line, or a field is
+            longer than ``LONGEST``.
     """
     rows, line = [], 1
     reader = csv.reader(io.StringIO(read_text(path, what, remedy), newline=""), strict=True)
@@ -126,9 +133,17 @@ def read_csv(path: str | Path, what: str, remedy: str = "") -> list[tuple[int, l
         if reader.line_num > line:
             raise UserError(f"{path}, line {line}: a quote is opened and not closed in the line; "
                             "close it, or double it if it is meant")
+        for field in fields:
+            _check_length(field, f"{path}, line {line}")
         if any(fields):
             rows.append((line, fields))
         line = reader.line_num + 1
+
+
+def _check_length(text: str, where: str) -> None:
+    if len(text) > LONGEST:
+        raise UserError(f"{where}: '{text[:40]}...' has {len(text)} characters, more than any "
+                        "name; correct the line")
 
 
 def parse_json(text: str | bytes, where: str, kind: Any = Any) -> Any:

@@ -336,7 +336,7 @@ def _read_labels(cache: Path) -> dict[str, list[int]]:
             for _, name, labels in read_labels(cache).rows
         }
     except (UserError, ValueError) as error:
-        raise UserError(f"{error}; delete {cache}, it is made anew") from error
+        raise UserError(f"{cache}: {error}; delete this file, it is made anew") from error
 
 
 def image_key(stem: str) -> str:

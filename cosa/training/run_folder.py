@@ -20,7 +20,7 @@ from cosa.core.declared import Misfit, check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import UserError
 from cosa.core.files import append, remove_leftovers, write_atomically
-from cosa.core.foreign import MEGABYTE, read_bytes, read_json
+from cosa.core.foreign import MEGABYTE, parse_json, read_bytes, read_text
 
 MOST_LOG = 1000 * MEGABYTE
 """A line has about 500 bytes."""
@@ -205,10 +205,11 @@ class RunFolder:
 
     def _summarised(self) -> int:
         """The iterations that summary.json speaks of."""
+        text = read_text(self.summary, "the summary")
         try:
-            return read_json(self.summary, "it", _Summary)["iterations"]
+            return parse_json(text, f"{self.summary} is damaged", _Summary)["iterations"]
         except UserError as error:
-            raise UserError(f"{self.summary} is damaged ({error}): delete it") from error
+            raise UserError(f"{error}; delete it") from error
 
     @main_only
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -235,7 +236,7 @@ def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     lines = read_bytes(path, "the log", most=MOST_LOG).splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())
             check(_Line, record)
         except Misfit as error:
             raise UserError(f"{path}, line {number}: {error}; the file is damaged: delete the "
