@@ -21,6 +21,8 @@ from torch import Tensor
 from cosa.checkpoint import released
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import DAMAGE, check_target, replacing
+from cosa.core.foreign import open_regular
+from cosa.core.tensor_files import read_tensors
 
 
 class DamagedError(UserError):
@@ -76,8 +78,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     check_readable(path)
     try:
-        with torch.serialization.safe_globals(released.SAFE_TYPES):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path, released.SAFE_TYPES)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         kind = UserError if named else DamagedError
@@ -93,7 +94,7 @@ def read(path: str | Path) -> dict[str, Any]:
         reason = "" if isinstance(error, LookupError) else f" ({one_line(error)})"
         raise kind(f"{path} cannot be read as a checkpoint, it may be damaged or of another kind"
                    f"{reason}: give the best.pth or last.pth of a run folder") from error
-    if not isinstance(content, dict):
+    if type(content) is not dict:
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
     return content
 
@@ -106,7 +107,7 @@ def verify(path: str | Path) -> None:
         UserError: no such file, or it must not be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             try:
                 with zipfile.ZipFile(file) as archive:
                     bad = archive.testzip()
@@ -141,8 +142,8 @@ def holds(path: str | Path, weights: dict[str, Any]) -> bool:
 def check_readable(path: str | Path) -> None:
     """Say why a file cannot be opened at all: the libraries' readers say it each in its own way."""
     try:
-        with open(path, "rb"):
-            pass
+        with open_regular(path) as file:
+            empty = not file.read(1)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: check the path") from error
     except PermissionError as error:
@@ -152,7 +153,7 @@ def check_readable(path: str | Path) -> None:
         raise DamagedError(f"{path} is a folder: give a file, such as best.pth in it") from error
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if os.path.isfile(path) and not os.path.getsize(path):
+    if empty:
         raise DamagedError(f"{path} is empty: copy it again, or give another checkpoint")
 
 

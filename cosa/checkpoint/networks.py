@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import safetensors
 import torch
@@ -14,9 +14,11 @@ from torch import nn
 from cosa.checkpoint import released
 from cosa.checkpoint.files import check_readable, read, save, save_safetensors
 from cosa.config import Config, from_dict, upgraded
+from cosa.core.declared import Within, check
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import DAMAGE
+from cosa.core.foreign import parse_json
 from cosa.network import CoSANetwork
 
 FORMAT = "cosa-1"
@@ -27,6 +29,20 @@ ARCHITECTURE = (
     "cam_steps", "seg_steps", "early_layer", "affinity_power", "decoder_width", "decoder_dilation",
 )
 """Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
+
+
+_Byte = Annotated[int, Within(0, 255)]
+_Share = Annotated[float, Within(0, 1)]
+
+
+class Description(TypedDict):
+    """What :func:`describe` makes, beside the format."""
+
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[_Byte, _Byte, _Byte], ...]
+    thresholds: tuple[_Share | None, _Share | None]
+    image_size: Annotated[int, Within(1, 2**31)]
 
 
 class TrainedNetwork(CoSANetwork):
@@ -137,7 +153,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
         raise UserError(f"{path} is not of the format {FORMAT} that this version reads: "
                         "give a file written by it")
     try:
-        _check_description(about)
+        check(Description, about)
+        check(dict[str, torch.Tensor], tensors)
+        if len(about["palette"]) != len(about["classes"]) + 1:
+            raise ValueError(f"palette has not the {len(about['classes']) + 1} colours of the "
+                             "classes and of the background")
         network = TrainedNetwork(
             _read_config(upgraded(about["config"])), about["classes"], about["palette"],
             about["thresholds"], about["image_size"],
@@ -152,43 +172,16 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
     return network.to(device).eval().requires_grad_(False)
 
 
-def _check_description(about: dict[str, Any]) -> None:
-    """Raise KeyError or ValueError unless all but the configuration is as ``describe`` makes it."""
-    classes, palette, thresholds = about["classes"], about["palette"], about["thresholds"]
-
-    def numbers(values: Any, kinds: tuple[type, ...], count: int, most: int) -> bool:
-        """Whether these are ``count`` numbers from 0 to ``most``."""
-        return isinstance(values, list | tuple) and len(values) == count and all(
-            type(value) in kinds and 0 <= value <= most for value in values
-        )
-
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("classes is no list of names")
-    if not isinstance(palette, list | tuple) or len(palette) != len(classes) + 1:
-        raise ValueError(f"palette has not the {len(classes) + 1} colours of the classes and of "
-                         "the background")
-    if not all(numbers(color, (int,), 3, 255) for color in palette):
-        raise ValueError("a colour of the palette is not three integers from 0 to 255")
-    if not isinstance(thresholds, list | tuple) or not numbers(
-        [0.0 if value is None else value for value in thresholds], (float, int), 2, 1
-    ):
-        raise ValueError(f"thresholds is {thresholds!r}, not two numbers from 0 to 1 (or None)")
-    if type(about["image_size"]) is not int or about["image_size"] < 1:
-        raise ValueError(f"image_size is {about['image_size']!r}, not a number of pixels")
-
-
-def _read_config(config: Any) -> Config:
+def _read_config(config: dict[str, Any]) -> Config:
     """The configuration in a file, whose sections that inference does not read may be unreadable.
 
     Keys that an older version did not have get their defaults, but for those of the architecture:
     another one may fit the weights, and yet yield other outputs.
 
     Raises:
-        UserError, TypeError: naming the key of an unknown name or a wrong type.
+        UserError: naming the key of an unknown name or a wrong type.
         KeyError: naming what is missing of the architecture.
     """
-    if not isinstance(config, dict):
-        raise TypeError(f"config is {type(config).__name__}, not a dictionary")
     read = {name: config[name] for name in ("model", "evaluate", "train") if name in config}
     typed = from_dict(read, "the file")
     missing = next((key for key in ARCHITECTURE if key not in config["model"]), None)
@@ -213,10 +206,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         if "cosa" not in metadata:
             raise UserError(f"{path} holds tensors but no description of a CoSA network: "
                             "give a file written by train.py")
-        try:
-            return json.loads(metadata["cosa"]), tensors
-        except json.JSONDecodeError as error:
-            raise UserError(f"the description in {path} is damaged: {error}") from error
+        return parse_json(metadata["cosa"], f"{path}: the description is damaged"), tensors
     content = read(path)
     if "about" in content and "assignment" in content:
         return content["about"], content["assignment"]

@@ -6,7 +6,6 @@ bare with "module." prefixes (ToCo). The architecture follows from the tensors' 
 
 from __future__ import annotations
 
-import argparse
 import math
 import pathlib
 import re
@@ -25,17 +24,14 @@ from cosa.pictures.palette import voc_palette
 # Paths are read as pure ones, which exist on every system whichever wrote the file; the module
 # of their classes is another in Python 3.13.
 SAFE_TYPES = [
-    argparse.Namespace,
-    *(
-        (pure, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for pure, name in (
-            (pathlib.PurePosixPath, "PosixPath"), (pathlib.PurePosixPath, "PurePosixPath"),
-            (pathlib.PureWindowsPath, "WindowsPath"), (pathlib.PureWindowsPath, "PureWindowsPath"),
-        )
-    ),
+    (pure, f"{module}.{name}")
+    for module in ("pathlib", "pathlib._local")
+    for pure, name in (
+        (pathlib.PurePosixPath, "PosixPath"), (pathlib.PurePosixPath, "PurePosixPath"),
+        (pathlib.PureWindowsPath, "WindowsPath"), (pathlib.PureWindowsPath, "PureWindowsPath"),
+    )
 ]
-"""Beside tensors and plain values, what the training arguments consist of; none runs code."""
+"""Beside plain values and namespaces, what the training arguments consist of; none runs code."""
 
 HEAD_CHANNELS = 64
 """Channels per attention head in every ViT that the released programs use."""
@@ -67,8 +63,8 @@ def describe_released(
 
     Args:
         tensors: from :func:`find_state_dict`.
-        arguments: the training arguments (``argparse.Namespace`` or dict) if the file has them;
-            ``aux_layer`` is read.
+        arguments: the training arguments as a dictionary if the file has them; ``aux_layer`` is
+            read.
         source: named in errors.
 
     Returns:
@@ -99,8 +95,9 @@ def describe_released(
     if side < 1 or side * side != positions or width < 1 or width % HEAD_CHANNELS:
         raise UserError(f"{source}: {positions} positions and {width} channels are no ViT of the "
                         "released programs")
-    arguments = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
-    aux_layer = arguments.get("aux_layer", Config().model.aux_layer)
+    aux_layer = Config().model.aux_layer
+    if isinstance(arguments, Mapping):
+        aux_layer = arguments.get("aux_layer", aux_layer)
     if type(aux_layer) is not int or not -len(blocks) <= aux_layer < len(blocks):
         raise UserError(f"{source} was saved with aux_layer={aux_layer!r}, which is none of its "
                         f"{len(blocks)} blocks: give an unaltered file")

@@ -6,19 +6,22 @@ Unknown keys and wrong types fail at start-up, naming the key and the nearest kn
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cosa.config.sections import (
-    Config,
-)
+from cosa.config.sections import Config
+from cosa.core.declared import Misfit, check, shown
 from cosa.core.errors import UserError, did_you_mean
+from cosa.core.foreign import parse_yaml, read_text
+
+MOST_BYTES = 250_000
+"""Of a configuration; the whole of one has 7,000."""
 
 FORMERLY = {
     "normalization": "imagenet",
@@ -118,7 +121,7 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return tree
     if not isinstance(base, str):
-        raise UserError(f"'base' in {path} must name a YAML file, not {base!r}")
+        raise UserError(f"'base' in {path} must name a YAML file, not {shown(base)}")
     return _merged(_read_with_base(path.parent / base, (*seen, path.resolve())), tree)
 
 
@@ -131,13 +134,11 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path, "the configuration", "check the path", most=MOST_BYTES)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from error
-    except yaml.YAMLError as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {message}") from error
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -147,9 +148,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, item: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value in '{item}' is not valid YAML: quote it") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        item = " ".join(item[:80].split())
+        raise UserError(f"the value in '{item}' is not valid YAML ({error}): quote it") from error
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -169,7 +171,7 @@ def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
     values = {}
     for key, value in tree.items():
         if key not in kinds:
-            raise UserError(_unknown(f"{prefix}{key}", source))
+            raise UserError(_unknown(f"{prefix}{str(key)[:80]}", source))
         kind = kinds[key]
         if dataclasses.is_dataclass(kind):
             values[key] = _build(kind, value, f"{prefix}{key}.", source)
@@ -196,30 +198,21 @@ def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:
 
 
 def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
-    if isinstance(kind, types.UnionType):  # of a list and one other
-        lists = isinstance(value, list | tuple)
-        kind = next(k for k in typing.get_args(kind) if _is_list(k) == lists)
-    if _is_list(kind):
-        element = typing.get_args(kind)[0]
-        if not isinstance(value, list | tuple):
-            raise UserError(f"'{key}' in {source} must be a list, not {value!r}")
-        if _is_list(element) and not all(isinstance(v, list | tuple) for v in value):
-            raise UserError(f"'{key}' in {source} must be a list of lists, not {value!r}")
-        return tuple(_convert(element, v, key, source) for v in value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as a string: it wants 1.0e-4.
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise UserError(f"'{key}' in {source} must be of type {kind.__name__}, not {value!r}")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"'{key}' in {source} must be a finite number, not {value}")
+    value = _as_declared(kind, value)
+    try:
+        check(kind, value)
+    except Misfit as error:
+        raise UserError(f"'{key}'{error.place} in {source} {error.told}") from error
     return value
 
 
-def _is_list(kind: Any) -> bool:
-    return typing.get_origin(kind) is tuple
+def _as_declared(kind: Any, value: Any) -> Any:
+    """Lists as tuples, and floats where they belong: 1e-4 is a string in YAML 1.1."""
+    if isinstance(value, list | tuple):
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        element = next((typing.get_args(k)[0] for k in kinds if typing.get_origin(k) is tuple), Any)
+        return tuple(_as_declared(element, item) for item in value)
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    return value

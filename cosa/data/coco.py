@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import numpy as np
 
 from cosa.core import IGNORE
+from cosa.core.declared import Within
 from cosa.core.errors import UserError, did_you_mean
+from cosa.core.foreign import MEGABYTE, read_json
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, expanded, label_rows, read_mask
+from cosa.data.label_table import read_labels
 
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -112,6 +115,49 @@ class CocoDataset(FileDataset):
         return self._instances
 
 
+MOST_JSON = 4000 * MEGABYTE
+"""The annotations of COCO's training images have 0.4 GB."""
+
+_Side = Annotated[int, Within(1, 2**31)]
+_Coordinate = Annotated[float, Within(-1e9, 1e9)]
+
+
+class _Category(TypedDict):
+    id: int
+    name: str
+
+
+class _Image(TypedDict):
+    id: int
+    file_name: str
+    width: _Side
+    height: _Side
+
+
+class RunLengths(TypedDict):
+    """Lengths of runs outside and inside by turns, column by column; text if compressed."""
+
+    counts: list[Annotated[int, Within(0, 2**31)]] | str
+
+
+class _Crowd(TypedDict, total=False):
+    iscrowd: int | bool
+
+
+class _Annotation(_Crowd):
+    id: int
+    image_id: int
+    category_id: int
+    area: float
+    segmentation: list[list[_Coordinate]] | RunLengths
+
+
+class _Content(TypedDict):
+    categories: list[_Category]
+    images: list[_Image]
+    annotations: list[_Annotation]
+
+
 @dataclass(frozen=True)
 class Instance:
     """One annotated object, or a crowd of them; ``label`` counts from 0, ``area`` is in pixels."""
@@ -120,7 +166,7 @@ class Instance:
     crowd: bool
     area: float
     label: int
-    segmentation: dict | list
+    segmentation: RunLengths | list[list[float]]
 
 
 class Instances:
@@ -128,27 +174,26 @@ class Instances:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self._classes = {
-                category["id"]: self._class_index(category["name"])
-                for category in content["categories"]
-            }
-            names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-            self.sizes = {
-                names[image["id"]]: (image["width"], image["height"]) for image in content["images"]
-            }
-            self._objects: dict[str, list[Instance]] = defaultdict(list)
-            for item in content["annotations"]:
-                self._objects[names[item["image_id"]]].append(self._instance(item))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: the file cannot be read ({error})") from error
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: this is no complete COCO instance annotation file (see {error})"
-            ) from error
+        content: _Content = read_json(path, "the file", _Content, most=MOST_JSON)
+        self._classes = {
+            category["id"]: self._class_index(category["name"])
+            for category in content["categories"]
+        }
+        names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+        self.sizes = {
+            names[image["id"]]: (image["width"], image["height"]) for image in content["images"]
+        }
+        if not len(self.sizes) == len(names) == len(content["images"]):
+            raise UserError(f"{path}: two images have one id or file_name; each must have its own")
+        self._objects: dict[str, list[Instance]] = defaultdict(list)
+        for item in content["annotations"]:
+            for key, known in (("image_id", names), ("category_id", self._classes)):
+                if item[key] not in known:
+                    raise UserError(f"{path}: annotation {item['id']} has the {key} {item[key]}, "
+                                    "which the file does not list; complete it")
+            self._objects[names[item["image_id"]]].append(self._instance(item))
 
-    def _instance(self, item: dict) -> Instance:
+    def _instance(self, item: _Annotation) -> Instance:
         return Instance(
             identity=item["id"],
             crowd=bool(item.get("iscrowd", 0)),
@@ -160,7 +205,7 @@ class Instances:
     def _class_index(self, name: str) -> int:
         if name not in CLASSES:
             hint = did_you_mean(name, CLASSES)
-            raise UserError(f"{self.path}: '{name}' is no class of COCO{hint}")
+            raise UserError(f"{self.path}: '{name[:80]}' is no class of COCO{hint}")
         return CLASSES.index(name)
 
     def labels(self) -> dict[str, list[int]]:
@@ -196,11 +241,11 @@ class Instances:
         """Turns what an annotation is wrong about into one sentence naming it."""
         try:
             yield
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{self.path}: annotation {item.identity}: {error}") from error
 
 
-def region(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:
+def region(segmentation: RunLengths | list[list[float]], size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of a COCO segmentation in an image of ``size`` (width, height).
 
     Takes polygons ([[x, y, x, y, ...], ...] in pixels, (0, 0) the outer corner of the first pixel)
@@ -219,17 +264,15 @@ def region(segmentation: dict | list, size: tuple[int, int]) -> np.ndarray:
     return inside
 
 
-def check_outline(segmentation: object, size: tuple[int, int]) -> None:
-    """Raise ``ValueError``, or ``TypeError`` for no numbers, for what ``region`` cannot fill."""
+def check_outline(segmentation: RunLengths | list[list[float]], size: tuple[int, int]) -> None:
+    """Raise ``ValueError`` for what ``region`` cannot fill in an image of ``size``."""
     if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if not isinstance(counts, list):
+        counts = segmentation["counts"]
+        if isinstance(counts, str):
             raise ValueError("compressed run lengths are not supported; store them as a list")
         if sum(counts) != size[0] * size[1]:
             raise ValueError(f"run lengths cover {sum(counts)} of {size[0] * size[1]} pixels")
-    elif not isinstance(segmentation, list):
-        raise ValueError("the segmentation is neither a list of polygons nor run lengths")
-    elif not all(isinstance(part, list) and len(part) % 2 == 0 for part in segmentation):
+    elif any(len(polygon) % 2 for polygon in segmentation):
         raise ValueError("the segmentation is no list of polygons [x, y, x, y, ...]")
 
 
@@ -288,13 +331,11 @@ def cached_labels(
 
 def _read_labels(cache: Path) -> dict[str, list[int]]:
     try:
-        with cache.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
         return {
-            name: [CLASSES.index(label) for label in labels.split(";") if label]
-            for name, labels in rows
+            name: [CLASSES.index(label) for label in labels]
+            for _, name, labels in read_labels(cache).rows
         }
-    except (OSError, ValueError, csv.Error) as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"{cache}: {error}; delete this file, it is made anew") from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cosa.core import IGNORE
 from cosa.core.errors import UserError, did_you_mean
+from cosa.core.foreign import read_lines
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, label_rows, read_mask
@@ -72,11 +73,8 @@ def class_names(labels: Path, classes: Path | None) -> tuple[str, ...]:
         names = sorted({*table.columns, *(name for row in table.rows for name in row[2])})
     else:
         source = classes
-        try:
-            lines = classes.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{classes}: data.classes cannot be read ({error})") from error
-        names = [composed(line.strip()) for line in lines if line.strip()]
+        lines = read_lines(classes, "the list of classes", "set data.classes to a text file")
+        names = [composed(line) for _, line in lines]
     if "background" in names:
         raise UserError(f"{source}: remove 'background'; it is implied and has the mask value 0")
     twice = [name for name, count in Counter(names).items() if count > 1]

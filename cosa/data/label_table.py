@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.core.errors import UserError
+from cosa.core.foreign import read_csv
 
 SEPARATORS = "separate columns with ',', labels with ';'"
 
@@ -40,24 +40,21 @@ def read_labels(path: Path) -> LabelTable:
     Names are in Unicode's composed form (NFC). Raises ``UserError`` naming file and line for
     anything else.
     """
-    try:
-        # Spreadsheets put a byte-order mark in front.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, [composed(f.strip()) for f in line]) for line in reader]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; set data.labels to the CSV file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: the CSV file is not in UTF-8; save it so ({error})") from error
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path}: the CSV file cannot be read ({error})") from error
-    lines = [(number, fields) for number, fields in lines if any(fields)]
-    header = lines[0][1] if lines else []
+    lines = read_csv(path, "the CSV file", "set data.labels to the CSV file")
+    lines = [(number, [composed(field) for field in fields]) for number, fields in lines]
+    number, header = lines[0] if lines else (1, [])
     if len(header) < 2 or header[0] != "image":
         raise UserError(
             f"{path}: the first line must be the header 'image,labels', or 'image' and one "
-            f"column per class; it is '{','.join(header)}'; {SEPARATORS}"
+            f"column per class; it is '{','.join(header)[:80]}'; {SEPARATORS}"
         )
+    twice = next((name for name, count in Counter(header).items() if count > 1), None)
+    if twice is not None or "" in header:
+        what = f"two columns are named '{twice}'" if twice else "a column has no name"
+        raise UserError(f"{path}, line {number}: {what}; remove or rename one")
+    if len(lines) == 1:
+        raise UserError(f"{path}, line {number}: below the header there are no rows; add one for "
+                        "each image")
     joined = header[1:] == ["labels"]
     rows = []
     for number, fields in lines[1:]:
@@ -73,7 +70,7 @@ def read_labels(path: Path) -> LabelTable:
             wrong = next((value for value in values if value not in ("0", "1")), None)
             if wrong is not None:
                 raise UserError(
-                    f"{path}, line {number}: '{wrong}' where 0 or 1 belongs; for label names "
+                    f"{path}, line {number}: '{wrong[:80]}' where 0 or 1 belongs; for label names "
                     "the header must be 'image,labels'"
                 )
             labels = [c for c, value in zip(header[1:], values, strict=True) if value == "1"]

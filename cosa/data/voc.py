@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from cosa.core.errors import UserError, did_you_mean
+from cosa.core.foreign import read_bytes, read_lines
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
@@ -61,16 +62,15 @@ class VocDataset(FileDataset):
                 f"{path}: there is no such list of images{did_you_mean(split, known)}; "
                 "set data.train_split or data.val_split to the name of one"
             )
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: the list cannot be read ({error})") from error
         # Some published lists hold "JPEGImages/x.jpg SegmentationClassAug/x.png" per line.
-        names = [Path(line.split()[0]).stem for line in lines if line.strip()]
-        if len(set(names)) < len(names):
-            twice = next(name for place, name in enumerate(names) if name in names[:place])
-            raise UserError(f"{path}: the image {twice} is listed twice; remove one line")
-        return names
+        lines: dict[str, int] = {}
+        for number, line in read_lines(path, "the list"):
+            name = Path(line.split()[0]).stem
+            if name in lines:
+                raise UserError(f"{path}, line {number}: the image {name} is listed twice, first "
+                                f"in line {lines[name]}; remove one")
+            lines[name] = number
+        return list(lines)
 
     def _train_aug(self) -> list[str]:
         masks = self.root / "SegmentationClassAug"
@@ -117,11 +117,10 @@ def find_root(root: Path) -> Path:
 
 def read_objects(path: Path) -> set[int]:
     """Class indices, from 0, of the objects in a VOC annotation; ``UserError`` if unreadable."""
+    content = read_bytes(path, "the annotation", "it has the labels of the image")
     try:
-        tree = ElementTree.parse(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the annotation with the image's labels is missing") from None
-    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
+        tree = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         # The last two: encodings that Python or its XML parser does not know.
         raise UserError(f"{path}: the annotation cannot be read ({error})") from error
     # Parts of objects have names too, one level further down.
@@ -129,5 +128,5 @@ def read_objects(path: Path) -> set[int]:
     unknown = sorted(names.difference(CLASSES))
     if unknown:
         hint = did_you_mean(unknown[0], CLASSES)
-        raise UserError(f"{path}: '{unknown[0]}' is no class of VOC{hint}")
+        raise UserError(f"{path}: '{unknown[0][:80]}' is no class of VOC{hint}")
     return {CLASSES.index(name) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,22 +15,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cosa.core.errors import UserError, did_you_mean, one_line
+from cosa.encoders.options import check_options
 from cosa.encoders.reader import Reader
 from cosa.encoders.stages import LONGEST, StageReader
 from cosa.encoders.vit import BlockReader
 
-# What the network itself decides about the encoder; the rest of timm's options is the user's.
-RESERVED_OPTIONS = (
-    "num_classes",
-    "in_chans",
-    "dynamic_img_size",
-    "dynamic_img_pad",
-    "strict_img_size",
-    "output_stride",
-    "features_only",
-    "patch_drop_rate",
-    "pretrained",
-)
+# Of a model of timm's list, perhaps with a tag. timm also takes "hf-hub:..." and "local-dir:...",
+# which make it read what is there.
+_NAME = re.compile(r"\w+(\.[\w-]+)?", re.ASCII)
 
 AUTOMATIC_STRIDE = 16
 """Of an encoder that can be dilated, where none is asked for: that of the paper's ViT-B/16."""
@@ -49,12 +42,11 @@ def build_encoder(name: str, options: Mapping[str, Any], output_stride: int = 0)
         options, output_stride: see ``CoSANetwork``.
 
     Raises:
-        UserError: timm has no such model or cannot build it so.
+        UserError: timm has no such model or cannot build it so, or an option is none of an
+            encoder's shape. Nothing is read from a file or the network.
     """
-    reserved = sorted(set(options) & set(RESERVED_OPTIONS))
-    if reserved:
-        raise UserError(f"model.encoder_options.{reserved[0]} is set by the network: remove it")
-    if not timm.is_model(name):
+    check_options(options)
+    if not _NAME.fullmatch(name) or not timm.is_model(name):
         raise UserError(f"model.encoder={name} is not a model of timm {timm.__version__}"
                         f"{did_you_mean(name.split('.')[0], timm.list_models())}")
     encoder = _create(name, options, output_stride)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import pickle
 import socket
 import urllib.request
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import DAMAGE, PROJECT_FOLDER
+from cosa.core.tensor_files import read_tensors
 from cosa.encoders.packages import find_in_package, package_of
 from cosa.encoders.translation import COUNTER, convert, read_npz, strip_prefix, unnest
 
@@ -89,7 +89,8 @@ def load_encoder_weights(
 
 def find_file(file: str | Path) -> Path | None:
     """An existing file, relative to the working directory or to the project's folder."""
-    for path in (Path(file).expanduser(), PROJECT_FOLDER / file):
+    # Unlike Path.expanduser, this one takes names of users that there are not.
+    for path in (Path(os.path.expanduser(file)), PROJECT_FOLDER / file):
         if path.is_file():
             return path
     return None
@@ -176,11 +177,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            content: Any = load_file(path)  # of a regular file: see find_file
         else:
-            # Namespaces are plain containers that many training programs save beside the model.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_tensors(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, and only data is read: save its state dict as "

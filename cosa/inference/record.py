@@ -15,8 +15,10 @@ import torch
 
 from cosa.checkpoint import TrainedNetwork
 from cosa.core import distributed
+from cosa.core.declared import Misfit, check
 from cosa.core.errors import UserError
 from cosa.core.files import FolderLock, existing, replacing
+from cosa.core.foreign import MOST_BYTES, open_regular, parse_json
 from cosa.encoders.normalization import IMAGENET
 from cosa.inference.jobs import Plan
 from cosa.inference.kinds import KINDS
@@ -168,20 +170,20 @@ class Record:
         if text is None:
             return {}
         try:
-            marks = json.loads(text)
-        except json.JSONDecodeError:
-            marks = None
-        if isinstance(marks, dict) and "weights_sha256" in marks:
-            # So the record was when there were but these kinds.
-            return {kind: marks for kind in ("mask", "overlay")}
-        if isinstance(marks, dict) and all(isinstance(mark, dict) for mark in marks.values()):
+            marks = parse_json(text, MARKS_FILE, dict[str, Any])
+            if "weights_sha256" in marks:
+                # So the record was when there were but these kinds.
+                return {kind: marks for kind in ("mask", "overlay")}
+            check(dict[str, dict[str, Any]], marks)
             return marks
-        # Whatever it was, it cannot vouch for the files.
-        return dict.fromkeys(KINDS, SEVERAL)
+        except (UserError, Misfit):
+            # Whatever it was, it cannot vouch for the files.
+            return dict.fromkeys(KINDS, SEVERAL)
 
     def _read(self, name: str) -> str | None:
         try:
-            return (self.folder / name).read_bytes().decode(errors="replace")
+            with open_regular(self.folder / name) as file:
+                return file.read(MOST_BYTES).decode(errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 try:
     import fcntl
@@ -16,11 +16,24 @@ except ImportError:  # Windows; there nothing keeps two programs out of one fold
     fcntl = None
 
 from cosa.config import Config, load_saved, to_yaml
+from cosa.core.declared import Misfit, check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import UserError
 from cosa.core.files import append, remove_leftovers, write_atomically
+from cosa.core.foreign import MEGABYTE, parse_json, read_bytes, read_text
+
+MOST_LOG = 1000 * MEGABYTE
+"""A line has about 500 bytes."""
 
 _OLDER = re.compile(r"checkpoint-(\d+)\.pth")
+
+
+class _Line(TypedDict):
+    iteration: int
+
+
+class _Summary(TypedDict):
+    iterations: int
 
 
 class RunFolder:
@@ -157,19 +170,16 @@ class RunFolder:
     @main_only
     def log_evaluation(self, iteration: int, scores: dict[str, Any]) -> None:
         """Append the scores to evaluations.jsonl, in place of others at or after the iteration."""
-        _keep_lines(self.evaluations, iteration - 1)
+        _keep(self.evaluations, _records(self.evaluations), iteration - 1)
         _append(self.evaluations, {"iteration": iteration, **scores})
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl; none if there is no such file.
 
         Raises:
-            UserError: a line is damaged.
+            UserError: a line is of another kind.
         """
-        try:
-            return [json.loads(line) for line in _lines(self.evaluations)]
-        except ValueError as error:
-            raise UserError(f"{self.evaluations} is damaged ({error}): delete it") from error
+        return [record for _, record in _records(self.evaluations)]
 
     @main_only
     def forget_after(self, iteration: int) -> None:
@@ -179,12 +189,14 @@ class RunFolder:
         files of a killed program.
 
         Raises:
-            UserError: summary.json is damaged, or the folder cannot be written.
+            UserError: a file is damaged, and none is changed; or the folder cannot be written.
         """
+        logs = [(path, _records(path)) for path in (self.metrics, self.evaluations)]
+        stale = self.summary.exists() and self._summarised() > iteration
         self._remove_leftovers()
-        for path in (self.metrics, self.evaluations):
-            _keep_lines(path, iteration)
-        if self.summary.exists() and self._summarised() > iteration:
+        for path, records in logs:
+            _keep(path, records, iteration)
+        if stale:
             self.summary.unlink()
 
     def _remove_leftovers(self) -> None:
@@ -193,10 +205,11 @@ class RunFolder:
 
     def _summarised(self) -> int:
         """The iterations that summary.json speaks of."""
+        text = read_text(self.summary, "the summary")
         try:
-            return int(json.loads(self.summary.read_text(encoding="utf-8"))["iterations"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{self.summary} is damaged ({error}): delete it") from error
+            return parse_json(text, f"{self.summary} is damaged", _Summary)["iterations"]
+        except UserError as error:
+            raise UserError(f"{error}; delete it") from error
 
     @main_only
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -213,18 +226,28 @@ def _append(path: Path, record: dict[str, Any]) -> None:
     append(path, json.dumps(record) + "\n")
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of a log, each with what it says; none if there is no such file.
 
-
-def _keep_lines(path: Path, last: int) -> None:
-    """Keep the whole lines of iterations up to ``last``."""
-    kept = []
-    for line in _lines(path):
+    Raises:
+        UserError: a line is JSON of another kind, which no program of ours wrote.
+    """
+    records = []
+    lines = read_bytes(path, "the log", most=MOST_LOG).splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line.decode())
+            check(_Line, record)
+        except Misfit as error:
+            raise UserError(f"{path}, line {number}: {error}; the file is damaged: delete the "
+                            "line") from error
+        except (ValueError, RecursionError):  # it was cut off in the middle
             continue
-        if record["iteration"] <= last:
-            kept.append(line + "\n")
+        records.append((line, record))
+    return records
+
+
+def _keep(path: Path, records: list[tuple[bytes, dict[str, Any]]], last: int) -> None:
+    """Keep the lines of iterations up to ``last``."""
+    kept = [line.decode() + "\n" for line, record in records if record["iteration"] <= last]
     write_atomically(path, "".join(kept))

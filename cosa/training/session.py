@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cosa import checkpoint
 from cosa.config import Config, to_dict
+from cosa.core.declared import Within, check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import NotFiniteError, UserError, one_line
 from cosa.cotrain import CoTraining
@@ -35,6 +36,61 @@ class State:
     """The highest validation score so far."""
     seconds: float = 0.0
     """Of training and of the evaluations in between."""
+
+
+class _Moments(TypedDict):
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class _Group(TypedDict):
+    params: list[int]
+
+
+class _Optimizer(TypedDict):
+    state: dict[int, _Moments]
+    param_groups: list[_Group]
+
+
+class _CpuRandom(TypedDict):
+    cpu: Tensor
+
+
+class _Random(_CpuRandom, total=False):
+    cuda: Tensor
+
+
+class _Threshold(TypedDict):
+    value: Annotated[float, Within(0, 1)]
+    histograms: Tensor
+
+
+class _Classes(TypedDict):
+    classes: list[str]
+
+
+class _Best(TypedDict):
+    about: dict[str, Any]
+    assignment: dict[str, Tensor]
+
+
+class _Required(TypedDict):
+    about: _Classes
+    online: dict[str, Tensor]
+    assignment: dict[str, Tensor]
+    thresholds: dict[str, _Threshold]
+    optimizer: _Optimizer
+    rng: _Random
+    state: State
+
+
+class Saved(_Required, total=False):
+    """What resuming reads of a checkpoint; earlier versions' lack the rest."""
+
+    regularizers: dict[str, Tensor]
+    log: dict[str, tuple[float, Annotated[int, Within(1, 2**31)]]]
+    best: _Best | None
 
 
 @dataclass
@@ -207,10 +263,8 @@ class Session:
             UserError: none is readable, or it is of another network or other classes.
         """
         path, content = self.rotation.read()
-        # The file's options would undo an override given on resuming. Every step sets its rate.
-        configured = [{k: v for k, v in group.items() if k not in ("params", "lr")}
-                      for group in self.optimizer.param_groups]
         try:
+            check(Saved, content)
             classes = content["about"]["classes"]
             if list(classes) != list(self.val_set.classes):
                 raise UserError(
@@ -223,26 +277,36 @@ class Session:
             if not torch.equal(torch.stack([online.mean, online.std]), configured_colours):
                 raise UserError(f"{path} was trained with another model.normalization than "
                                 "configured: resume with that of the run")
-            groups = content["optimizer"]["param_groups"]
-            for saved, options in zip(groups, configured, strict=True):
-                saved.update(options)
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.state, rng = State(**content["state"]), content["rng"]
+            self._restore_optimizer(content["optimizer"])
+            self.state = State(**content["state"])
             # Checkpoints of earlier versions have no such entry.
             self.log.load_state_dict(content.get("log", {}))
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            torch.set_rng_state(content["rng"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in content["rng"]:
+                torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
+        except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             reason = one_line(error)
             raise UserError(f"{path} does not fit this configuration ({reason}): "
                             "resume with the model, regularizers and classes that the run began "
                             "with") from error
-        torch.set_rng_state(rng["cpu"])
-        if self.device.type == "cuda" and "cuda" in rng:
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
         if "best" in content:
             self.best_weights = content["best"]
         elif self.run.best.is_file():  # checkpoints did not hold it always
             self.best_weights = checkpoint.read(self.run.best)
         self._restored_from = path
+
+    def _restore_optimizer(self, saved: Any) -> None:
+        """Load its state, but keep the options: the file's would undo an override on resuming."""
+        configured = [{k: v for k, v in group.items() if k not in ("params", "lr")}
+                      for group in self.optimizer.param_groups]  # every step sets its rate
+        for group, options in zip(saved["param_groups"], configured, strict=True):
+            group.update(options)
+        self.optimizer.load_state_dict(saved)
+        for parameter, state in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != parameter.shape:
+                    raise ValueError(f"optimizer: {name} is of shape {tuple(state[name].shape)}, "
+                                     f"not {tuple(parameter.shape)}")
 
     @main_only
     def take_up(self) -> None:
@@ -251,8 +315,9 @@ class Session:
         Raises:
             UserError: it cannot be written.
         """
-        self.rotation.settle(self._restored_from, self.state.iteration)
+        # First what may find a file damaged: then nothing has been deleted yet.
         self.run.forget_after(self.state.iteration)
+        self.rotation.settle(self._restored_from, self.state.iteration)
         if self.best_weights is None:
             self.run.best.unlink(missing_ok=True)
         elif not checkpoint.holds(self.run.best, self.best_weights):

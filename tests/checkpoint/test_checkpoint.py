@@ -3,7 +3,9 @@ import json
 import os
 import pickle
 import random
+import sys
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import safetensors.torch
@@ -15,7 +17,7 @@ from cosa.checkpoint import TrainedNetwork, build_network, load, read, save, sav
 from cosa.config import Config, from_dict, to_dict
 from cosa.config.loading import FORMERLY
 from cosa.core.errors import UserError
-from tests.helpers.tiny import SIZE, tiny_tree
+from tests.helpers.tiny import ROOT, SIZE, tiny_tree
 
 CLASSES = ("boat", "cat", "lamp")
 PALETTE = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
@@ -160,7 +162,7 @@ def test_files_that_must_not_be_read_are_not_called_damaged(tmp_path, network, c
     def forbidden(*arguments):  # which the rights of a file do not ensure, for root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint.files, "open", forbidden, raising=False)
+    monkeypatch.setattr(checkpoint.files, "open_regular", forbidden)
     with pytest.raises(UserError, match=f"{name} must not be read by you") as caught:
         load(path)
     assert not isinstance(caught.value, checkpoint.DamagedError)
@@ -307,24 +309,92 @@ def altered(path, network, config, change):
     (lambda about: about["config"]["model"].pop("decoder_width"), "no 'decoder_width'"),
     (lambda about: about["config"]["model"].update(normalization="x"), "model.normalization"),
     (lambda about: about["config"]["model"].update(encoder_options={"depth": 0}), "aux_layer"),
+    (lambda about: about["config"]["model"].update(encoder=f"local-dir:{ROOT}"),
+     "no.* model of timm"),
     (lambda about: about["config"].update(evaluate=3), "'evaluate'.*section"),
-    (lambda about: about.update(config=[1]), "config is list"),
+    (lambda about: about.update(config=[1]), "config must be a mapping, not \\[1\\]"),
     (lambda about: about["palette"].pop(), "palette has not the 4 colours"),
-    (lambda about: about["palette"].__setitem__(1, [0, 0, 300]), "integers from 0 to 255"),
-    (lambda about: about["palette"].__setitem__(1, [0, 0]), "three integers"),
-    (lambda about: about.update(palette=None), "palette"),
-    (lambda about: about.update(classes=[1, 2, 3]), "classes is no list of names"),
-    (lambda about: about.update(classes=None), "classes is no list"),
-    (lambda about: about.update(thresholds=[0.5]), "thresholds is \\[0.5\\]"),
-    (lambda about: about.update(thresholds=[float("nan"), 0.5]), "thresholds is \\[nan"),
-    (lambda about: about.update(image_size="48"), "image_size is '48'"),
-    (lambda about: about.pop("image_size"), "no 'image_size'"),
+    (lambda about: about["palette"].__setitem__(1, [0, 0, 300]),
+     r"palette\[1\]\[2\] must be .*0 to 255, not 300"),
+    (lambda about: about["palette"].__setitem__(1, [0, 0]), r"palette\[1\] must be a list of 3"),
+    (lambda about: about.update(palette=None), "palette must be a list"),
+    (lambda about: about.update(classes=[1, 2, 3]), r"classes\[0\] must be of type str, not 1"),
+    (lambda about: about.update(classes=None), "classes must be a list"),
+    (lambda about: about.update(thresholds=[0.5]), "thresholds must be a list of 2"),
+    (lambda about: about.update(thresholds=[float("nan"), 0.5]),
+     r"thresholds\[0\] must be .*, not nan"),
+    (lambda about: about.update(image_size="48"), "image_size must be .*, not '48'"),
+    (lambda about: about.pop("image_size"), "image_size is missing"),
 ])
 def test_altered_descriptions_are_refused_by_name(tmp_path, network, config, change, reason):
     path = altered(tmp_path / "best.pth", network, config, change)
     with pytest.raises(UserError, match=f"best.pth does not fit .*{reason}") as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+class Payload:
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (Payload, "ran", True))
+
+
+@pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])
+def test_a_weights_file_makes_the_program_open_no_other(tmp_path, network, config, name):
+    """Whichever option of timm's would: this one is unpickled by some versions."""
+    torch.save(Payload(), tmp_path / "second.pth")
+    options = config["model"]["encoder_options"] | {"checkpoint_path": str(tmp_path / "second.pth")}
+    path = write(tmp_path / name, network, config | {
+        "model": config["model"] | {"encoder_options": options}})
+    opened = []
+    sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+    with pytest.raises(UserError, match="does not fit .*checkpoint_path is none of the options"):
+        load(path)
+    assert not Payload.ran and not any("second" in file for file in opened)
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: content["about"].__setattr__("get", 3),
+    lambda content: content["assignment"].__setattr__("keys", 3),
+    lambda content: content["assignment"]["classifier.weight"].__setattr__("detach", 3),
+])
+def test_attributes_in_a_file_hide_no_methods(tmp_path, network, config, change):
+    content = read(write(tmp_path / "best.pth", network, config))
+    content = {key: OrderedDict(value) for key, value in content.items()}
+    content["assignment"]["classifier.weight"] = torch.nn.Parameter(
+        content["assignment"]["classifier.weight"])
+    change(content)
+    torch.save(content, tmp_path / "best.pth")
+    assert load(tmp_path / "best.pth").classes == tuple(CLASSES)
+
+
+def itself():
+    content = {}
+    content["assignment"] = content["model"] = content
+    return content
+
+
+def bomb():
+    content = torch.zeros(1)
+    for _ in range(25):
+        content = {"a": content, "b": content}
+    return content
+
+
+@pytest.mark.parametrize("make", [itself, bomb, lambda: {"a": torch.zeros(2, 2).to_sparse()},
+                                  lambda: {"a": torch.zeros(2, device="meta")}])
+def test_content_that_is_no_tree_of_tensors_is_refused(tmp_path, make):
+    torch.save(make(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="a.pth cannot be read as a checkpoint.*it holds"):
+        load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_pipe_is_no_file(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read: .*pipe"):
+        load(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["best.pth", "best.safetensors"])

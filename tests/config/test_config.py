@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import pytest
 from PIL import Image
@@ -290,6 +291,53 @@ def test_files_that_are_no_configuration(tmp_path):
             load_config(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"{mine}: &{mine} [{', '.join(['*' + theirs] * 9)}]\n" for theirs, mine in zip(
+        "abcdefg", "bcdefgh", strict=True))
+
+
+@pytest.mark.parametrize("text, told", [
+    ("seed: 1\nname: 2026-99-99", "line 2: this is no value of type timestamp"),
+    ("seed: !!int x", "line 1: this is no value of type int"),
+    ("seed: " + "9" * 5000, "line 1: this is no value of type int"),
+    ("seed: !!bool x", "line 1: this is no value of type bool"),
+    ("seed: " + "[" * 3000, "nested too deeply"),
+    ("a: &a [*a]", "is a part of itself"),
+    (BOMB, "more than 100000 values"),
+    ("name: x" * 50_000, "is larger than 0.25 MB"),
+    ('name: "a\\0b"', "'name' in .* must be text without NUL"),
+    ('name: "\\ud800"', "'name' in .* must be text that UTF-8 can hold"),
+    ("name: \"x\"\nseed: \udcff", "line 2: the configuration is not in UTF-8"),
+])
+def test_what_yaml_stumbles_over_is_one_sentence(tmp_path, text, told):
+    (tmp_path / "a.yaml").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=told) as caught:
+        load_config(tmp_path / "a.yaml")
+    assert "a.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("item", [
+    "seed=!!int x", "seed=" + "9" * 5000, "name=2026-99-99", "seed=0o9", "seed=[1,\n2.",
+    "seed=" + "[" * 999,
+])
+def test_values_that_yaml_stumbles_over(item):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [item])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_aliases_may_be_used(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "teacher: {scales: &a [1.0, 0.5]}\nevaluate: {scales: *a}\n")
+    assert load_config(tmp_path / "a.yaml").evaluate.scales == (1.0, 0.5)
+
+
+def test_a_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="a.yaml: the configuration cannot be read .*pipe"):
+        load_config(tmp_path / "a.yaml")
 
 
 def test_no_yaml_tag_makes_objects(tmp_path):

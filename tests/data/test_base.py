@@ -171,7 +171,7 @@ def test_voc_mistakes_name_file_and_remedy(voc):
     (voc / "Annotations" / "a_1.xml").unlink()
     fails("a_1.xml", make)
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xffv_1\n")
-    fails("val.txt: the list cannot be read", lambda: make("val"))
+    fails("val.txt, line 1: the list is not in UTF-8", lambda: make("val"))
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("v_1\nv_1\n")
     fails("v_1 is listed twice", lambda: make("val"))
 
@@ -269,14 +269,18 @@ def test_coco_png_masks_go_before_outlines(coco):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        (None, "annotation 1: the segmentation is neither a list of polygons nor run lengths"),
-        (7, "annotation 1: the segmentation is neither"),
-        ([7, 8], "annotation 1: the segmentation is no list of polygons"),
+        (None, "annotations[1].segmentation must be a list or a mapping, not null"),
+        (7, "annotations[1].segmentation must be a list or a mapping, not 7"),
+        ("abc", "annotations[1].segmentation must be a list or a mapping, not 'abc'"),
+        ([7, 8], "annotations[1].segmentation[0] must be a list, not 7"),
+        ([[1, 2, 3, True]], "annotations[1].segmentation[0][3] must be"),
+        ([[1, 2, 3, 1e300]], "annotations[1].segmentation[0][3] must be"),
+        ({"counts": [100, -4]}, "annotations[1].segmentation.counts[1] must be"),
         ([[1, 2, 3]], "annotation 1: the segmentation is no list of polygons"),
         ({"counts": "PQ"}, "annotation 1: compressed run lengths are not supported"),
         ({"counts": [1, 2]}, "annotation 1: run lengths cover 3 of 96 pixels"),
-        ({"counts": [None]}, "annotation 1: "),
-        ({}, "annotation 1: "),
+        ({"counts": [None]}, "annotations[1].segmentation.counts[0] must be"),
+        ({}, "annotations[1].segmentation.counts is missing"),
     ],
 )
 def test_coco_outlines_that_are_none(coco, segmentation, message):
@@ -284,9 +288,35 @@ def test_coco_outlines_that_are_none(coco, segmentation, message):
     content = json.loads(path.read_text())
     content["annotations"][1]["segmentation"] = segmentation
     path.write_text(json.dumps(content))
-    dataset = build("val", name="coco", root=str(coco))
-    fails(message, dataset.check)
-    fails("instances_val2014.json", lambda: dataset.mask(0))
+    fails(message, lambda: build("val", name="coco", root=str(coco)).check())
+    fails("instances_val2014.json", lambda: build("val", name="coco", root=str(coco)).mask(0))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: c.update(annotations={}), "annotations must be a list"),
+    (lambda c: c["annotations"].append(3), "must be a mapping, not 3"),
+    (lambda c: c["annotations"][0].update(image_id="7"), "annotations[0].image_id must be"),
+    (lambda c: c["annotations"][0].update(image_id=-7), "image_id -7, which the file does not"),
+    (lambda c: c["annotations"][0].update(area=10**400), "annotations[0].area must be"),
+    (lambda c: c["images"].append(c["images"][0]), "two images have one id or file_name"),
+    (lambda c: c["images"][0].update(file_name="\ud800"), "images[0].file_name must be text"),
+    (lambda c: c["categories"][0].update(id=None), "categories[0].id must be"),
+])
+def test_coco_entries_of_other_types(coco, change, message):
+    path = coco / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    fails(message, lambda: build("val", name="coco", root=str(coco)))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[" * 100_000, "nested too deeply"), ('{"images": [NaN]}', "NaN is no number"),
+    ('{"images":\n [}', "line 2 is no JSON"), ('{"a": ' + "9" * 5000 + "}", "is no JSON"),
+])
+def test_coco_files_that_are_no_json(coco, text, message):
+    (coco / "annotations" / "instances_val2014.json").write_text(text)
+    fails(message, lambda: build("val", name="coco", root=str(coco)))
 
 
 def test_coco_damaged_label_cache(coco):
@@ -326,10 +356,10 @@ def test_coco_mistakes_name_file_and_remedy(coco):
     fails("did you mean 'person'?", make)
     path.write_text('{"images": []}')
     os.utime(path, (4e9, 4e9))
-    fails("no complete COCO instance annotation file (see 'categories')", make)
+    fails("instances_val2014.json: categories is missing", make)
     path.write_text("{")
     os.utime(path, (4e9, 4e9))
-    fails("instances_val2014.json: the file cannot be read", make)
+    fails("instances_val2014.json: line 1 is no JSON", make)
     path.unlink()
     fails("neither exists", make)
     (coco / "train2014" / "COCO_train2014_000000000009.jpg").unlink()
@@ -458,6 +488,12 @@ def test_folder_images_with_one_stem_keep_their_suffix(folder):
         ("image,label\nc,dog\n", "line 2: 'dog' where 0 or 1 belongs"),
         ("image;labels\nc;dog\n", "separate columns with ',', labels with ';'"),
         ("image\tlabels\nc\tdog\n", "separate columns with ',', labels with ';'"),
+        ('image,labels\nc,"dog\nc.jpeg,cat\n', "line 2: the CSV file cannot be read"),
+        ('image,labels\nc,"dog\nd,cat"\n', "line 2: a quote is opened and not closed"),
+        ('image,labels\nc,"dog"s\n', "line 2: the CSV file cannot be read"),
+        ("image,dog,dog\nc,1,0\n", "line 1: two columns are named 'dog'"),
+        ("image,dog,\nc,1,0\n", "line 1: a column has no name"),
+        ("image,labels\nc,d\0g\n", "line 2: the CSV file is not in UTF-8"),
         ("image,labels\nc;dog\n", "line 2: 1 fields where the header has 2; separate columns"),
     ],
 )
@@ -471,7 +507,7 @@ def test_folder_csv_mistakes_name_file_and_line(folder, content, message):
 def test_folder_csv_in_another_encoding(folder):
     for encoding in ("latin-1", "utf-16"):
         (folder / "labels.csv").write_text("image,labels\n\xe9t\xe9 1,dog\n", encoding=encoding)
-        fails("labels.csv: the CSV file is not in UTF-8", lambda: own(folder))
+        fails("the CSV file is not in UTF-8", lambda: own(folder))
 
 
 def test_folder_names_may_differ_in_case_and_unicode_form(folder):
@@ -590,7 +626,7 @@ def test_training_sets_never_read_masks(voc, folder):
 def test_an_empty_set_is_a_user_error(folder):
     (folder / "labels.csv").write_text("image,labels\n")
     (folder / "classes.txt").write_text("dog\n")
-    fails("holds no image", own(folder, classes="classes.txt").check)
+    fails("below the header there are no rows", lambda: own(folder, classes="classes.txt"))
 
 
 def test_masks_may_have_a_palette(tmp_path):

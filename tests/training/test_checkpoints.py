@@ -219,7 +219,7 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(run, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UserError, match="cannot read .*last.pth: Permission denied") as caught:
         Rotation(run, 2).read()
     assert not isinstance(caught.value, DamagedError)

@@ -150,6 +150,38 @@ def test_metrics_after_the_checkpoint_are_forgotten(run):
     assert run.read_evaluations() == [{"iteration": 2, "miou": 0.2}]
 
 
+@pytest.mark.parametrize("line", ["[1]", "7", "null", "{}", '{"iteration": "2"}',
+                                  '{"iteration": true}', '{"iteration": 1e9}'])
+@pytest.mark.parametrize("name", ["metrics", "evaluations"])
+def test_lines_of_other_kinds_are_told_and_nothing_is_changed(run, name, line):
+    run.create(from_dict(tiny_tree()))
+    for iteration in (1, 2):
+        run.log({"iteration": iteration})
+    path = getattr(run, name)
+    path.write_text(path.read_text() + line + "\n")
+    before = run.metrics.read_text(), run.evaluations.read_text()
+    with pytest.raises(UserError, match=f"{path.name}, line .*delete the line"):
+        run.forget_after(1)
+    assert (run.metrics.read_text(), run.evaluations.read_text()) == before
+
+
+@pytest.mark.parametrize("rest", [b'{"iteration": "\xed\xa0', b"\0" * 50, b"\xff", b"[" * 9999])
+def test_what_a_loss_of_power_leaves_is_dropped(run, rest):
+    run.create(from_dict(tiny_tree()))
+    run.log({"iteration": 1})
+    run.metrics.write_bytes(run.metrics.read_bytes() + rest)
+    run.forget_after(1)
+    assert run.metrics.read_text() == '{"iteration": 1}\n'
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"iterations": null}', '{"iterations": "8"}'])
+def test_a_summary_of_another_shape_is_told(run, text):
+    run.create(from_dict(tiny_tree()))
+    run.summary.write_text(text)
+    with pytest.raises(UserError, match="summary.json is damaged.*delete it"):
+        run.forget_after(7)
+
+
 def test_an_evaluation_takes_the_place_of_its_former_self(run):
     run.create(from_dict(tiny_tree()))
     for iteration, miou in ((2, 0.1), (4, 0.2), (4, 0.3)):
@@ -161,7 +193,7 @@ def test_an_evaluation_takes_the_place_of_its_former_self(run):
 def test_a_failed_write_leaves_the_old_files(run, monkeypatch):
     run.create(from_dict(tiny_tree()))
     run.log({"iteration": 1})
-    run.write_summary({"miou": 0.5})
+    run.write_summary({"iterations": 1, "miou": 0.5})
     before = {path: path.read_bytes() for path in run.path.iterdir()}
 
     def full(source, target):
