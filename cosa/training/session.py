@@ -23,7 +23,6 @@ from cosa.training.evaluation import score
 from cosa.training.run_folder import RunFolder
 from cosa.training.step_log import StepLog
 
-
 Iteration = Annotated[int, Within(0, 2**53)]
 
 
