@@ -23,7 +23,8 @@ class State:
 
 
 @pytest.mark.parametrize("kind, value", [
-    (Any, object()), (int, 3), (list[int], [10**400]), (float, 3), (float, 0.5), (bool, True), (str, "é"), (None, None),
+    (Any, object()), (int, 3), (list[int], [10**400]), (float, 3), (float, 0.5),
+    (bool, True), (str, "é"), (None, None),
     (Literal["a", 3], 3), (list[float], []), (list[float], [1, 2.5]), (tuple[int, ...], [1]),
     (tuple[int, str], (1, "a")), (dict[str, Any], OrderedDict(a=1)), (dict, {1: 2}),
     (dict[int, list[str]], {1: ["a"]}), (Annotated[int, Within(0, 9)], 9), (Entry, {
