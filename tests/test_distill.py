@@ -144,7 +144,7 @@ def test_two_photographs_are_needed(tmp_path):
 @pytest.mark.parametrize(("more", "message"), [
     (["--crop", "40"], "--crop 40 must be a multiple of the student's stride, 16"),
     (["--student", "vit_tinny"], "--student: .*vit_tinny is not a model of timm"),
-    (["--student-options", '{"depth": "x"}'], "--student: timm cannot build"),
+    (["--student-options", '{"depth": "x"}'], "--student: model.encoder_options.depth must be"),
     (["--teacher", "nothing"], "--teacher: .*nothing is not a model of timm"),
     (["--teacher", "mobilenetv3_small_050", "--teacher-weights", "none.pth"],
      "--teacher: the weight file none.pth does not exist"),

@@ -10,6 +10,7 @@ import typing
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
+from math import inf
 from typing import Any
 
 MOST = sys.float_info.max
@@ -132,7 +133,7 @@ def _number(kind: Any) -> tuple[tuple[type, ...], float, float, str]:
     base, *notes = typing.get_args(kind) or (kind,)
     accepted = (int,) if base is int else (int, float)
     if not notes:
-        low, high = (-(2**63), 2**63 - 1) if base is int else (-MOST, MOST)
+        low, high = (-inf, inf) if base is int else (-MOST, MOST)
         return accepted, low, high, f"of type {base.__name__}"
     low, high = notes[0].low, notes[0].high
     return accepted, low, high, f"of type {base.__name__}, {low:g} to {high:g}"

@@ -23,14 +23,16 @@ from cosa.training.evaluation import score
 from cosa.training.run_folder import RunFolder
 from cosa.training.step_log import StepLog
 
+Iteration = Annotated[int, Within(0, 2**53)]
+
 
 @dataclass
 class State:
     """Where a run is; all of it is in the checkpoint."""
 
-    iteration: int = 0
+    iteration: Iteration = 0
     """How many are done."""
-    evaluated: int = 0
+    evaluated: Iteration = 0
     """The iteration of the last evaluation that came to its end."""
     best: float = -1.0
     """The highest validation score so far."""
