@@ -41,17 +41,19 @@ class NetworkOutput:
     aux_cam: Tensor  # (B, C, h, w) auxiliary class activation map, unbounded
     seg: Tensor  # (B, C+1, h, w) segmentation logits, channel 0 is the background
     features: Tensor  # (B, D, h, w) final features, of a ViT after its last LayerNorm
-    offset: Tensor | float = 0.0  # (C, 1, 1) what class scores have beside the CAM; 0: nothing
-    aux_offset: Tensor | float = 0.0  # (C, 1, 1) the same of the auxiliary ones
+    offset: Tensor | None = None  # (C, 1, 1) what class scores have beside the CAM, if anything
+    aux_offset: Tensor | None = None  # (C, 1, 1) the same of the auxiliary ones
 
     @property
     def position_logits(self) -> Tensor:
         """(B, C, h, w) class scores of single positions: the CAM with the offset."""
-        return self.cam + self.offset
+        return self.cam if self.offset is None else self.cam + self.offset
 
     @property
     def aux_position_logits(self) -> Tensor:
         """The same of the auxiliary CAM."""
+        if self.aux_offset is None:
+            return self.aux_cam
         return self.aux_cam + self.aux_offset
 
 
@@ -103,9 +105,9 @@ class CamClassifier(nn.Conv2d):
         scores = in_full_precision(self, pooled).flatten(1)
         return scores if self.offset is None else scores + self.offset
 
-    def offset_of_maps(self) -> Tensor | float:
-        """(C, 1, 1) what the scores have beside the CAM; 0 without an offset."""
-        return 0.0 if self.offset is None else self.offset[:, None, None]
+    def offset_of_maps(self) -> Tensor | None:
+        """(C, 1, 1) what the scores have beside the CAM; None without an offset."""
+        return None if self.offset is None else self.offset[:, None, None]
 
 
 class CoSANetwork(nn.Module):

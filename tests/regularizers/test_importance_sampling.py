@@ -235,7 +235,7 @@ def test_shapes_that_do_not_fit_are_reported(name):
 # The regularizer, Eq. (16)
 
 
-def context_of(cam, aux_cam, labels, valid, offset=0.0, aux_offset=0.0):
+def context_of(cam, aux_cam, labels, valid, offset=None, aux_offset=None):
     nothing = torch.zeros(0)
     output = NetworkOutput(nothing, nothing, cam, aux_cam, nothing, nothing, offset, aux_offset)
     batch = {"image_labels": labels, "valid": valid}
