@@ -56,7 +56,8 @@ class Compiled:
         gpus = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(gpus):
             output = self._compiled(images)
-            maps = [value for value in vars(output).values() if value.requires_grad]
+            maps = [value for value in vars(output).values()
+                    if value is not None and value.requires_grad]
             torch.autograd.grad(sum(value.float().sum() for value in maps), weights,
                                 allow_unused=True)
         self._tried.add(images.shape)
