@@ -85,7 +85,7 @@ def count_weights(config: Config, num_classes: int) -> tuple[Count, Count]:
     Where an encoder cannot be built without content, there are none: it is not known then.
     """
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = checkpoint.build_network(to_dict(config), num_classes)
             if config.model.freeze_position_embedding:
                 network.freeze_position_embedding()

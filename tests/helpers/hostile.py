@@ -9,6 +9,9 @@ from cosa.core.text import LINE
 HOSTILE = "a\x1b[2J\nfailed: forged\r\t\x9b\u202e\u2028\u200b\udcff"
 SHOWN = r"a\x1b[2J\nfailed: forged\r\t\x9b\u202e\u2028\u200b\udcff"
 
+CLASS, CLASS_SHOWN = HOSTILE.removesuffix("\udcff"), SHOWN.removesuffix(r"\udcff")
+"""A name in weights, which hold no half of a surrogate pair."""
+
 
 def assert_text(printed: str, most: int = LINE) -> None:
     """Lines of visible characters, of which no name has made one, and none is too long.

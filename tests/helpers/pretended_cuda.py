@@ -21,6 +21,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -187,6 +188,7 @@ _CUDA = {
     "get_device_name": _constantly("pretended"), "get_device_capability": _constantly((9, 0)),
     "memory_allocated": _constantly(0), "max_memory_allocated": _constantly(0),
     "mem_get_info": _constantly((2**34, 2**34)),
+    "get_device_properties": _constantly(SimpleNamespace(total_memory=2**34)),
     "current_stream": _Waiting, "Stream": _Waiting, "Event": _Waiting,
     "synchronize": lambda device=None: OnCuda.noted.note("synchronize"),
     "get_rng_state": lambda device=None: torch.get_rng_state(),

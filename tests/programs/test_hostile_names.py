@@ -10,7 +10,7 @@ from PIL import Image
 from cosa.benchmark.__main__ import main as benchmark
 from cosa.core.errors import run_program
 from cosa.data.scenes.dataset import ScenesDataset
-from tests.helpers.hostile import HOSTILE, SHOWN, assert_text
+from tests.helpers.hostile import CLASS, CLASS_SHOWN, HOSTILE, SHOWN, assert_text
 from tests.helpers.inference import save, write_weights
 from tests.helpers.training import configure
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs names of any c
 
 
 def test_infer(tmp_path, command_line):
-    weights = write_weights(tmp_path / "w.pt", classes=(HOSTILE, "日本", "x" * 100_000))
+    weights = write_weights(tmp_path / "w.pt", classes=(CLASS, "日本", "x" * 100_000))
     save(tmp_path / "in/b.png")
     try:
         (tmp_path / f"in/{HOSTILE}.png").write_bytes(b"no image")
@@ -36,7 +36,7 @@ def test_infer(tmp_path, command_line):
     assert err.startswith(f"failed: {tmp_path}/in/{SHOWN}.png") and err.count("\n") == 1
     head, table, *rows = out.split("\n")
     assert head.endswith(f"masks are in {tmp_path}/{SHOWN}")
-    names = ("background", SHOWN, "日本", f"{'x' * 36} [...] {'x' * 37}")
+    names = ("background", CLASS_SHOWN, "日本", f"{'x' * 36} [...] {'x' * 37}")
     assert table.split() == ["class", "IoU", "F"]
     for name, row in zip(names, rows, strict=False):
         assert row.startswith(name + "  ")
@@ -45,7 +45,7 @@ def test_infer(tmp_path, command_line):
     content = json.loads((tmp_path / "s.json").read_text())
     assert [entry["path"] for entry in content["images"]] == [f"{HOSTILE}.png", "b.png"]
     assert content["run"]["output"] == str(tmp_path / HOSTILE)
-    assert list(content["run"]["scores"]["iou"])[1] == HOSTILE
+    assert list(content["run"]["scores"]["iou"])[1] == CLASS
 
 
 def test_train(tmp_path, train_program, monkeypatch):

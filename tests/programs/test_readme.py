@@ -202,7 +202,10 @@ def test_python_example_runs(tmp_path, monkeypatch):
     assert seen["cam"].shape == (2, 96, 96)
 
 
-@pytest.mark.parametrize("name", ["demo", "voc", "coco", "custom", "photographs"])
+SHIPPED = ("demo", "voc", "coco", "custom", "photographs", "photographs_regularizers")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configurations_load(name):
     config = load_config(PROJECT / f"configs/{name}.yaml")
     assert config.name == name
@@ -214,9 +217,7 @@ def test_encoder_of_the_demo_is_included():
 
 
 def test_all_shipped_configurations_are_tested():
-    assert {path.stem for path in (PROJECT / "configs").glob("*.yaml")} == {
-        "demo", "voc", "coco", "custom", "photographs"
-    }
+    assert {path.stem for path in (PROJECT / "configs").glob("*.yaml")} == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name, classes", [("voc", voc.CLASSES), ("coco", coco.CLASSES)])
