@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -42,22 +43,28 @@ def test_too_little_memory_for_the_imports(program):
     assert errors.count("\n") == 1
 
 
-@pytest.fixture
-def full_at():
-    """Sets the largest size of a file; what is beyond fails, as on a full disk."""
+@contextmanager
+def full_at(size):
+    """Sets the largest size of a file; what is beyond fails, as on a full disk.
+
+    Not longer than the program runs: pytest's own log may be larger.
+    """
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 @pytest.mark.parametrize("size, name", [
     (600_000, "last.pth"), (150_000, "last.pth"), (1000, "config.yaml"), (3000, "metrics.jsonl"),
 ])
-def test_a_disk_that_is_full_loses_nothing(tmp_path, full_at, size, name):
+def test_a_disk_that_is_full_loses_nothing(tmp_path, size, name):
     config = configure(tmp_path, model=RANDOM,
                        train={"checkpoint_every": 100, "iterations": 40, "evaluate_every": 0})
-    full_at(size)
-    with pytest.raises(UserError, match=f"cannot write .*{name}: .*MiB are free there") as caught:
+    told = f"cannot write .*{name}: .*MiB are free there"
+    with pytest.raises(UserError, match=told) as caught, full_at(size):
         train.main([config])
     assert "\n" not in str(caught.value) and "enforce" not in str(caught.value)
     run = RunFolder(tmp_path / "runs" / "tiny")
