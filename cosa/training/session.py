@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cosa import checkpoint
 from cosa.config import Config, to_dict
-from cosa.core.declared import Within, check
+from cosa.core.declared import check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import NotFiniteError, UserError, one_line
 from cosa.cotrain import CoTraining
@@ -21,78 +21,8 @@ from cosa.data import SegmentationDataset
 from cosa.training.checkpoints import Rotation
 from cosa.training.evaluation import score
 from cosa.training.run_folder import RunFolder
+from cosa.training.saved import Saved, State
 from cosa.training.step_log import StepLog
-
-Iteration = Annotated[int, Within(0, 2**53)]
-
-
-@dataclass
-class State:
-    """Where a run is; all of it is in the checkpoint."""
-
-    iteration: Iteration = 0
-    """How many are done."""
-    evaluated: Iteration = 0
-    """The iteration of the last evaluation that came to its end."""
-    best: float = -1.0
-    """The highest validation score so far."""
-    seconds: float = 0.0
-    """Of training and of the evaluations in between."""
-
-
-class _Moments(TypedDict):
-    step: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
-class _Group(TypedDict):
-    params: list[int]
-
-
-class _Optimizer(TypedDict):
-    state: dict[int, _Moments]
-    param_groups: list[_Group]
-
-
-class _CpuRandom(TypedDict):
-    cpu: Tensor
-
-
-class _Random(_CpuRandom, total=False):
-    cuda: Tensor
-
-
-class _Threshold(TypedDict):
-    value: Annotated[float, Within(0, 1)]
-    histograms: Tensor
-
-
-class _Classes(TypedDict):
-    classes: list[str]
-
-
-class _Best(TypedDict):
-    about: dict[str, Any]
-    assignment: dict[str, Tensor]
-
-
-class _Required(TypedDict):
-    about: _Classes
-    online: dict[str, Tensor]
-    assignment: dict[str, Tensor]
-    thresholds: dict[str, _Threshold]
-    optimizer: _Optimizer
-    rng: _Random
-    state: State
-
-
-class Saved(_Required, total=False):
-    """What resuming reads of a checkpoint; earlier versions' lack the rest."""
-
-    regularizers: dict[str, Tensor]
-    log: dict[str, tuple[float, Annotated[int, Within(1, 2**31)]]]
-    best: _Best | None
 
 
 @dataclass
