@@ -32,6 +32,7 @@ from cosa.core.signals import StopRequest
 from cosa.core.terminal import Parser, progress_bar, say
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.batches import to_device
+from cosa.data.check import examine
 from cosa.data.loader import training_loader
 from cosa.evaluate import EvaluationStopped, class_indices
 from cosa.network import CoSANetwork
@@ -108,10 +109,13 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         dataset.check()
     if val_set.classes != train_set.classes:
         raise UserError("training and validation images have different classes: use one list")
+    report = distributed.from_main(lambda: examine(train_set, val_set))
+    report.require()
 
     check_memory(config, len(train_set.classes), len(val_set), device)
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
+    report.tell()
     say(f"training on {describe(device, autocast)}")
     optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
     session = Session(config, run, cotraining, optimizer, val_set)
@@ -136,6 +140,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
             run.write_config(config)
         else:
             run.create(config)
+        run.write_data(report.tree())
         try:
             if fit(session, loader, train_set, stop):
                 return explain_stop(session, stop)

@@ -51,6 +51,10 @@ class SegmentationDataset:
         """Image ``index``, perhaps not decoded yet; raises ``UserError`` if it cannot be read."""
         return self.image(index)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of image ``index``, without decoding it where that is possible."""
+        return self.image(index).size
+
     def has_mask(self, index: int) -> bool:
         """Whether image ``index`` has a mask, without opening it."""
         return self.has_masks
@@ -61,6 +65,10 @@ class SegmentationDataset:
         None if the image has no mask. Training never calls this.
         """
         return None
+
+    def mask_source(self, index: int) -> str:
+        """Where mask ``index``, which exists, comes from, for people."""
+        return self.names[index]
 
     def check(self) -> None:
         """Look for everything that would fail later; raises ``UserError`` naming the file."""
@@ -104,12 +112,20 @@ class FileDataset(SegmentationDataset):
     def open_image(self, index: int) -> Image.Image | LazyImage:
         return open_image(self.image_paths[index])
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        return image_size(self.image_paths[index])
+
     def has_mask(self, index: int) -> bool:
         return self.mask_paths[index] is not None
 
     def mask(self, index: int) -> np.ndarray | None:
         path = self.mask_paths[index]
         return None if path is None else read_mask(path, len(self.classes))
+
+    def mask_source(self, index: int) -> str:
+        path = self.mask_paths[index]
+        shared = path.suffix.lower() != ".png"  # a file of several images' masks
+        return f"{path}, image {self.names[index]}" if shared else str(path)
 
     def mask_size(self, index: int) -> tuple[int, int] | None:
         """(width, height) of mask ``index`` without decoding it; None without a mask."""

@@ -32,11 +32,17 @@ class Subset(SegmentationDataset):
     def open_image(self, index: int) -> Image.Image | LazyImage:
         return self.whole.open_image(self.indices[index])
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self.whole.image_size(self.indices[index])
+
     def has_mask(self, index: int) -> bool:
         return self.whole.has_mask(self.indices[index])
 
     def mask(self, index: int) -> np.ndarray | None:
         return self.whole.mask(self.indices[index])
+
+    def mask_source(self, index: int) -> str:
+        return self.whole.mask_source(self.indices[index])
 
     def check(self) -> None:
         """Check the whole: what is left out here is often wanted later, after hours of training."""

@@ -27,14 +27,19 @@ class ImageLabels:
         Raises:
             UserError: the image has no row.
         """
-        written = self._names.find(name) or self._names.find(name.rpartition(".")[0])
-        if written is None:
+        row = self.find(name)
+        if row is None:
             raise UserError(
                 f"{name} has no row in {self.path}: add one (without labels if it holds no "
                 "class), and give --overwrite or another --output with it, since a run does not "
                 "go on with other labels"
             )
-        return self._rows[written]
+        return row
+
+    def find(self, name: str) -> list[int] | None:
+        """The same, or None for an image without a row."""
+        written = self._names.find(name) or self._names.find(name.rpartition(".")[0])
+        return None if written is None else self._rows[written]
 
 
 def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:

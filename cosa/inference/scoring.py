@@ -14,8 +14,10 @@ from cosa.core.numbers import percent, without_nan
 from cosa.core.text import NAME, aligned, shown
 from cosa.core.threads import parallel_map
 from cosa.data.base import read_mask
+from cosa.data.check import examine_masks
 from cosa.evaluate import class_indices
 from cosa.inference.jobs import Plan, mask_name
+from cosa.inference.labels import ImageLabels
 from cosa.inference.outcome import Outcome
 from cosa.metrics import SegmentationMetrics, mean_over_present
 
@@ -57,15 +59,37 @@ class Scorer:
         self.coexistence = [1 + index for index in class_indices(coexistence, classes)]
         self.images = 0
 
-    def check(self, jobs: Plan) -> None:
-        """Raise ``UserError`` unless at least one image has a mask."""
+    def check(self, jobs: Plan, labels: ImageLabels | None = None) -> None:
+        """Look for everything that would make the scores meaningless; tell what is merely odd.
+
+        Args:
+            labels: of the images, if they are at hand.
+
+        Raises:
+            UserError: no image has a mask, or the masks are none of these classes; see
+                ``cosa.data.check``.
+        """
         if not self.folder.is_dir():
             raise UserError(f"--evaluate {self.folder} is no folder: give the one of the masks")
-        if not any(self._truth(job.name).exists() for job in jobs):
+        masked = [number for number, job in enumerate(jobs) if self._truth(job.name).exists()]
+        if not masked:
             raise UserError(
                 f"--evaluate {self.folder}: no mask belongs to an image; that of "
                 f"{jobs[0].source} would be {self._truth(jobs[0].name)}"
             )
+
+        def named(number: int) -> list[int] | None:
+            return labels and labels.find(jobs[number].name)
+
+        report = examine_masks(
+            self.classes[1:],
+            masked,
+            read=lambda number: read_mask(self._truth(jobs[number].name), len(self.classes) - 1),
+            labels=named,
+            source=lambda number: str(self._truth(jobs[number].name)),
+        )
+        report.require()
+        report.tell(table=False)
 
     def update(self, outcome: Outcome) -> UserError | None:
         """Score the mask of an image; the reason if that is impossible."""

@@ -82,7 +82,7 @@ def look(options: Options) -> Iterator[Task]:
             options.evaluate, network.classes, label_filtered=labels is not None,
             coexistence=network.config.evaluate.coexistence_classes,
         )
-        scorer.check(jobs)
+        distributed.from_main(lambda: scorer.check(jobs, labels))
     if options.json:
         check_json(options, jobs)
     with Record(Path(options.output), network, settings, options.save) as record:

@@ -40,6 +40,7 @@ class RunFolder:
     """Files of one run. Of several processes, the first one writes them.
 
     config.yaml         the whole configuration
+    data.json           what was found in the data set
     metrics.jsonl       one JSON object per line: "iteration", "loss", its terms, thresholds
     evaluations.jsonl   one JSON object per line: "iteration" and the scores
     last.pth            everything that resuming needs
@@ -52,6 +53,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.last = self.path / "last.pth"
@@ -142,6 +144,11 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         write_atomically(self.config, to_yaml(config))
+
+    @main_only
+    def write_data(self, found: dict[str, Any]) -> None:
+        """Write data.json: what was found in the data set."""
+        write_atomically(self.data, json.dumps(found, indent=2) + "\n")
 
     def reopen(self, overrides: list[str]) -> Config:
         """Configuration of an interrupted run, with overrides over it.

@@ -418,6 +418,8 @@ def test_scores_of_the_same_pass(tmp_path, photos, program):
 
 def test_scores_are_those_of_the_evaluation_in_training(tmp_path, photos, program, weights):
     truth = true_masks(photos, tmp_path / "truth")
+    cats = np.random.default_rng(0).integers(0, 2, (30, 40), np.uint8)  # one mask is as labelled
+    Image.fromarray(cats).save(truth / "0.png")
     present = ["cat", "ship;cat", "", "dog, big", "ship"]
     rows = [f'{name},"{labels}"' for name, labels in zip(NAMES, present, strict=True)]
     labels = labels_file(tmp_path / "labels.csv", rows)
@@ -501,7 +503,8 @@ def test_denied_classes_are_left_out_as_if_labels_said_so(tmp_path, photos, prog
 
 def test_scores_of_label_filtered_masks_have_another_name(tmp_path, photos, program):
     truth = true_masks(photos, tmp_path / "truth")
-    labels = labels_file(tmp_path / "labels.csv", [f"{name},cat;ship" for name in NAMES])
+    rows = [f"{name},cat;ship" for name in NAMES[1:]]
+    labels = labels_file(tmp_path / "labels.csv", [f'{NAMES[0]},"cat;dog, big;ship"', *rows])
     options = ("--labels", labels, "--evaluate", truth, "--json", tmp_path / "s.json")
     code, text, _ = program(photos, tmp_path / "out", *options)
     assert code == 0 and "filtered by image labels" in text and "label-free" not in text

@@ -133,7 +133,7 @@ def test_masks_with_other_labels_are_that_images_failure(tmp_path, program, valu
     for name in "ab":
         save(tmp_path / f"in/{name}.jpg", (8, 6))
         save(tmp_path / f"truth/{name}.png", (8, 6), "L").write_bytes(b"")
-        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"truth/{name}.png")
+        Image.fromarray(np.ones((6, 8), np.uint8)).save(tmp_path / f"truth/{name}.png")
     out = tmp_path / "out"
     assert program(tmp_path / "in", out)[0] == 0
     Image.fromarray(np.full((6, 8), value, np.uint8)).save(out / "a.png")
@@ -209,7 +209,7 @@ def test_foreign_masks_of_other_images_are_not_vouched_for_either(tmp_path, weig
 
 def test_images_and_true_masks_below_the_output_are_no_results(tmp_path, program):
     save(tmp_path / "in/a.png", (8, 6))
-    Image.fromarray(np.zeros((6, 8), np.uint8)).save(save(tmp_path / "truth/a.png", (8, 6)))
+    Image.fromarray(np.ones((6, 8), np.uint8)).save(save(tmp_path / "truth/a.png", (8, 6)))
     options = ("--evaluate", tmp_path / "truth")
     assert "1 done" in program(tmp_path / "in", tmp_path, *options)[1]
     assert "1 skipped" in program(tmp_path / "in", tmp_path, *options)[1]

@@ -48,7 +48,7 @@ def ends(tmp_path_factory, weights):
     (folder / "truth").mkdir()
     for k in range(3):
         save(folder / f"few/{k}.png")
-        Image.fromarray(np.zeros((12, 20), np.uint8)).save(folder / f"truth/{k}.png")
+        Image.fromarray(np.ones((12, 20), np.uint8)).save(folder / f"truth/{k}.png")
 
     def job(name, source, **rest):
         places = ["--output", folder / name / "out", "--json", folder / name / "s.json"]

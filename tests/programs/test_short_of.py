@@ -58,7 +58,7 @@ def full_at(size):
 
 
 @pytest.mark.parametrize("size, name", [
-    (600_000, "last.pth"), (150_000, "last.pth"), (1000, "config.yaml"), (3000, "metrics.jsonl"),
+    (600_000, "last.pth"), (150_000, "last.pth"), (2000, "config.yaml"), (3000, "metrics.jsonl"),
 ])
 def test_a_disk_that_is_full_loses_nothing(tmp_path, size, name):
     config = configure(tmp_path, model=RANDOM,
