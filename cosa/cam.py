@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosa.core.parts import parts
 from cosa.core.tensors import at_least_float32
 
 MAX_VALUES = 2**22
@@ -82,8 +83,8 @@ def strips(
     """
     maps = maps.float()
     height, width = size
-    rows_at_once = max(1, (at_once or MAX_VALUES) // (maps.shape[0] * width))
-    if rows_at_once >= height:
+    rows_at_once = (at_once or MAX_VALUES) // (maps.shape[0] * width)
+    if max(1, rows_at_once) >= height:
         yield slice(0, height), resize(maps[None], size)[0]
         return
     source = (torch.arange(height, dtype=torch.float64) + 0.5) * maps.shape[1] / height - 0.5
@@ -92,8 +93,7 @@ def strips(
     below = (above + 1).clamp(max=maps.shape[1] - 1)
     weight = (source - above).float()
     above, below, weight = (values.to(maps.device) for values in (above, below, weight))
-    for start in range(0, height, rows_at_once):
-        part = slice(start, min(start + rows_at_once, height))
+    for part in parts(height, rows_at_once):
         rows = torch.lerp(maps[:, above[part]], maps[:, below[part]], weight[part, None])
         yield part, resize(rows[None], (rows.shape[1], width))[0]
 

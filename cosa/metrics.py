@@ -7,12 +7,13 @@ of images. Inputs may be NumPy arrays or PyTorch tensors on any device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from cosa.core import IGNORE
+from cosa.core.parts import parts
 
 BOUNDARY_TOLERANCE = 0.008
 """Distance within which two contours match, as a share of the image diagonal (DAVIS)."""
@@ -84,7 +85,7 @@ class SegmentationMetrics:
                 f"prediction {prediction.shape} and target {target.shape} differ in shape"
             )
         confusion = np.zeros_like(self.confusion)
-        for rows in _rows_at_once(target.shape):
+        for rows in parts(len(target), _PIXELS_AT_ONCE // target.shape[1]):
             confusion += self._confusion(prediction[rows], target[rows])
         self.confusion += confusion
         if self._contours is not None:
@@ -158,11 +159,10 @@ class _ContourCounts:
         plane = stride * (target.shape[0] + 2 * margins[0])
         steps = _disk(radius, margins, stride)
         found = [_contours(labels, classes, margins) for labels in (prediction, target)]
-        at_once = max(1, _PLACES_AT_ONCE // plane)
-        for first in range(0, len(classes), at_once):
-            some = classes[first : first + at_once]
-            start, end = first * plane, (first + len(some)) * plane
-            self._match(some, [x[(x >= start) & (x < end)] - start for x in found], plane, steps)
+        for part in parts(len(classes), _PLACES_AT_ONCE // plane):
+            start, end = part.start * plane, part.stop * plane
+            some = [x[(x >= start) & (x < end)] - start for x in found]
+            self._match(classes[part], some, plane, steps)
 
     def _match(
         self, classes: np.ndarray, found: list[np.ndarray], plane: int, steps: np.ndarray
@@ -190,12 +190,6 @@ class _ContourCounts:
         precision, recall = share
         total = precision + recall
         return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
-
-
-def _rows_at_once(shape: tuple[int, int]) -> Iterator[slice]:
-    """The rows of a label map of this shape, in parts of about ``_PIXELS_AT_ONCE``."""
-    rows = max(1, _PIXELS_AT_ONCE // shape[1])
-    return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
 def _contours(labels: np.ndarray, classes: np.ndarray, margins: tuple[int, int]) -> np.ndarray:
@@ -297,7 +291,7 @@ class CamMetrics:
         if code.shape != target.shape:
             raise ValueError(f"cam {code.shape} and target {target.shape} differ in size")
         histogram = np.zeros_like(self._histogram)
-        for rows in _rows_at_once(target.shape):
+        for rows in parts(len(target), _PIXELS_AT_ONCE // target.shape[1]):
             histogram += self._counted(code[rows], target[rows])
         self._histogram += histogram
 

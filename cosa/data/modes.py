@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from cosa.core.parts import parts
 from cosa.data.orientation import AS_STORED, Turn
 
 STRIP = 2**20
@@ -32,11 +33,9 @@ def to_rgb(image: Image.Image, turn: Turn = AS_STORED) -> Image.Image:
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """The image in parts of whole rows, each with the number of its first row."""
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        whole = bottom - top == image.height
-        yield top, image if whole else image.crop((0, top, image.width, bottom))
+    for rows in parts(image.height, STRIP // image.width):
+        whole = rows.stop - rows.start == image.height
+        yield rows.start, image if whole else image.crop((0, rows.start, image.width, rows.stop))
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cosa.core.files import atomic
+from cosa.core.parts import parts
 
 Color = tuple[int, int, int]
 
@@ -71,10 +72,9 @@ def overlay(
         raise ValueError(f"image {image.height, image.width} and mask {mask.shape} differ in size")
     result, colors = image.convert("RGB"), _lookup(palette)
     opacity = np.where(np.arange(256) > 0, round(alpha * 255), 0).astype(np.uint8)
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
-    for top in range(0, image.height, rows):
-        part = mask[top : top + rows]
-        result.paste(Image.fromarray(colors[part]), (0, top), Image.fromarray(opacity[part]))
+    for rows in parts(image.height, _PIXELS_AT_ONCE // image.width):
+        part = mask[rows]
+        result.paste(Image.fromarray(colors[part]), (0, rows.start), Image.fromarray(opacity[part]))
     return result
 
 

@@ -15,6 +15,7 @@ from cosa.core.files import (
     replacing,
     write_atomically,
 )
+from tests.helpers.limits import largest_file
 
 
 def test_text_is_replaced_and_folders_are_made(tmp_path):
@@ -127,17 +128,13 @@ def test_leftovers_are_removed_unless_a_program_is_at_work_on_them(tmp_path):
 
 
 def test_a_line_is_added_whole_or_not_at_all(tmp_path):
-    resource = pytest.importorskip("resource")
-    path, former = tmp_path / "a.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "a.jsonl"
     append(path, "ü\n")
     append(path, "two\n")
     assert path.read_text(encoding="utf-8") == "ü\ntwo\n"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, former[1]))
-    try:
-        with pytest.raises(UserError, match="cannot write .*a.jsonl: File too large .*are free"):
-            append(path, "three\n")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    told = "cannot write .*a.jsonl: File too large .*are free"
+    with pytest.raises(UserError, match=told), largest_file(10):
+        append(path, "three\n")
     assert path.read_text(encoding="utf-8") == "ü\ntwo\n"
     with pytest.raises(UserError, match="cannot write .*absent"):
         append(tmp_path / "absent" / "a", "text")

@@ -23,6 +23,7 @@ from cosa.inference.kinds import KINDS
 from cosa.inference.settings import CrfSettings
 from infer import main
 from tests.helpers.inference import ALL, files, refusal, run_main, save, save_smooth, write_weights
+from tests.helpers.limits import largest_file
 
 
 def test_weights_of_the_wrong_kind(tmp_path, weights):
@@ -363,18 +364,6 @@ def test_finished_output_is_not_written_to(tmp_path, program, weights):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert "1 skipped" in program(path, tmp_path / "out", *ALL)[1]
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-
-
-@contextmanager
-def largest_file(size):
-    """No file may grow beyond so many bytes: writing stops in the middle, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 @pytest.mark.parametrize("kind", ["mask", "overlay", "cam", "cpl", "probabilities"])

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 
@@ -11,6 +10,7 @@ import train
 from cosa.checkpoint import read
 from cosa.core.errors import UserError
 from cosa.training.run_folder import RunFolder
+from tests.helpers.limits import largest_file
 from tests.helpers.tiny import ROOT
 from tests.helpers.training import RANDOM, configure, training_lines
 
@@ -43,20 +43,6 @@ def test_too_little_memory_for_the_imports(program):
     assert errors.count("\n") == 1
 
 
-@contextmanager
-def full_at(size):
-    """Sets the largest size of a file; what is beyond fails, as on a full disk.
-
-    Not longer than the program runs: pytest's own log may be larger.
-    """
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
-
-
 @pytest.mark.parametrize("size, name", [
     (600_000, "last.pth"), (150_000, "last.pth"), (2000, "config.yaml"), (3000, "metrics.jsonl"),
 ])
@@ -64,7 +50,7 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path, size, name):
     config = configure(tmp_path, model=RANDOM,
                        train={"checkpoint_every": 100, "iterations": 40, "evaluate_every": 0})
     told = f"cannot write .*{name}: .*MiB are free there"
-    with pytest.raises(UserError, match=told) as caught, full_at(size):
+    with pytest.raises(UserError, match=told) as caught, largest_file(size):
         train.main([config])
     assert "\n" not in str(caught.value) and "enforce" not in str(caught.value)
     run = RunFolder(tmp_path / "runs" / "tiny")
