@@ -23,6 +23,8 @@ from cosa.core.foreign import parse_yaml, read_text
 MOST_BYTES = 250_000
 """Of a configuration; the whole of one has 7,000."""
 
+ITERATIONS = "train.iterations"
+
 FORMERLY = {
     "normalization": "imagenet",
     "output_stride": 0,
@@ -81,6 +83,8 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], source: str) -> 
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise UserError(f"'{item}' is not an override: write it as section.key=value")
+        if key == ITERATIONS:
+            _forget_passes(tree)
         _set(tree, key, _parse(text, item), source)
     return from_dict(tree, source)
 
@@ -122,7 +126,21 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise UserError(f"'base' in {path} must name a YAML file, not {shown(base)}")
-    return _merged(_read_with_base(path.parent / base, (*seen, path.resolve())), tree)
+    below = _read_with_base(path.parent / base, (*seen, path.resolve()))
+    if "iterations" in _section(tree, "train"):
+        _forget_passes(below)
+    return _merged(below, tree)
+
+
+def _forget_passes(tree: dict[str, Any]) -> None:
+    """Of train.passes and train.iterations the one counts that is given last."""
+    _section(tree, "train").pop("passes", None)
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a tree holds under a name; something empty where that is no section."""
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +161,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold `key: value` lines, not a {type(tree).__name__}")
+    length = _section(tree, "train")
+    if length.get("passes") and "iterations" in length:
+        raise UserError(f"{path} sets train.passes and train.iterations, which says the same: "
+                        "remove one of them")
     return tree
 
 
@@ -212,7 +234,8 @@ def _as_declared(kind: Any, value: Any) -> Any:
         kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         element = next((typing.get_args(k)[0] for k in kinds if typing.get_origin(k) is tuple), Any)
         return tuple(_as_declared(element, item) for item in value)
-    if kind is float and type(value) in (int, str):
+    read = {float: (int, str), int | float: (str,)}.get(kind, ())
+    if type(value) in read:
         with suppress(ValueError, OverflowError):
             return float(value)
     return value
