@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training, validation = build_dataset(data, "train"), build_dataset(data, "val")
     for dataset in (training, validation):
         dataset.check()
-    report = examine(training, validation)
+    report = examine(training, validation, data.negatives)
     report.tell()
     report.require()
     return 0
