@@ -23,8 +23,6 @@ from cosa.core.foreign import parse_yaml, read_text
 MOST_BYTES = 250_000
 """Of a configuration; the whole of one has 7,000."""
 
-ITERATIONS = "train.iterations"
-
 FORMERLY = {
     "normalization": "imagenet",
     "output_stride": 0,
@@ -83,9 +81,10 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], source: str) -> 
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise UserError(f"'{item}' is not an override: write it as section.key=value")
-        if key == ITERATIONS:
-            _forget_passes(tree)
-        _set(tree, key, _parse(text, item), source)
+        value = _parse(text, item)
+        section, _, last = key.partition(".")
+        _make_room(tree, {section: {last: value}})
+        _set(tree, key, value, source)
     return from_dict(tree, source)
 
 
@@ -113,7 +112,10 @@ def _plain(value: Any) -> Any:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML text."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    tree = to_dict(config)
+    if config.train.passes:
+        del tree["train"]["iterations"]  # which say nothing then
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -127,19 +129,22 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"'base' in {path} must name a YAML file, not {shown(base)}")
     below = _read_with_base(path.parent / base, (*seen, path.resolve()))
-    if "iterations" in _section(tree, "train"):
-        _forget_passes(below)
+    _make_room(below, tree)
     return _merged(below, tree)
 
 
-def _forget_passes(tree: dict[str, Any]) -> None:
-    """Of train.passes and train.iterations the one counts that is given last."""
-    _section(tree, "train").pop("passes", None)
+def _make_room(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Of the two keys for the length of a training the one counts that is given last."""
+    given, former = _length(above), _length(below)
+    if "iterations" in given:
+        former.pop("passes", None)
+    if given.get("passes"):
+        former.pop("iterations", None)
 
 
-def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a tree holds under a name; something empty where that is no section."""
-    found = tree.get(name)
+def _length(tree: dict[str, Any]) -> dict[str, Any]:
+    """The section of the length; something empty where that is no section."""
+    found = tree.get("train")
     return found if isinstance(found, dict) else {}
 
 
@@ -161,7 +166,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold `key: value` lines, not a {type(tree).__name__}")
-    length = _section(tree, "train")
+    length = _length(tree)
     if length.get("passes") and "iterations" in length:
         raise UserError(f"{path} sets train.passes and train.iterations, which says the same: "
                         "remove one of them")
