@@ -37,6 +37,16 @@ def test_the_start_of_a_regularizer_is_a_share_as_well():
     assert (config.train.batch_size, config.train.log_every) == (6, 20)
 
 
+def test_commands_of_the_documentation_are_accepted():
+    text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python train.py (.*)$", text, re.MULTILINE)
+    assert len(commands) == 6
+    for words in map(str.split, commands):
+        path = ROOT / words.pop(0) if words[0].endswith(".yaml") else None
+        words = words[2:] if words[0] == "--resume" else words
+        assert is_settled(settled(load_config(path, words), 311)), words
+
+
 def test_shares_are_of_the_iterations_where_there_are_no_passes():
     given = load_config(None, ["train.iterations=10", "method.s2c_start=0.74",
                                "train.log_every=0.001", "train.evaluate_every=0.0",
