@@ -25,7 +25,6 @@ import torch
 from tqdm import tqdm
 
 from cosa.config import Config, load_config, settled, to_dict
-from cosa.config.schedule import settings
 from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
 from cosa.core.memory import in_mebibytes, peak_memory
@@ -47,6 +46,7 @@ from cosa.training.build import (
     choose_stream,
     prepare,
 )
+from cosa.training.changes import tell_schedule
 from cosa.training.estimate import check_memory, check_scenes
 from cosa.training.evaluation import scored_split
 from cosa.training.optimizer import build_optimizer, optimizer_step
@@ -157,14 +157,6 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
             session.save()
             return explain_stop(session, stop)
     return 0
-
-
-def tell_schedule(given: Config, config: Config, images: int) -> None:
-    """One line about the iterations that passes and shares have become, if there were any."""
-    made = settings(config, given)
-    if made:
-        say(f"schedule for {images} images in batches of {config.train.batch_size}: "
-            f"{', '.join(made)}")
 
 
 def fit(

@@ -65,6 +65,21 @@ def settings(config: Config, given: Config) -> list[str]:
     return [f"{key}={value}" for key, value in found]
 
 
+def beyond(config: Config) -> list[str]:
+    """What is to begin or to end in a settled training and never does, as ``key=value``."""
+    loss, total = config.loss, config.train.iterations
+    wanted = {
+        "method.cls_iterations": loss.c2s or loss.c2s_aux or loss.s2c or loss.csc,
+        "method.s2c_start": loss.s2c,
+        "optimizer.warmup_iterations": True,
+    }
+    for item in dataclasses.fields(config.regularizers):
+        weight = getattr(config.regularizers, item.name).weight
+        wanted[f"regularizers.{item.name}.start"] = weight
+    late = [(key, value) for key, value in moments(config) if value >= total]
+    return [f"{key}={value}" for key, value in late if wanted.get(key)]
+
+
 def _in_iterations(section: Any, total: int) -> Any:
     """A section, and those in it, with shares of ``total`` as whole numbers."""
     changed = {}

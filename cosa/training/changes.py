@@ -1,4 +1,4 @@
-"""What a resumed run changes of the training that it goes on with, in words."""
+"""What a training says of its schedule, and of the options that it changes where it goes on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from cosa.config import Config, from_dict, upgraded
+from cosa.config.schedule import beyond, settings
 from cosa.core.declared import shown
+from cosa.core.terminal import note, say
 from cosa.training.optimizer import learning_rate_factor
+
+
+def tell_schedule(given: Config, config: Config, images: int) -> None:
+    """One line about the iterations that passes and shares have become, if there were any.
+
+    And one about what such a training never comes to, so short is it.
+    """
+    made, never = settings(config, given), beyond(config)
+    if never:
+        note(f"a training of train.iterations={config.train.iterations} does not come to "
+             f"{', '.join(never)}: give numbers below 1, shares of the training, or lower ones")
+    if made:
+        say(f"schedule for {images} images in batches of {config.train.batch_size}: "
+            f"{', '.join(made)}")
 
 
 def told(saved: Any, now: Config, iteration: int) -> str:

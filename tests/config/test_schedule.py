@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cosa.config import Config, load_config, settled, to_yaml
-from cosa.config.schedule import is_settled, moments, settings
+from cosa.config.schedule import beyond, is_settled, moments, settings
 from cosa.core.errors import UserError
 from tests.helpers.tiny import ROOT, write_yaml
 
@@ -70,6 +70,20 @@ def test_all_moments_of_a_training_are_in_the_documentation():
     assert len(keys) == 12
     for key in {*keys, "train.passes", "data.balance"}:
         assert f"`{key}`" in text, key
+
+
+def test_what_a_short_training_never_comes_to_is_known():
+    short = ["train.iterations=100", "method.cls_iterations=50", "method.s2c_start=100",
+             "optimizer.warmup_iterations=99"]
+    assert beyond(load_config(None, short)) == ["method.s2c_start=100"]
+    assert beyond(load_config(None, [*short, "loss.s2c=0"])) == []
+    assert beyond(load_config(None, [*short, "loss.s2c=0", "regularizers.fsl.start=200"])) == []
+    config = settled(load_config(None, ["train.passes=1", "regularizers.fsl.start=200",
+                                        "regularizers.fsl.weight=1"]), 400)
+    assert beyond(config) == ["method.cls_iterations=6000", "method.s2c_start=6000",
+                              "regularizers.fsl.start=200", "optimizer.warmup_iterations=1500"]
+    for path in ROOT.glob("configs/*.yaml"):
+        assert beyond(settled(load_config(path), 40)) == [], path
 
 
 def test_there_is_one_iteration_at_least_and_not_too_many():
