@@ -15,6 +15,7 @@ from cosa.core.foreign import open_regular
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.images import LazyFile, LazyImage, image_size, open_image, read_image
+from cosa.data.reading import BY_DEPTH, Reading
 from cosa.pictures.palette import voc_palette
 
 # The masks of evaluation sets above this size take so long to check that the user is told.
@@ -86,7 +87,12 @@ class FileDataset(SegmentationDataset):
         image_paths: N files.
         mask_paths: N files, or None for an image without a mask; None alone: no masks at all.
         verify_masks: whether ``check`` looks at the masks. Training sets leave them untouched.
+
+    Attributes:
+        reading: what becomes of the values in the image files; masks are read as they are.
     """
+
+    reading: Reading = BY_DEPTH
 
     def __init__(
         self,
@@ -107,13 +113,13 @@ class FileDataset(SegmentationDataset):
         self.verify_masks = verify_masks
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.image_paths[index])
+        return read_image(self.image_paths[index], self.reading)
 
     def open_image(self, index: int) -> Image.Image | LazyImage:
-        return open_image(self.image_paths[index])
+        return open_image(self.image_paths[index], self.reading)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        return image_size(self.image_paths[index])
+        return image_size(self.image_paths[index], self.reading)
 
     def has_mask(self, index: int) -> bool:
         return self.mask_paths[index] is not None
@@ -150,7 +156,7 @@ class FileDataset(SegmentationDataset):
 
     def _error(self, index: int) -> str | None:
         try:
-            size = image_size(self.image_paths[index])
+            size = self.image_size(index)
             check_end(self.image_paths[index])
             if self.verify_masks and self.has_masks:
                 self._check_mask(index, size)

@@ -18,7 +18,7 @@ from cosa.data.label_table import Names
 from cosa.data.voc import CLASSES as VOC
 
 KEYS = "root train_split val_split images labels masks classes val_images val_labels val_masks"
-EMPTY = dict.fromkeys(KEYS.split(), "") | {"hold_out": False}
+EMPTY = dict.fromkeys(KEYS.split(), "") | {"hold_out": False, "value_range": "", "bands": ()}
 
 
 def build(split="train", **data):
