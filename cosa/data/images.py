@@ -35,7 +35,7 @@ from cosa.data.multiband import TiffSamples
 from cosa.data.orientation import AS_STORED, TURNS, upright
 from cosa.data.reading import BY_DEPTH, Extent, Reading
 from cosa.data.samples import Samples, layout_of, samples_of
-from cosa.data.tiff import Tags, bands_beyond, read_tags
+from cosa.data.tiff import Tags, misread, read_tags
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split()
@@ -198,7 +198,7 @@ class LazyFile(LazyImage):
             samples, found = self._samples(), []
             for top, values in samples.strips(self._layout.chosen(self._reading.bands)):
                 found.append(values[-top % step :: step, ::step].ravel())
-            values = np.concatenate(found).astype(np.float64) * self._layout.unit
+            values = np.concatenate(found).astype(np.float64)
             return values[np.isfinite(values)]
 
     @property
@@ -263,7 +263,7 @@ def _opened(file: BinaryIO, by_number: bool) -> tuple[ImageFile | None, Tags | N
         return None, tags
     if isinstance(picture, TiffImageFile):
         tags = Tags.of(picture.tag_v2)
-        if bands_beyond(tags, by_number):
+        if misread(tags, len(picture.getbands()), by_number):
             return None, tags
     return picture, None
 

@@ -32,7 +32,7 @@ class Layout:
         alpha: the index of the band of opacity.
         premultiplied: whether colours are multiplied by it already.
         key: the values of the one colour that is transparent.
-        unit: how much of the file's own values a step of these samples is.
+        stretched: what Pillow makes of the largest value, where it stretches them.
         hidden: whether there are bands beside the colours that are not to be seen, though Pillow
             takes them for opacity.
     """
@@ -44,7 +44,7 @@ class Layout:
     alpha: int | None = None
     premultiplied: bool = False
     key: tuple[int, ...] | None = None
-    unit: float = 1.0
+    stretched: int | None = None
     hidden: bool = False
 
     def chosen(self, bands: Sequence[int] | None) -> tuple[int, ...]:

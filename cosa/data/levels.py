@@ -34,7 +34,7 @@ def rendered(
     result = Image.new("RGB", turn.size(samples.size))
     for top, values in samples.strips((*bands, *opacity)):
         colours = values[..., : len(bands)]
-        found.add(colours, layout.unit)
+        found.add(colours)
         seen = levels(colours)
         if opacity:
             share = _finite(values[..., len(bands) :]) / _most(layout, values.dtype)
@@ -57,13 +57,13 @@ class _Found:
         self.lowest, self.highest = np.inf, -np.inf
         self._high, self._beyond, self._all = range_[1], 0, 0
 
-    def add(self, values: np.ndarray, unit: float) -> None:
+    def add(self, values: np.ndarray) -> None:
         if values.dtype.kind == "f":
             values = values[np.isfinite(values)]
         if values.size:
-            self.lowest = min(self.lowest, float(values.min()) * unit)
-            self.highest = max(self.highest, float(values.max()) * unit)
-            self._beyond += int(np.count_nonzero(values > self._high / unit))
+            self.lowest = min(self.lowest, float(values.min()))
+            self.highest = max(self.highest, float(values.max()))
+            self._beyond += int(np.count_nonzero(values > self._high))
             self._all += values.size
 
     @property
@@ -92,7 +92,7 @@ def _guessed(samples: Samples, bands: tuple[int, ...]) -> Range:
 
 def _levels(layout: Layout, range_: Range) -> Levels:
     """What makes levels, 0..255, of samples; a table where there are few values."""
-    low, high = (limit / layout.unit for limit in range_)
+    low, high = range_
     span = max(high - low, np.finfo(np.float64).tiny)
 
     def computed(values: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def _on_white(levels: np.ndarray, share: np.ndarray, premultiplied: bool) -> np.
 def _most(layout: Layout, dtype: np.dtype) -> float:
     """The opacity of what is opaque."""
     if layout.limits is not None:
-        return layout.limits[1] / layout.unit
+        return layout.limits[1]
     return 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
 
 

@@ -37,7 +37,7 @@ class TiffSamples:
             ) from error
         self.size, self.layout = tags.size, tags.layout
         self._file = file
-        self._page = tifffile.TiffFile(file).pages.first
+        self._page = tifffile.TiffFile(file, name="image.tif", offset=0).pages.first
         page = self._page
         if (page.imagewidth, page.imagelength, page.samplesperpixel) != (*self.size, tags.samples):
             raise ValueError("its tags contradict each other")

@@ -72,6 +72,9 @@ class LoadedSamples:
                 values = _joined(values, self._array(self._low.crop(box)))
             elif self._paired:
                 values = _joined(values[..., ::2], values[..., 1::2])
+            if self.layout.stretched:
+                unit = self.layout.limits[1] / self.layout.stretched
+                values = np.rint(values * unit).astype(np.uint16)
             values = values[..., None] if values.ndim == 2 else values
             yield top, values[..., list(bands)]
 
@@ -102,7 +105,8 @@ class RawSamples:
         self._separate = separate
 
     def strips(self, bands: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        for rows in rows_at_once(*self.size):
+        width, height = self.size
+        for rows in rows_at_once(width * max(1, self.layout.bands // 3), height):
             if self._separate:
                 planes = [self._rows(rows, band * self.size[1], 1) for band in bands]
                 values = np.concatenate(planes, axis=-1)
@@ -136,10 +140,9 @@ def layout_of(picture: ImageFile) -> Layout:
                       key=(key,) if isinstance(key, int) else key)
     if isinstance(picture, PpmImageFile) and picture.mode in ("L", "I", "RGB"):
         largest, colours = _maxval(picture), 3 if picture.mode == "RGB" else 1
-        # Pillow stretches what it decodes itself.
-        stretched = 65535 if picture.mode == "I" else 255
-        unit = 1.0 if _is_raw(picture) else largest / stretched
-        return Layout(colours, colours, (0.0, float(largest)), unit=unit)
+        most = 65535 if picture.mode == "I" else 255
+        stretched = None if _is_raw(picture) or largest == most else most
+        return Layout(colours, colours, (0.0, float(largest)), stretched=stretched)
     return layout_of_mode(picture)
 
 

@@ -110,11 +110,14 @@ def read_tags(file: BinaryIO) -> Tags | None:
     return Tags.of(tags)
 
 
-def bands_beyond(tags: Tags, by_number: bool) -> bool:
+def misread(tags: Tags, bands: int, by_number: bool) -> bool:
     """Whether Pillow, though it opens a TIFF file, yields other values or fewer bands.
 
     Args:
+        bands: that it yields.
         by_number: whether bands are asked for by their numbers.
     """
-    more = tags.samples not in (1, 3)
-    return (tags.separate and tags.bits > 8 and tags.samples > 1) or (by_number and more)
+    if tags.separate and tags.bits > 8 and tags.samples > 1:
+        return True
+    named = by_number and tags.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+    return named and (bands < tags.samples or tags.opacity == _PREMULTIPLIED)
