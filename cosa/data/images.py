@@ -206,6 +206,11 @@ class LazyFile(LazyImage):
         """The values of black and white that the file tells, None if it does not."""
         return self._layout.limits
 
+    @property
+    def deep(self) -> bool:
+        """Whether its values have, or may have, more than 8 bits."""
+        return self._layout.limits is None or self._layout.limits[1] > 255
+
     def _checked_layout(self) -> Layout:
         """What its bands are, of which those that are to be read are there."""
         layout = self._tags.layout if self._picture is None else layout_of(self._picture)

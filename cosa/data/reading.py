@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosa.config import DataConfig
+from cosa.core.errors import UserError
 
 SMALL = 1 / 4
 """Share of a range that values should fill: 14 bits in a file of 16 do not."""
@@ -30,10 +31,11 @@ class Reading:
         """What the section ``data`` says, whose value range is resolved.
 
         Raises:
-            ValueError: the value range is "auto" still, see ``cosa.data.value_range.resolved``.
+            UserError: the value range is "auto" still: see ``cosa.data.resolved``.
         """
         if data.value_range == "auto":
-            raise ValueError("data.value_range is not resolved")
+            raise UserError("data.value_range is auto where no training images are looked at: set "
+                            "it to [low, high]")
         return cls(data.value_range or None, data.bands or None)
 
     def tree(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def segment_files(
         job = work.outcome.job
         present = None if labels_of is None else labels_of(job.name)
         with closing(open_image(job.source, settings.reading)) as image:
-            need = decoding_memory(image.size)
+            need = decoding_memory(image.size, image.deep)
             if need > images.size:
                 raise UserError(f"{job.source} is {image.size[0]}x{image.size[1]} pixels, too many "
                                 "for this machine's memory; shrink it, or cut it into parts")
