@@ -1,6 +1,7 @@
 """What the networks see of files that are deeper than 8 bits or have other bands than RGB."""
 
 import builtins
+import importlib.util
 import subprocess
 import sys
 
@@ -90,6 +91,17 @@ def test_a_range_makes_any_depth_look_the_same(tmp_path, bits, doubtful):
     assert np.abs(found - level(GREY)).max() <= (1 if bits < 16 else 0)
     assert found.mean() == pytest.approx(127.5, abs=6) and not extent.doubt
     assert bool(seen(tmp_path, png16(values))[1].doubt) == doubtful
+
+
+def test_12_bits_of_a_tiff_file_are_its_depth(tmp_path):
+    values = (GREY >> 4)[:, :30]
+    extent = assert_seen(tmp_path, tiff(values, bits=12), level(values, 0, 4095))
+    assert (extent.low, extent.high, extent.doubt) == (0, 4095, "")
+
+
+def test_grey_jpeg_2000_of_16_bits(tmp_path):
+    Image.fromarray(GREY[..., 0]).save(tmp_path / "a.jp2", irreversible=False)
+    assert_seen(tmp_path, (tmp_path / "a.jp2").read_bytes(), level(GREY))
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -310,6 +322,19 @@ def test_without_the_package_a_sentence_says_what_to_install(tmp_path, monkeypat
     assert str(caught.value) == (
         f"{tmp_path / 'a.tif'} has 12 bands of 16 bits in a form that Pillow does not read: "
         "pip install tifffile imagecodecs")
+
+
+def test_a_compression_that_needs_a_package(tmp_path):
+    pytest.importorskip("tifffile")
+    if importlib.util.find_spec("imagecodecs"):
+        pytest.skip("it is installed")
+    content = tiff(TWELVE).replace(bytes((3, 1, 3, 0, 1, 0, 0, 0, 1, 0)),
+                                   bytes((3, 1, 3, 0, 1, 0, 0, 0, 5, 0)))  # LZW
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=(
+        r"a\.tif is compressed in a form that needs a package: pip install tifffile imagecodecs$"
+    )):
+        read_image(tmp_path / "a.tif", Reading(bands=(1, 2, 3)))
 
 
 def test_files_of_tifffile_in_tiles(tmp_path):

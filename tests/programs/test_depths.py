@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import runpy
+import shlex
 import signal
 
 import numpy as np
@@ -11,14 +14,18 @@ import yaml
 from PIL import Image
 
 import cosa
+import infer
 import train
 from cosa.checkpoint import load, read, save
+from cosa.config import load_config
 from cosa.data.images import network_input, read_image
+from cosa.data.multiband import INSTALL
 from cosa.data.reading import Reading
 from cosa.inference import pipeline
 from tests.helpers.deep_files import png16, tiff
 from tests.helpers.inference import read as read_mask
-from tests.helpers.inference import refusal, save_smooth
+from tests.helpers.inference import refusal, save_smooth, write_weights
+from tests.helpers.tiny import ROOT
 from tests.helpers.training import assert_equal_runs, configure, stop_after
 
 TWELVE = (0, 4095)
@@ -183,3 +190,34 @@ def test_weights_of_before_there_were_ranges(weights, tmp_path):
     save_smooth(tmp_path / "in/a.png")
     message = refusal(tmp_path / "auto.pth", tmp_path / "in", tmp_path / "out")
     assert message.startswith("data.value_range is auto where no training images")
+
+
+def test_what_the_page_says_is_accepted(tmp_path, monkeypatch):
+    text = (ROOT / "docs/pictures.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(body for kind, body in blocks if kind == "bash").replace("\\\n", " ")
+    trained, inferred = [], []
+    for words in map(shlex.split, lines.splitlines()):
+        if words[1] == "train.py":
+            trained.append(load_config(ROOT / words[2], words[3:]).data)
+        elif words[1] == "infer.py":
+            inferred.append(infer.parse(words[2:]))
+        else:
+            assert " ".join(words) == INSTALL
+    assert [(data.value_range, data.bands) for data in trained] == [
+        ((0.0, 4095.0), ()), ("auto", ()), ("auto", (4, 3, 2))]
+    assert [(given.value_range, given.bands) for given in inferred] == [
+        ((0.0, 16383.0), None), (None, (8, 4, 3))]
+
+    (python,) = (body for kind, body in blocks if kind == "python")
+    values = np.zeros((20, 30, 4), np.uint16)
+    values[..., 3] = 4095
+    (tmp_path / "photo.tif").write_bytes(tiff(values, 2, extra=(2,)))
+    (tmp_path / "runs/custom").mkdir(parents=True)
+    write_weights(tmp_path / "runs/custom/best.pth")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.py").write_text(python, encoding="utf-8")
+    made = runpy.run_path("page.py")
+    assert made["own"].getpixel((3, 3)) == (255, 0, 0)
+    assert made["image"].getpixel((3, 3)) == (239, 239, 239)  # black of an opacity of 1/16
+    assert made["seen"].shape == (3, 32, 32)
