@@ -90,7 +90,7 @@ class TiffSamples:
             part, _, shape = page.decode(content, index)
         except (ValueError, NotImplementedError) as error:
             if "imagecodecs" in str(error):
-                raise Clause(f"is compressed in a form that needs a package: {INSTALL}"
+                raise Clause(f"is compressed or packed in a form that needs a package: {INSTALL}"
                                 ) from error
             raise
         return None if part is None else part[0, : shape[1], : shape[2]]

@@ -93,9 +93,14 @@ def test_a_range_makes_any_depth_look_the_same(tmp_path, bits, doubtful):
     assert bool(seen(tmp_path, png16(values))[1].doubt) == doubtful
 
 
-def test_12_bits_of_a_tiff_file_are_its_depth(tmp_path):
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_12_bits_of_a_tiff_file_are_its_depth(tmp_path, order):
+    if order == ">":
+        pytest.importorskip("tifffile")
+        pytest.importorskip("imagecodecs")
     values = (GREY >> 4)[:, :30]
-    extent = assert_seen(tmp_path, tiff(values, bits=12), level(values, 0, 4095))
+    content = tiff(values, bits=12, order=order)
+    extent = assert_seen(tmp_path, content, level(values, 0, 4095))
     assert (extent.low, extent.high, extent.doubt) == (0, 4095, "")
 
 
@@ -332,7 +337,8 @@ def test_a_compression_that_needs_a_package(tmp_path):
                                    bytes((3, 1, 3, 0, 1, 0, 0, 0, 5, 0)))  # LZW
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(UserError, match=(
-        r"a\.tif is compressed in a form that needs a package: pip install tifffile imagecodecs$"
+        r"a\.tif is compressed or packed in a form that needs a package: "
+        r"pip install tifffile imagecodecs$"
     )):
         read_image(tmp_path / "a.tif", Reading(bands=(1, 2, 3)))
 
