@@ -249,10 +249,12 @@ def numpy_file(path, function, name, order, content):
 @pytest.mark.parametrize("name, order, content", [
     ("O", "|", b"12345678"), ("V8", "|", b"12345678"), ("(9999,9999)f8", "<", b"12345678"),
     ("f8,O", "<", b"12345678"), ("(" * 500 + "f8", "<", b""), ("f8", "<,O", b"12345678"),
-    ("f8", "<", b"1234567"), ("f8", "<", b"1234567812345678"), ("f8", "<", b""), ("M8", "<", b"8" * 8),
+    ("f8", "<", b"1234567"), ("f8", "<", b"1234567812345678"), ("f8", "<", b""),
+    ("M8", "<", b"8" * 8),
 ])
 def test_what_is_no_number_of_numpy_is_refused(tmp_path, name, order, content):
-    path = numpy_file(tmp_path / "a.pth", b"cnumpy._core.multiarray\nscalar\n", name, order, content)
+    scalar = b"cnumpy._core.multiarray\nscalar\n"
+    path = numpy_file(tmp_path / "a.pth", scalar, name, order, content)
     with pytest.raises(UserError, match="a.pth cannot be read as a checkpoint"):
         read(path)
 
