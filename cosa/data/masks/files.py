@@ -154,7 +154,9 @@ def _by_palette(
     picture: Image.Image, pixels: np.ndarray, path: Path, colors: ColorMap
 ) -> np.ndarray:
     """What indices mean: the classes of their colours, if those are more than greys by number."""
-    count = 256 if pixels.dtype == np.uint8 else 2
+    if pixels.dtype.itemsize > 1:  # no program writes colours so
+        return pixels
+    count = 2 if picture.mode == "1" else 256
     palette = np.repeat(np.linspace(0, 255, count).astype(np.uint8)[:, None], 3, axis=1)
     used = np.flatnonzero(np.bincount(pixels.ravel(), minlength=count))
     if picture.mode in ("P", "PA"):
