@@ -204,6 +204,10 @@ def test_palettes_are_read_by_color_where_there_is_a_map(tmp_path, colors):
     palette_picture(index, palette).save(tmp_path / "m.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png", 2, colors), [[0, 1, 2, 255]])
     fails("the mask holds the value 3", lambda: read_mask(tmp_path / "m.png", 2))
+    void = color_map(tmp_path, "cat,128,0,0\nvoid,0,0,0\n")
+    for shown in (palette, palette[:1]):
+        palette_picture(np.zeros((1, 2), np.uint8), shown).save(tmp_path / "v.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "v.png", 2, void), [[255, 255]])
     palette[4] = (5, 6, 7)
     palette_picture(index, palette).save(tmp_path / "m.png")
     fails("the colour .5, 6, 7.", lambda: read_mask(tmp_path / "m.png", 2, colors))

@@ -153,7 +153,7 @@ def _values(
 def _by_palette(
     picture: Image.Image, pixels: np.ndarray, path: Path, colors: ColorMap
 ) -> np.ndarray:
-    """What indices mean: the classes of their colours, if those are more than greys by number."""
+    """What indices mean: the classes of their colours, unless the n-th is the n-th grey."""
     if pixels.dtype.itemsize > 1:  # no program writes colours so
         return pixels
     count = 2 if picture.mode == "1" else 256
@@ -163,7 +163,7 @@ def _by_palette(
         stored = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
         named = np.zeros((256, 3), np.uint8)
         named[: len(stored)] = stored
-        if (named[used] != palette[used]).any():
+        if len(stored) == 1 or (stored != palette[: len(stored)]).any():
             return _looked_up(named, used, pixels, path, colors)
     return _looked_up(palette, used, pixels, path, colors) if colors.greys else pixels
 
