@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ class FileDataset(SegmentationDataset):
         self.masks = masks
         self.verify_masks = verify_masks
 
-    @property
+    @cached_property
     def has_masks(self) -> bool:
         # Asked late: a training never does, and need not read a file of annotations for it.
         return self.masks is not None and any(map(self.masks.has, self.names))

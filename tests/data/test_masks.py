@@ -488,6 +488,8 @@ def test_annotations_of_other_images_and_missing_files(tmp_path):
     annotations(tmp_path / "m.json", [], images=("a.jpg", "x/a.jpg"))
     fails("two images have one id or file_name", lambda: dataset(data))
     fails("m.json has no colours: leave out", lambda: dataset(data | {"colors": "c.csv"}))
+    fails("data.colors is of use with masks only",
+          lambda: dataset(data | {"colors": "c.csv", "masks": ""}))
 
 
 def test_annotations_are_not_read_in_training(tmp_path):

@@ -7,9 +7,7 @@ from typing import Annotated, TypedDict
 import numpy as np
 
 from cosa.core.declared import Within
-
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+from cosa.data.masks.reader import Size
 
 MOST = 2**31
 """Of a run, or of pixels in an image."""
