@@ -157,6 +157,8 @@ def test_forms_of_maps(tmp_path, name):
     ("cat,128,0,0\ndog,0,128\n", "colors.csv, line 2: 'dog,0,128' is no colour of a class; write"),
     ("cat,128,0,256\n", "line 1: the colour .128, 0, 256. is none, of numbers in 0..255"),
     ("cat,128,0,0\ndog,128,0,0\n", "line 2: the colour .128, 0, 0. is in the map twice"),
+    ("cat,128,0,0\ntree,128,0,0\n", "line 2: the colour .128, 0, 0. is in the map twice"),
+    ("tree,128,0,0\ncat,128,0,0\n", "line 2: the colour .128, 0, 0. is in the map twice"),
     ("catt,128,0,0\n", "no name in this colour map is a class, such as 'cat'; did you mean 'catt'"),
     ("", "no name in this colour map is a class"),
     ('{"cat": [128, 0]}', "'cat' has no colour such as"),

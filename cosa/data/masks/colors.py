@@ -29,6 +29,9 @@ LABELMAP = "labelmap.txt"
 PIXELS = 2**20
 """Looked up at a time."""
 
+UNKNOWN = -1
+"""In the place of a value, of a colour that the map does not hold."""
+
 _NUMBERS = r"(\d{1,3})\s*[,;\t ]\s*(\d{1,3})\s*[,;\t ]\s*(\d{1,3})"
 _LABELMAP_LINE = re.compile(rf"(?P<name>[^:#][^:]*):\s*{_NUMBERS}\s*(:.*)?")
 _LINES = (
@@ -67,10 +70,13 @@ class ColorMap:
         for where, name, color in _entries(path):
             index = own.find(name)
             value = int(index) if index else NOTHING.get(name.strip("_").casefold())
+            meaning = name if value is None else value
+            if values.get(color, self._strangers.get(color, meaning)) != meaning:
+                raise UserError(f"{where}: the colour {color} is in the map twice; remove one")
             if value is None:
                 self._strangers[color] = name
-            elif values.setdefault(color, value) != value or color in self._strangers:
-                raise UserError(f"{where}: the colour {color} is in the map twice; remove one")
+            else:
+                values[color] = value
             names.append(name)
         given = {value for value in values.values() if value not in (0, IGNORE)}
         if not given:
@@ -82,10 +88,10 @@ class ColorMap:
                 values.setdefault(color, value)
         self.greys = any(len({*color}) == 1 and value not in (0, IGNORE)
                          for color, value in values.items())
-        codes = np.array([_code(np.array(color)) for color in values])
-        order = codes.argsort()
-        self._codes = codes[order]
-        self._values = np.array([*values.values()], dtype=np.uint8)[order]
+        # A table of all colours takes 32 MB, and no search.
+        self._table = np.full(2**24, UNKNOWN, dtype=np.int16)
+        for color, value in values.items():
+            self._table[_code(np.array(color))] = value
         self._message = f"the colours of the masks are those of {path}" if found else ""
         absent = [name for index, name in enumerate(classes, 1) if index not in given]
         if absent:
@@ -103,16 +109,15 @@ class ColorMap:
         flat = colors.reshape(-1, 3)
         out = np.empty(len(flat), np.uint8)
         for start in range(0, len(flat), PIXELS):
-            codes = _code(flat[start : start + PIXELS])
-            place = np.minimum(self._codes.searchsorted(codes), len(self._codes) - 1)
-            if (self._codes[place] != codes).any():
+            found = self._table[_code(flat[start : start + PIXELS])]
+            if found.size and found.min() == UNKNOWN:
                 raise UserError(self._unknown(flat, source))
-            out[start : start + PIXELS] = self._values[place]
+            out[start : start + PIXELS] = found
         return out.reshape(colors.shape[:-1])
 
     def _unknown(self, flat: np.ndarray, source: Path) -> str:
         codes, counts = np.unique(_code(flat), return_counts=True)
-        strange = ~np.isin(codes, self._codes)
+        strange = self._table[codes] == UNKNOWN
         code = int(codes[strange][counts[strange].argmax()])
         color = (code >> 16, code >> 8 & 255, code & 255)
         where = f"{source}: the colour {color} (#{code:06x})"
