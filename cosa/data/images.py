@@ -55,6 +55,9 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Modes of Pillow that hold 16 bits or more."""
+
 
 class LazyFile(LazyImage):
     """An image file, opened; it is decoded, by one of its methods, once.
@@ -62,6 +65,9 @@ class LazyFile(LazyImage):
     Args:
         path: of the file.
         reading: what becomes of its values.
+
+    Attributes:
+        format: Pillow's name of the file's format, such as PNG.
 
     Raises:
         UserError: naming the file, if it is missing, no regular file, empty, not an image, larger
@@ -89,6 +95,7 @@ class LazyFile(LazyImage):
                 self.size, self._turn = upright(self._picture, self._file)
             self.reducible = isinstance(self._picture, JpegImageFile)
             self._layout = self._checked_layout()
+            self.format = "TIFF" if self._picture is None else self._picture.format
             opened.pop_all()
 
     def close(self) -> None:
@@ -106,24 +113,25 @@ class LazyFile(LazyImage):
             origin = (across * turn.mirrored_across, down * turn.mirrored_down)
             return Decoded(image, reduction, origin, extent)
 
-    def values(self) -> np.ndarray:
-        """The upright pixels as the file holds them, such as a palette's indices.
+    def stored(self) -> Image.Image:
+        """The upright image of Pillow's mode for what the file holds, such as palette indices.
 
-        Returns:
-            (H, W), or (H, W, bands), of a type that depends on the file; of the bands of a TIFF
-            file that Pillow does not read those that would be seen.
+        Raises:
+            UserError: as ``decode``, or if Pillow does not read it, or would cut the values of
+                several channels to 8 bits.
         """
+        if self._picture is None:
+            self.close()
+            raise UserError(f"{self._path} has bands that only a TIFF reader of many bands "
+                            "understands: save it as PNG")
         with self._loading():
-            if self._picture is None:
-                bands = self._layout.chosen(self._reading.bands)
-                strips = [values for _, values in self._samples().strips(bands)]
-                values = self._turn.turned(np.concatenate(strips))
-                values = values[..., 0] if len(bands) == 1 else values
-            else:
-                self._picture.load()
-                values = np.asarray(self._turn.applied(self._picture))
-            self._check_size(values.shape[1::-1])
-            return values
+            if self._picture.mode not in _SIXTEEN_BITS and ";16" in str(self._picture.tile):
+                raise UserError(f"{self._path} has several channels of 16 bits, of which 8 can be "
+                                "read: save it with 8 bits")
+            self._picture.load()
+            image = self._turn.applied(self._picture)
+            self._check_size(image.size)
+            return image
 
     def sample(self, most: int) -> np.ndarray:
         """Values of the bands that are seen, of at most about so many pixels, evenly spread.
@@ -159,8 +167,8 @@ class LazyFile(LazyImage):
         """How many times smaller the picture, which is prepared for it, will be decoded."""
         reduction = self.reduction(shrink)
         if reduction > 1:
-            stored = self._picture.size
-            if not self._picture.draft(None, tuple(n // reduction for n in stored)):
+            draft = tuple(n // reduction for n in self._picture.size)
+            if not (min(draft) and self._picture.draft(None, draft)):
                 return 1
         return reduction
 
