@@ -5,17 +5,20 @@ The names are ``cosa.config.sections.DATASETS``; a new one is built here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cosa.config import DataConfig
 from cosa.config.sections import DATASETS
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
-from cosa.data.base import SegmentationDataset, expanded
+from cosa.data.base import FileDataset, SegmentationDataset, expanded
 from cosa.data.coco import CocoDataset
 from cosa.data.folder import FolderDataset, class_names
+from cosa.data.reading import Reading
 from cosa.data.scenes.dataset import ScenesDataset
 from cosa.data.subset import halves
+from cosa.data.value_range import measured
 from cosa.data.voc import VocDataset
 
 SPLITS = ("train", "val", "test")
@@ -30,12 +33,17 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
             For the others it is the validation split; with ``data.hold_out`` "val" is the first
             half of that one and "test" the second.
 
+    Where ``data.value_range`` is "auto", it is measured on the training images; see
+    ``resolved``.
+
     Raises ``UserError`` for an unknown name or a data set that is not there. Call ``check`` on
     the result to look at every file.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     whole = _build(data, split)
+    if isinstance(whole, FileDataset):
+        whole.reading = Reading.of(_measured(data, whole if split == "train" else None))
     if split == "train" or not data.hold_out:
         return whole
     if len(whole) < 2:
@@ -43,6 +51,28 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
                         " add images, or set data.hold_out=false")
     first, second = halves(whole)
     return first if split == "val" else second
+
+
+def resolved(data: DataConfig, training: SegmentationDataset) -> DataConfig:
+    """``data`` with the value range that its training set was built with in the place of "auto".
+
+    To be kept with all that is made of the training.
+    """
+    if data.value_range != "auto":
+        return data
+    return replace(data, value_range=training.reading.value_range)
+
+
+def _measured(data: DataConfig, training: FileDataset | None) -> DataConfig:
+    """``data`` with numbers in the place of "auto".
+
+    Args:
+        training: the training set, None if it is to be built.
+    """
+    if data.value_range != "auto":
+        return data
+    files = _build(data, "train") if training is None else training
+    return replace(data, value_range=measured(files, data.bands or None))
 
 
 def _build(data: DataConfig, split: str) -> SegmentationDataset:
@@ -82,13 +112,18 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
             _path(data, "labels"),
             _path(data, "masks"),
             training=True,
+            colors=_path(data, "colors"),
         )
     own_images = bool(data.val_images)
     labels = _path(data, "val_labels") or (None if own_images else _path(data, "labels"))
     masks = _path(data, "val_masks") or (None if own_images else _path(data, "masks"))
     if labels is None and masks is None:
         raise UserError("data.val_images needs data.val_labels, data.val_masks or both beside it")
-    if masks is not None and not data.classes:
+    if data.colors and masks is None:
+        raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
+                        "or leave it out")
+    named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
+    if masks is not None and not data.classes and not named:
         note("without data.classes, mask value k is taken for the k-th class name in sorted order")
     return FolderDataset(
         classes,
@@ -97,6 +132,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
         masks,
         # Without a list of its own, the validation set is all that has a mask.
         masked_only=not data.val_labels and masks is not None,
+        colors=_path(data, "colors"),
     )
 
 

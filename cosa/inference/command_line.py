@@ -36,6 +36,10 @@ from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
 
 DEVIATION = Range(0.01, 1e5)
 """Of a kernel, in pixels or grey levels."""
+VALUE = Range(-1e38, 1e38)
+"""In an image file."""
+BAND = Range(1, 10_000)
+"""Its number."""
 
 
 def default_workers() -> int:
@@ -129,12 +133,24 @@ class Options:
     size: int | None = option(
         "side that images are squashed to", SIDE, metavar="N", default=None
     )
+    value_range: tuple[float, float] | None = option(
+        "values in the image files that become black and white; default: as trained",
+        Tuple((VALUE, VALUE)), nargs=2, metavar=("LOW", "HIGH"), default=None,
+    )
+    bands: tuple[int, int, int] | None = option(
+        "numbers, from 1, of the bands that are red, green and blue; default: as trained",
+        Tuple((BAND, BAND, BAND)), nargs=3, metavar=("R", "G", "B"), default=None,
+    )
     json: str | None = option(
         "write a summary of all images and of the run", type=filled, metavar="FILE", default=None
     )
     evaluate: str | None = option(
-        "score against the true masks in this folder",
+        "score against the true masks in this folder, or drawn from this COCO JSON file",
         type=filled, metavar="MASKS", default=None,
+    )
+    colors: str | None = option(
+        "of true masks in colours, which means which class; default: a labelmap.txt beside them",
+        type=filled, metavar="FILE", default=None,
     )
     batch_size: int = option("default: 4", BATCH, metavar="N", default=4)
     device: str = option("auto (default), cpu, cuda or cuda:N", default="auto")
@@ -181,9 +197,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
         ("stride", "--mode slide", options.mode == "slide"),
         ("size", "--mode whole", options.mode == "whole"),
         ("threshold", "--save cpl", "cpl" in options.save),
+        ("colors", "--evaluate", options.evaluate),
     ):
         if name in values and not there:
             parser.error(f"{_flag(name)} is of use with {needed} only: add that, or leave it out")
+    if options.value_range and options.value_range[0] >= options.value_range[1]:
+        parser.error("--value-range: the first number must be below the second")
     chosen = {*options.save, "overlay"} if options.overlay else set(options.save)
     return replace(options, save=tuple(kind for kind in KINDS if kind in chosen))
 
