@@ -97,7 +97,7 @@ def test_labels_of_folders(folder, times, name):
         (folder / name).write_bytes(damaged_bytes(whole, draw))
         build_dataset(config.data, "train").check()
         if labels == name:
-            read_image_labels(folder / name, CLASSES)
+            read_image_labels(folder / name, CLASSES, {})
 
     assert attempts(times * 50, act) > times * 5
 

@@ -12,6 +12,7 @@ import infer
 from cosa.core.errors import UserError
 from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
+from cosa.data.labels import read_labels
 from cosa.data.images import network_input
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
@@ -423,7 +424,7 @@ def test_scores_are_those_of_the_evaluation_in_training(tmp_path, photos, progra
     present = ["cat", "ship;cat", "", "dog, big", "ship"]
     rows = [f'{name},"{labels}"' for name, labels in zip(NAMES, present, strict=True)]
     labels = labels_file(tmp_path / "labels.csv", rows)
-    dataset = FolderDataset(CLASSES, photos, labels, truth)
+    dataset = FolderDataset(CLASSES, photos, read_labels(labels, known=CLASSES), truth)
     network = cosa.load(weights)
     expected = evaluate(network, dataset, image_size=SIZE, scales=(1.0, 0.5), progress=False)
     summary = ("--evaluate", truth, "--json", tmp_path / "s.json")
@@ -442,7 +443,7 @@ def test_scores_without_denied_classes_are_those_of_the_evaluation(
 ):
     truth = true_masks(photos, tmp_path / "truth")
     labels = labels_file(tmp_path / "labels.csv", [f"{name},cat" for name in NAMES])
-    dataset, network = FolderDataset(CLASSES, photos, labels, truth), cosa.load(weights)
+    dataset, network = FolderDataset(CLASSES, photos, read_labels(labels, known=CLASSES), truth), cosa.load(weights)
     least = middle_score(network, photos)
     options = {"image_size": SIZE, "scales": (1.0, 0.5), "progress": False}
     expected = evaluate(network, dataset, min_class_score=least, **options)
