@@ -72,8 +72,8 @@ class DataConfig(Section):
     images: str = ""
     """folder: training images, nested folders allowed."""
     labels: str = ""
-    """folder: a CSV file, COCO's, LabelMe's or Label Studio's JSON, VOC's or CVAT's XML, YOLO's text
-    files or data.yaml (docs/data.md); empty: images lie in a subfolder for each class."""
+    """folder: a CSV file, COCO's, LabelMe's or Label Studio's JSON, VOC's or CVAT's XML, YOLO's
+    text files or data.yaml (docs/data.md); empty: images lie in a subfolder for each class."""
     label_separator: str = option("", Choice(("", "none", ";", "|", ",", "/", "+", "space")))
     """folder: what is between the labels in a field of a CSV file; none: a field is one label;
     empty: found, where that is possible."""

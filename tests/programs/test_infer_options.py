@@ -12,8 +12,8 @@ import infer
 from cosa.core.errors import UserError
 from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
-from cosa.data.labels import read_labels
 from cosa.data.images import network_input
+from cosa.data.labels import read_labels
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
 from cosa.inference.choose_settings import choose_settings
@@ -38,6 +38,10 @@ NAMES = ["0.png", "1.png", "2.png", "a/3.jpg", "a/4.jpg"]
 
 def stem(name):
     return name.rsplit(".", 1)[0]
+
+
+def labelled(photos, labels, truth):
+    return FolderDataset(CLASSES, photos, read_labels(labels, known=CLASSES), truth)
 
 
 def labels_file(path, rows):
@@ -117,8 +121,8 @@ def test_a_folder_is_called_a_folder_and_a_file_a_file(tmp_path, photos, weights
     out, file = tmp_path / "out", tmp_path / "file"
     file.write_text("")
     told = {
-        ("--labels", photos): f"--labels {photos} is a folder: give a CSV file",
-        ("--labels", tmp_path / "x"): f"--labels {tmp_path / 'x'} does not exist: give a CSV file",
+        ("--labels", tmp_path / "x"): f"{tmp_path / 'x'}: no such file or folder; set --labels to "
+                                      "where the labels are",
         ("--json", photos): f"--json {photos} is a folder: give the name of a file",
         ("--json", file / "s"): f"--json {file / 's'} cannot be written: {file} is no folder; "
                                 "choose another name",
@@ -275,7 +279,8 @@ def test_labels_filter_by_name(tmp_path, photos, program):
             'a/4,"dog, big"', "elsewhere/5.jpg,cat"]
     labels = labels_file(tmp_path / "labels.csv", rows)
     code, out, err = program(photos, tmp_path / "out", "--labels", labels, "--save", "mask,cam")
-    assert (code, err) == (0, "")
+    told = f"note: {labels}: 6 images, 3 classes, CSV, labels between ';'\n"
+    assert (code, err) == (0, told)
     for name, present in zip(NAMES, ([1, 3], [], [3], [1], [2]), strict=True):
         assert set(np.unique(read(tmp_path / f"out/{stem(name)}.png"))) <= {0, *present}
         with np.load(tmp_path / f"out/{stem(name)}.cam.npz") as saved:
@@ -287,6 +292,7 @@ def test_an_image_without_a_row_of_labels_fails(tmp_path, photos, program):
     code, out, err = program(photos, tmp_path / "out", "--labels", labels)
     assert code == 1 and "4 done" in out and "1 failed" in out
     assert err == (
+        f"note: {labels}: 4 images, 1 class, CSV, one label per image\n"
         f"failed: a/3.jpg has no row in {labels}: add one (without labels if it holds no class), "
         "and give --overwrite or another --output with it, since a run does not go on with other "
         "labels\n"
@@ -304,7 +310,7 @@ def test_labels_that_do_not_fit(tmp_path, photos, weights):
     )
     assert "line 3: the image '0.png' has a row already" in message("0.png,", "0.png,cat")
     absent = refusal(weights, photos, tmp_path / "out", "--labels", tmp_path / "absent.csv")
-    assert "absent.csv does not exist" in absent
+    assert "absent.csv: no such file or folder" in absent
     assert not (tmp_path / "out").exists()
 
 
@@ -424,7 +430,7 @@ def test_scores_are_those_of_the_evaluation_in_training(tmp_path, photos, progra
     present = ["cat", "ship;cat", "", "dog, big", "ship"]
     rows = [f'{name},"{labels}"' for name, labels in zip(NAMES, present, strict=True)]
     labels = labels_file(tmp_path / "labels.csv", rows)
-    dataset = FolderDataset(CLASSES, photos, read_labels(labels, known=CLASSES), truth)
+    dataset = labelled(photos, labels, truth)
     network = cosa.load(weights)
     expected = evaluate(network, dataset, image_size=SIZE, scales=(1.0, 0.5), progress=False)
     summary = ("--evaluate", truth, "--json", tmp_path / "s.json")
@@ -443,7 +449,7 @@ def test_scores_without_denied_classes_are_those_of_the_evaluation(
 ):
     truth = true_masks(photos, tmp_path / "truth")
     labels = labels_file(tmp_path / "labels.csv", [f"{name},cat" for name in NAMES])
-    dataset, network = FolderDataset(CLASSES, photos, read_labels(labels, known=CLASSES), truth), cosa.load(weights)
+    dataset, network = labelled(photos, labels, truth), cosa.load(weights)
     least = middle_score(network, photos)
     options = {"image_size": SIZE, "scales": (1.0, 0.5), "progress": False}
     expected = evaluate(network, dataset, min_class_score=least, **options)

@@ -78,37 +78,25 @@ def find_separator(
         _ask(places, field, "labels are joined by ';' in some fields and by '|' in others", remedy)
     if sure:
         return sure[0]
-    for name in (",", "/", "+"):
-        verdict = _verdict(places, SEPARATORS[name])
+    # Blanks are in many names: the check of the data set tells of "cat sofa" beside "cat".
+    for mark in (",", "/", "+"):
+        verdict = _verdict(places, mark)
         if verdict == "several":
-            return name
-        if verdict == "unclear" and name == ",":
+            return mark
+        if verdict == "unclear" and mark == ",":
             field = next(field for field in places if "," in field)
-            _ask(places, field, f"'{field[:80]}' may be one label or several", key)
-    verdict = _verdict(places, " ")
-    if verdict == "several":
-        return "space"
+            _ask(places, field, f"'{field[:80]}' may be one label or several", remedy)
     return "none"
 
 
 def _verdict(fields: Collection[str], mark: str) -> str:
-    """Whether fields with a mark are "several" labels, for all of their parts are labels elsewhere.
-
-    Of blanks, which are in many names, only fields without any count as elsewhere.
-    """
-    parts = {field: splitter_of(mark)(field) for field in fields}
-    joined = [found for found in parts.values() if len(found) > 1]
+    """Whether fields with a mark are "several" labels, for all of their parts occur elsewhere."""
+    parts = [splitter(mark)(field) for field in fields]
+    joined = [found for found in parts if len(found) > 1]
     if not joined:
         return "none"
-    alone = {found[0] for found in parts.values() if len(found) == 1}
-    uses = Counter(part for found in joined for part in found)
-    often = set() if mark == " " else {part for part, count in uses.items() if count > 1}
-    return "several" if set(uses) <= alone | often else "unclear"
-
-
-def splitter_of(mark: str) -> Callable[[str], list[str]]:
-    """The same as :func:`splitter`, by the mark itself."""
-    return splitter(next(name for name, own in SEPARATORS.items() if own == mark))
+    uses = Counter(part for found in parts for part in found)
+    return "several" if all(uses[part] > 1 for found in joined for part in found) else "unclear"
 
 
 def _ask(places: dict[str, str], field: str, why: str, remedy: str) -> None:

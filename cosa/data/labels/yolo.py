@@ -52,8 +52,8 @@ def _read(source: Source) -> LabelTable:
             where = f"{path}, line {number}"
             index = _class_number(line)
             if index is None:
-                raise UserError(f"{where}: '{line[:80]}' is no object of YOLO: a class's number and "
-                                "four or more of coordinates belong there")
+                raise UserError(f"{where}: '{line[:80]}' is no object of YOLO: the number of a class "
+                                "and four or more coordinates belong there")
             if index not in names:
                 raise UserError(f"{where}: there is no class {index} in {stating}, which names "
                                 f"{len(names)}")
