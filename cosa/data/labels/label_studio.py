@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,7 +19,7 @@ REGIONS = ("rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels", "
 PLACES = {"x", "y", "points", "rle"}
 """Keys of a region's value that say where it is: choices beside them are about the region."""
 
-ABOUT = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "file_upload"}
+ABOUT = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"}
 """Keys of JSON-MIN that are no results."""
 
 IMAGE_KEYS = ("image", "img", "photo", "picture", "url", "file", "path")
@@ -118,22 +117,23 @@ def _image(data: dict[str, Any], where: str) -> str:
 
 
 def _result_keys(path: Path, tasks: list[dict[str, Any]]) -> set[str]:
-    """The keys of JSON-MIN tasks that hold results, not data."""
-    kinds = {"structured": Counter(), "text": Counter()}
-    for task in tasks:
-        for key, value in task.items():
-            if key in ABOUT or key in IMAGE_KEYS:
-                continue
-            if isinstance(value, list | dict):
-                kinds["structured"][key] += 1
-            elif isinstance(value, str):
-                kinds["text"][key] += 1
-    results = set(kinds["structured"])
-    texts = [key for key in kinds["text"] if key not in results]
+    """The keys of JSON-MIN tasks that hold results, not data.
+
+    Label Studio writes the data, then the id, then results. Where that order is lost, what is a
+    list or a mapping is a result, or else the only text.
+    """
+    written = [list(task) for task in tasks]
+    if all("id" in keys and any(key in IMAGE_KEYS for key in keys[: keys.index("id")])
+           for keys in written):
+        return {key for keys in written for key in keys[keys.index("id") :]} - ABOUT
+    values = [pair for task in tasks for pair in task.items()
+              if pair[0] not in ABOUT and pair[0] not in IMAGE_KEYS]
+    results = {key for key, value in values if isinstance(value, list | dict)}
+    texts = sorted({key for key, value in values if isinstance(value, str)} - results)
     if texts and (results or len(texts) > 1):
-        both = [*texts, *sorted(results)][:2]
+        both = [*texts, *sorted(results)]
         raise UserError(f"{path}: both '{both[0]}' and '{both[1]}' could be labels, which JSON-MIN "
-                        "does not tell: export as JSON")
+                        "does not tell here: export as JSON")
     return results | set(texts)
 
 
@@ -143,6 +143,8 @@ def _short_row(path: Path, number: int, task: dict[str, Any], results: set[str])
     values: list[_Value] = []
     for key in sorted(results & set(task)):
         value = task[key]
+        if not isinstance(value, list | dict | str):  # a rating, a number
+            continue
         found = value if isinstance(value, list) else [value]
         for one in fitting(found, list[_Value | str], f"{where}, {key}"):
             values.append({"choices": [one]} if isinstance(one, str) else one)
