@@ -111,7 +111,8 @@ LABELS = {
     "studio.json": [{"id": 1, "data": {"image": "/data/upload/1/ab12cd34-a.jpg"}, "annotations": [
         {"result": [{"value": {"choices": ["cat"]}}, {"value": {"taxonomy": [["a", "boat"]]}},
                     {"value": {"x": 1, "rectanglelabels": ["cat"]}}], "was_cancelled": False}]}],
-    "min.json": [{"image": "a.jpg", "id": 1, "kind": "cat", "box": [{"rectanglelabels": ["boat"]}]}],
+    "min.json": [{"image": "a.jpg", "id": 1, "kind": "cat",
+                  "box": [{"rectanglelabels": ["boat"]}]}],
     "labelme/a.json": {"shapes": [{"label": "cat"}], "flags": {"boat": True}, "imagePath": "a.jpg"},
     "cvat.xml": "<annotations><meta><task><labels><label><name>cat</name></label></labels></task>"
                 '</meta><image name="a.jpg"><box label="cat"/></image></annotations>',
@@ -120,7 +121,7 @@ LABELS = {
     "yolo/labels/a.txt": "1 0.5 0.5 0.25 0.25\n0 0.5 0.5 0.25 0.25\n",
     "data.yaml": "path: .\nnames:\n  0: boat\n  1: cat\n",
     "semicolons.csv": "\ufefffilename;tags;width\na.jpg;\"cat,boat\";3\nb;boat;3\nc;cat;4\n",
-    "lists.csv": "image,labels\na,\"['cat', \"\"boat\"\"]\"\nb,\"{\"\"choices\"\":[\"\"cat\"\"]}\"\n",
+    "lists.csv": """image,labels\na,"['cat', ""boat""]"\nb,"{""choices"":[""cat""]}"\n""",
 }
 """Files of labels -> content, a tree that is written as JSON or a text."""
 

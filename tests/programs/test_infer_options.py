@@ -287,6 +287,26 @@ def test_labels_filter_by_name(tmp_path, photos, program):
             assert saved["classes"].tolist() == present
 
 
+def test_labels_of_another_format(tmp_path, photos, program):
+    """COCO's JSON, images by another machine's paths; a run goes on with the same labels."""
+    path, numbers = tmp_path / "labels.json", {"cat": 5, "dog, big": 2, "ship": 9}
+    present = (["cat", "ship"], [], ["ship"], ["cat"], ["dog, big"])
+    path.write_text(json.dumps({
+        "images": [{"id": k, "file_name": f"D:\\photos\\{name}"} for k, name in enumerate(NAMES)],
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
+        "annotations": [{"image_id": k, "category_id": numbers[label]}
+                        for k, found in enumerate(present) for label in found],
+    }))
+    code, _, err = program(photos, tmp_path / "out", "--labels", path, "--save", "cam")
+    assert (code, err) == (0, f"note: {path}: 5 images, 3 classes, COCO JSON\n")
+    for name, found in zip(NAMES, present, strict=True):
+        with np.load(tmp_path / f"out/{stem(name)}.cam.npz") as saved:
+            assert [CLASSES[k - 1] for k in saved["classes"]] == found
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    code, out, _ = program(photos, tmp_path / "out", "--labels", path, "--save", "cam")
+    assert code == 0 and "5 skipped" in out
+
+
 def test_an_image_without_a_row_of_labels_fails(tmp_path, photos, program):
     labels = labels_file(tmp_path / "labels.csv", ["0.png,cat", "1.png,", "2.png,", "a/4.jpg,"])
     code, out, err = program(photos, tmp_path / "out", "--labels", labels)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from cosa.core.errors import UserError, did_you_mean
@@ -69,44 +69,73 @@ class ImageIndex:
     """
 
     def __init__(self, images: Mapping[str, tuple[str, Path]]) -> None:
-        self._folders = {}
-        self._tables = [(defaultdict(list), defaultdict(list)) for _ in FORMS]
-        self.names: list[str] = []
-        for key, (name, file) in images.items():
-            above = [*file.absolute().parts[:-1]]
-            below = name.split("/")[:-1]
-            self._folders[key] = (below, above[: len(above) - len(below)])
-            self.names.append(name)
-            whole, stem = name.split("/")[-1], PurePath(name).stem
-            for form, (wholes, stems) in zip(FORMS, self._tables, strict=True):
-                wholes[form(whole)].append(key)
-                stems[form(stem)].append(key)
+        self.names = [name for name, _ in images.values()]
+        self._images = images
+        self._endings: dict[Callable[[str], str], list[_Endings]] = {}
 
-    def find(self, written: str) -> tuple[list[str], int]:
-        """The images that a name may mean, and how many parts of the path they share with it.
-
-        One image: that is it. None: there is none. More: it could be any of them.
-        """
+    def find(self, written: str) -> list[str]:
+        """The images that a name may mean. More than one: it could be any of them."""
         for name in spellings(written):
-            for form, tables in zip(FORMS, self._tables, strict=True):
-                *folders, last = map(form, name.split("/"))
-                for table in tables:
-                    found = self._nearest(table.get(last, ()), folders, form)
-                    if found[0]:
-                        return found
-        return [], 0
+            for form in FORMS:
+                for endings in self._table(form):
+                    keys = endings.find(form(name))
+                    if len(keys) > 1:
+                        return self._nearest(keys, form(name), form)
+                    if keys:
+                        return keys
+        return []
 
-    def _nearest(
-        self, keys: Iterable[str], folders: Sequence[str], form: Callable[[str], str]
-    ) -> tuple[list[str], int]:
-        ranked = []
-        for key in keys:
-            below, above = ([form(part) for part in parts] for parts in self._folders[key])
-            if _common_end(folders, below) == min(len(folders), len(below)):
-                shared = 1 + _common_end(folders, above + below)
-                ranked.append((below == folders, shared, key))
-        best = max((rank[:2] for rank in ranked), default=(False, 0))
-        return [key for *rank, key in ranked if tuple(rank) == best], best[1]
+    def shared(self, written: str, key: str) -> int:
+        """How many parts at their ends a name and the path of an image's file share."""
+        return max(self._shared(form(name), key, form)
+                   for name in spellings(written) for form in FORMS)
+
+    def _table(self, form: Callable[[str], str]) -> list[_Endings]:
+        """Paths in a spelling, with suffix and without; made when they are first asked for."""
+        if form not in self._endings:
+            whole = {key: form(name) for key, (name, _) in self._images.items()}
+            stems = {key: name[: -len(PurePosixPath(name).suffix) or None]
+                     for key, name in whole.items()}
+            self._endings[form] = [_Endings(whole), _Endings(stems)]
+        return self._endings[form]
+
+    def _nearest(self, keys: Iterable[str], name: str, form: Callable[[str], str]) -> list[str]:
+        """Those with the same folders and no more, else those that share most with the name."""
+        folders = name.split("/")[:-1]
+        same = [key for key in keys if form(self._images[key][0]).split("/")[:-1] == folders]
+        shared = {key: self._shared(name, key, form) for key in same or keys}
+        most = max(shared.values())
+        return [key for key, count in shared.items() if count == most]
+
+    def _shared(self, name: str, key: str, form: Callable[[str], str]) -> int:
+        above = [form(part) for part in self._images[key][1].absolute().parts[:-1]]
+        return 1 + _common_end(name.split("/")[:-1], above)
+
+
+class _Endings:
+    """Paths by all that they end with."""
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self._wholes, self._ends = defaultdict(list), defaultdict(list)
+        for key, path in paths.items():
+            self._wholes[path].append(key)
+            for end in _ends(path):
+                self._ends[end].append(key)
+
+    def find(self, path: str) -> list[str]:
+        """The keys of the paths that end with this one, or with which it ends."""
+        found = dict.fromkeys(self._ends.get(path, ()))
+        for end in _ends(path):
+            found.update(dict.fromkeys(self._wholes.get(end, ())))
+        return list(found)
+
+
+def _ends(path: str) -> Iterator[str]:
+    """The path, and the same without its first folders: a/b/c, b/c, c."""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
 
 
 def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
@@ -128,12 +157,10 @@ def match_rows(table: LabelTable, index: ImageIndex, all_of_them: bool = True) -
     Raises:
         UserError: naming the row, if it has no image, could mean several, or the image has a row.
     """
-    rows: dict[str, tuple[int, Row]] = {}
+    rows: dict[str, Row] = {}
     strays: list[Row] = []
     for row in table.rows:
-        found, shared = index.find(row.image)
-        if not found and row.other:
-            found, shared = index.find(row.other)
+        found = index.find(row.image) or (index.find(row.other) if row.other else [])
         if len(found) > 1:
             raise UserError(
                 f"{table.where(row)}: the image '{row.image}' could be {found[0]} or {found[1]}: "
@@ -142,18 +169,19 @@ def match_rows(table: LabelTable, index: ImageIndex, all_of_them: bool = True) -
         if not found:
             strays.append(row)
             continue
-        earlier = rows.get(found[0])
-        if earlier and earlier[0] == shared:
-            raise UserError(f"{table.where(row)}: the image '{row.image}' has a row already; "
-                            "remove one")
-        if earlier:  # a.jpg of another folder, which is not here
-            strays.append(row if earlier[0] > shared else earlier[1])
-        if not earlier or shared > earlier[0]:
-            rows[found[0]] = (shared, row)
+        (key,) = found
+        earlier = rows.setdefault(key, row)
+        if earlier is not row:  # one may be of an image with this name in a folder elsewhere
+            further = index.shared(row.image, key) - index.shared(earlier.image, key)
+            if further == 0:
+                raise UserError(f"{table.where(row)}: the image '{row.image}' has a row already; "
+                                "remove one")
+            rows[key], stray = (row, earlier) if further > 0 else (earlier, row)
+            strays.append(stray)
     if strays and all_of_them:
         stray = strays[0]
         raise UserError(
             f"{table.where(stray)}: there is no image '{stray.image}'"
             f"{did_you_mean(stray.image, index.names)}; names are relative to the folder of images"
         )
-    return {key: row for key, (_, row) in rows.items()}
+    return rows

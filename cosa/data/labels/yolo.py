@@ -24,18 +24,30 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 def _recognises(source: Source) -> bool:
     if not source.is_folder:
         return source.path.suffix.lower() in YAMLS
-    if any(path.parent == source.path for path in source.of_kind(*YAMLS)):
+    if _stating(source.path):
         return True
-    texts = source.of_kind(".txt")
+    texts = [path for path in source.of_kind(".txt") if not _is_about(path)]
     return any(map(_is_of_objects, texts[:3])) or bool(texts) and not source.pictures
 
 
-def _is_of_objects(path: Path) -> bool:
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that may be of any use; none if it is no text."""
     try:
-        lines = read_lines(path, "the file")
-    except UserError:  # no text: it is not what is asked here, and may be of any other use
-        return False
-    return bool(lines) and _class_number(lines[0][1]) is not None
+        return [line for _, line in read_lines(path, "the file")]
+    except UserError:
+        return []
+
+
+def _is_of_objects(path: Path) -> bool:
+    lines = _lines(path)
+    return bool(lines) and _class_number(lines[0]) is not None
+
+
+def _stating(folder: Path) -> list[Path]:
+    """The YAML files in a folder that name classes."""
+    yamls = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in YAMLS]
+    return [path for path in yamls if path.stem.lower() in ("data", "dataset")] or [
+        path for path in yamls if any(line.startswith("names:") for line in _lines(path))]
 
 
 def _read(source: Source) -> LabelTable:
@@ -52,8 +64,8 @@ def _read(source: Source) -> LabelTable:
             where = f"{path}, line {number}"
             index = _class_number(line)
             if index is None:
-                raise UserError(f"{where}: '{line[:80]}' is no object of YOLO: the number of a class "
-                                "and four or more coordinates belong there")
+                raise UserError(f"{where}: '{line[:80]}' is no object of YOLO: the number of a "
+                                "class and four or more coordinates belong there")
             if index not in names:
                 raise UserError(f"{where}: there is no class {index} in {stating}, which names "
                                 f"{len(names)}")
@@ -90,13 +102,12 @@ def _names(source: Source) -> tuple[Path, dict[int, str]]:
     if not source.is_folder:
         return source.path, _stated(source.path)
     for folder in _places(source):
-        yamls = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in YAMLS]
-        preferred = [path for path in yamls if path.stem.lower() in ("data", "dataset")] or yamls
-        if len(preferred) > 1:
-            raise UserError(f"{folder} holds {preferred[0].name} and {preferred[1].name}: set "
+        stating = _stating(folder)
+        if len(stating) > 1:
+            raise UserError(f"{folder} holds {stating[0].name} and {stating[1].name}: set "
                             f"{source.key} to the one that names the classes")
-        if preferred:
-            return preferred[0], _stated(preferred[0])
+        if stating:
+            return stating[0], _stated(stating[0])
         for name in LISTS:
             path = folder / name
             if path.is_file():
@@ -134,7 +145,7 @@ def _folder(source: Source) -> Path:
     beside = None if source.images is None else _beside(source.images.absolute())
     if beside is not None and root.absolute() in (beside, *beside.parents) and beside.is_dir():
         return beside
-    if source.is_folder and not any(path.parent == root for path in source.of_kind(*YAMLS)):
+    if source.is_folder and not _stating(root):
         return root
     folders = [path for path in Source(root).folders if path.name == "labels"]
     if len(folders) > 1:

@@ -112,7 +112,7 @@ def test_json_min_has_data_before_the_id_and_results_after_it(root):
     ([task(1, "a.jpg", [{"value": {"taxonomy": ["cat"]}}])], "value.taxonomy[0] must be a list"),
     ([{"data": {"text": "x"}, "annotations": [{}]}], "task 0: 0 of its data are names of images"),
     ([task(1, "none.jpg", [choices("x")])], "task 1: there is no image 'none.jpg'"),
-    ([short(1, "a.jpg", kind={"choices": [3]})], "task 1, kind: [0].choices[0] must be of type str"),
+    ([short(1, "a.jpg", kind={"choices": [3]})], "task 1, kind: [0].choices[0] must be of type"),
 ])
 def test_mistakes(root, tasks, message):
     (root / "export.json").write_text(json.dumps(tasks))

@@ -26,14 +26,14 @@ IMAGES = ("a.jpg", "cats/b.png", "cats/c.jpg", "dogs/c.jpg", "my photo.v2.JPG", 
     ("file:///C:/pets/dogs/c.jpg", "dogs/c.jpg"), ("my photo.v2", "my photo.v2.JPG"),
 ])
 def test_found(tmp_path, written, found):
-    assert index(tmp_path, *IMAGES).find(written)[0] == [found]
+    assert index(tmp_path, *IMAGES).find(written) == [found]
 
 
 @pytest.mark.parametrize("written", [
     "dogs/b.png", "my photo", "my photo.v3", "a.png", "", ".", "..", "x.jpg", "cats", "/",
 ])
 def test_not_found(tmp_path, written):
-    assert index(tmp_path, *IMAGES).find(written) == ([], 0)
+    assert index(tmp_path, *IMAGES).find(written) == []
 
 
 @pytest.mark.parametrize("written, found", [
@@ -41,15 +41,19 @@ def test_not_found(tmp_path, written):
     ("e", ["e.jpg", "e.png"]),
 ])
 def test_several(tmp_path, written, found):
-    assert index(tmp_path, *IMAGES).find(written)[0] == found
+    assert index(tmp_path, *IMAGES).find(written) == found
 
 
 def test_the_whole_path_goes_before_an_end_and_a_longer_end_before_a_shorter(tmp_path):
     images = index(tmp_path / "pets", "a.jpg", "sub/a.jpg", "x/sub/a.jpg")
-    assert images.find("a.jpg") == (["a.jpg"], 1)
-    assert images.find("/data/pets/sub/a.jpg") == (["sub/a.jpg"], 3)
-    assert images.find("x/sub/a.jpg") == (["x/sub/a.jpg"], 3)
-    assert images.find("pets/a.jpg") == (["a.jpg"], 2)
+    assert images.find("a.jpg") == ["a.jpg"]
+    assert images.find("/data/pets/sub/a.jpg") == ["sub/a.jpg"]
+    assert images.find("x/sub/a.jpg") == ["x/sub/a.jpg"]
+    assert images.find("pets/a.jpg") == ["a.jpg"]
+    assert images.shared("/data/pets/sub/a.jpg", "sub/a.jpg") == 3
+    assert images.shared("PETS\\sub\\a", "sub/a.jpg") == 3
+    both = index(tmp_path / "pets", "b/a.jpg", "x/pets/b/a.jpg")
+    assert len(both.find("pets/b/a.jpg")) == 2
 
 
 def table(tmp_path, *names):

@@ -5,8 +5,8 @@ import yaml
 
 from tests.helpers.labels import dataset_of, labels_of, refusal, save_images
 
-TEXTS = {"a": "1 .5 .5 .2 .2\n0 0.1 0.1 0.2 0.1 0.2 0.2\n1 0.5 0.5 0.1 0.1\n", "b.v2": "2 0 0 1 1\n",
-         "c": ""}
+TEXTS = {"a": "1 .5 .5 .2 .2\n0 0.1 0.1 0.2 0.1 0.2 0.2\n1 0.5 0.5 0.1 0.1\n",
+         "b.v2": "2 0 0 1 1\n", "c": ""}
 EXPECTED = {"a": {"axe", "saw"}, "b.v2": {"peg"}, "c": set()}
 NAMES = ["saw", "axe", "peg"]
 
