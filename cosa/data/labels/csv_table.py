@@ -26,6 +26,9 @@ IMAGE = {
 }
 """Headers, in lower case and without blanks and such, of the column that names the images."""
 
+PERHAPS = {"id", "name"}
+"""Headers of that column where there is none of the others."""
+
 LABELS = {
     "label", "labels", "tag", "tags", "class", "classes", "classname", "classnames", "category",
     "categories", "labelname", "choice", "choices",
@@ -130,7 +133,7 @@ def _delimiter(text: str) -> tuple[str, int]:
         return excel[1], 1
     header = {mark: [field.strip('" ') for field in first.split(mark)] for mark in DELIMITERS}
     for mark, fields in header.items():
-        if len(fields) > 1 and any(_plain(field) in IMAGE for field in fields):
+        if len(fields) > 1 and not (IMAGE | PERHAPS).isdisjoint(map(_plain, fields)):
             return mark, 0
     return max(header, key=lambda mark: len(header[mark])), 0
 
@@ -141,7 +144,9 @@ def _plain(header: str) -> str:
 
 
 def _image_column(path: Path, header: Sequence[str]) -> int | None:
-    found = [index for index, name in enumerate(header) if _plain(name) in IMAGE]
+    plain = [_plain(name) for name in header]
+    found = [index for index, name in enumerate(plain) if name in IMAGE] or [
+        index for index, name in enumerate(plain) if name in PERHAPS]
     if len(found) > 1:
         raise UserError(f"{path}: the columns '{header[found[0]]}' and '{header[found[1]]}' could "
                         "both name the images; rename or remove one")

@@ -20,7 +20,7 @@ def read(root, text, encoding="utf-8", name="labels.csv", **data):
 
 @pytest.mark.parametrize("header", [
     "image,labels", "filename,label", "file,tags", "path,class", "Image Name,Labels",
-    "file_path,category", "img,Classes", "FileName,tag",
+    "file_path,category", "img,Classes", "FileName,tag", "id,label",
 ])
 def test_headers(root, header):
     assert read(root, f"{header}\na.jpg,cat;dog\nb,dog\nc.jpg,cat\nd,\n") == EXPECTED
@@ -43,6 +43,7 @@ def test_headers(root, header):
     "image,labels,width,split\na.jpg,cat;dog,12,x\nb.jpg,dog,12,x\nc,cat,12,x\nd,,12,y\n",
     "filename,width,class,xmin\na.jpg,12,cat,1\na.jpg,12,dog,2\nb.jpg,12,dog,1\nc.jpg,12,cat,1\n"
     "d.jpg,12,,1\n",
+    "image,id,choice,lead_time\na.jpg,7,cat;dog,1\nb,8,dog,1\nc,9,cat,1\nd,1,,1\n",
     "image,cat,dog\na.jpg,1,1\nb.jpg,0,1\nc.jpg,1,0\nd.jpg,0,0\n",
     "image;cat;dog\na.jpg;1.0;1.0\nb.jpg;0.0;1.0\nc.jpg;1.0;0.0\nd.jpg;0.0;0.0\n",
     ",filename,cat,dog\n0,a.jpg,True,True\n1,b.jpg,False,True\n2,c,True,False\n3,d,FALSE,false\n",
