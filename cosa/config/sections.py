@@ -78,7 +78,11 @@ class DataConfig(Section):
     """folder: what is between the labels in a field of a CSV file; none: a field is one label;
     empty: found, where that is possible."""
     masks: str = ""
-    """folder: masks (PNG of class indices) for evaluation, never read in training."""
+    """folder: masks for evaluation, never read in training: a folder of PNG files of class indices
+    or colours, or a COCO JSON file."""
+    colors: str = ""
+    """folder: which colour of a mask means which class, a file of lines such as cat,128,0,0 or of
+    JSON; empty: a labelmap.txt beside the masks or one folder up, if there is one."""
     classes: str = ""
     """folder: text file with one class name per line; empty: those of COCO's categories, of CVAT's
     labels or of data.yaml in their order, of other labels sorted."""
@@ -89,7 +93,8 @@ class DataConfig(Section):
     """folder: labels of the images to score on, of any format as well; empty: those of the training
     images, or, with val_images, labels from the masks, or else, as for labels, subfolders."""
     val_masks: str = ""
-    """folder: masks of the images to score on; empty: masks, or, with val_images, none."""
+    """folder: masks of the images to score on, like masks; empty: those, or, with val_images,
+    none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,7 +80,10 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
     classes = known or checked_classes(table.names, table.path)
     if training:
         say_labels(table)
-        return FolderDataset(classes, images, table, _path(data, "masks"), training=True)
+        return FolderDataset(
+            classes, images, table, _path(data, "masks"), training=True,
+            colors=_path(data, "colors"),
+        )
     own_images = _path(data, "val_images")
     masks = _path(data, "val_masks") or (None if own_images else _path(data, "masks"))
     if data.val_labels:
@@ -94,7 +97,11 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
         table = None
     if data.val_labels or own_images and table:
         say_labels(table)
-    if masks is not None and not listed:
+    if data.colors and masks is None:
+        raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
+                        "or leave it out")
+    named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
+    if masks is not None and not listed and not named:
         order = f"the order of {table.path}" if table and table.ordered else "sorted order"
         note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
     return FolderDataset(
@@ -104,6 +111,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
         masks,
         # Without a list of its own, the validation set is all that has a mask.
         masked_only=not data.val_labels and masks is not None,
+        colors=_path(data, "colors"),
     )
 
 

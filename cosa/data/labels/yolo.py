@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cosa.core.declared import Misfit, check
 from cosa.core.errors import UserError
-from cosa.core.foreign import parse_yaml, read_lines, read_text
+from cosa.core.foreign import Written, parse_yaml, read_lines, read_text
 from cosa.core.threads import in_threads
 from cosa.data.labels.source import Reader, Source
 from cosa.data.labels.table import LabelTable, Row, composed, label_set
@@ -126,12 +126,15 @@ def _stated(path: Path) -> dict[int, str]:
     names = content.get("names") if isinstance(content, dict) else None
     if not isinstance(names, list | dict):
         raise UserError(f"{path}: names is missing: list there the names of the classes")
+    pairs = enumerate(names) if isinstance(names, list) else names.items()
+    # A class may be called "no", "1" or "2026-11-25".
+    found = {number.value if isinstance(number, Written) else number:
+             name.text if isinstance(name, Written) else name for number, name in pairs}
     try:
-        check(list[str] if isinstance(names, list) else dict[int, str], names)
+        check(dict[int, str], found)
     except Misfit as error:
-        raise UserError(f"{path}: {error.below('.names')}; put names in quotes") from error
-    pairs = enumerate(names) if isinstance(names, list) else sorted(names.items())
-    return {number: composed(name).strip() for number, name in pairs}
+        raise UserError(f"{path}: {error.below('.names')}") from error
+    return {number: composed(name).strip() for number, name in sorted(found.items())}
 
 
 def _folder(source: Source) -> Path:

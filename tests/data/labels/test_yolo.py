@@ -55,6 +55,13 @@ def test_numbers_with_gaps(tmp_path):
     assert dataset_of(tmp_path, **data).classes == ("saw", "axe", "peg", "nail")
 
 
+def test_names_that_yaml_takes_for_other_things(tmp_path):
+    write(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [no, 007, 2026-11-25]")
+    data = {"images": "images/train", "labels": "labels/train"}
+    assert dataset_of(tmp_path, **data).classes == ("no", "007", "2026-11-25")
+
+
 def test_names_in_a_list_beside_the_labels(tmp_path):
     write(tmp_path)
     (tmp_path / "data.yaml").unlink()
@@ -78,7 +85,7 @@ def test_lines_that_are_none(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("names: [yes, no]", "names[0] must be of type str, not True; put names in quotes"),
+    ("names: [axe, [saw]]", "names[1] must be of type str, not ['saw']"),
     ("names: {a: b}", "names has a key that must be of type int"),
     ("names: 3", "names is missing"), ("- 3", "names is missing"), ("names: [", "line 1"),
 ])
