@@ -14,6 +14,7 @@ import importlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cosa.core.errors import NotFiniteError, UserError, run_program
@@ -30,7 +31,7 @@ from cosa.core.device import describe, memory_errors_explained
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
 from cosa.core.terminal import Parser, progress_bar, say
-from cosa.data import SegmentationDataset, build_dataset
+from cosa.data import SegmentationDataset, build_dataset, resolved
 from cosa.data.batches import to_device
 from cosa.data.check import examine
 from cosa.data.loader import training_loader
@@ -104,7 +105,9 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         run.check_free()
     device, autocast = prepare(config)
     check_scenes(config)
-    train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+    train_set = build_dataset(config.data, "train")
+    config = replace(config, data=resolved(config.data, train_set))
+    val_set = build_dataset(config.data, "val")
     for dataset in (train_set, val_set):
         dataset.check()
     if val_set.classes != train_set.classes:

@@ -30,6 +30,8 @@ ARCHITECTURE = (
 )
 """Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
 
+READING = ("value_range", "bands")
+"""Keys of the ``data`` section that say what becomes of the values in image files."""
 
 _Byte = Annotated[int, Within(0, 255)]
 _Share = Annotated[float, Within(0, 1)]
@@ -141,9 +143,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
             of the authors' released program (see :mod:`cosa.checkpoint.released`).
 
     Returns:
-        The network in eval mode without gradients. Of its ``config``, the sections that inference
-        reads (``model``, ``evaluate``, ``train``) are those of the file. So are the others, unless
-        one is of another version that this one cannot read: then all of them are the defaults.
+        The network in eval mode without gradients. Of its ``config``, what inference reads (the
+        sections ``model``, ``evaluate`` and ``train``, and ``READING`` of ``data``) is that of the
+        file. So are the others, unless one is of another version that this one cannot read: then
+        all of them are the defaults.
 
     Raises:
         UserError: no such file, damaged, altered, or not written by this program.
@@ -183,6 +186,9 @@ def _read_config(config: dict[str, Any]) -> Config:
         KeyError: naming what is missing of the architecture.
     """
     read = {name: config[name] for name in ("model", "evaluate", "train") if name in config}
+    data = config.get("data")
+    if isinstance(data, dict):
+        read["data"] = {key: data[key] for key in READING if key in data}
     typed = from_dict(read, "the file")
     missing = next((key for key in ARCHITECTURE if key not in config["model"]), None)
     if missing is not None:

@@ -39,6 +39,34 @@ class Normalization:
                 "red, green and blue")
 
 
+@dataclass(frozen=True)
+class ValueRange:
+    """A word, or two numbers of which the second is the larger one."""
+
+    words: tuple[str, ...]
+    most: float = 1e38
+
+    def refusal(self, value: Any) -> str:
+        if isinstance(value, str):
+            there = value in self.words
+        else:
+            there = len(value) == 2 and -self.most <= value[0] < value[1] <= self.most
+        named = ", ".join(repr(word) for word in self.words)
+        return "" if there else f"use {named} or two numbers, [low, high], low below high"
+
+
+@dataclass(frozen=True)
+class Bands:
+    """No number, or three of bands."""
+
+    most: int = 10_000
+
+    def refusal(self, value: Any) -> str:
+        if len(value) in (0, 3) and all(1 <= number <= self.most for number in value):
+            return ""
+        return f"give three numbers from 1 to {self.most}, of red, green and blue, or none, []"
+
+
 def ordered(config: Any, low: str, high: str) -> None:
     """The least of something must not exceed the largest."""
     a, b = getattr(config, low), getattr(config, high)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cosa.config.limits import Normalization, Section, ordered
+from cosa.config.limits import Bands, Normalization, Section, ValueRange, ordered
 from cosa.config.regularizers import RegularizersConfig
 from cosa.core.ranges import (
     BATCH,
@@ -95,9 +95,21 @@ class DataConfig(Section):
     val_masks: str = ""
     """folder: masks of the images to score on, like masks; empty: those, or, with val_images,
     none."""
+    value_range: str | tuple[float, ...] = option("", ValueRange(("", "auto")))
+    """[low, high], the values in the image files that become black and white; auto: percentiles 0.5
+    and 99.5 of the training images, found once and kept with the weights; empty: the depth of each
+    file decides (voc, coco, folder)."""
+    bands: tuple[int, ...] = option((), Bands())
+    """Numbers, from 1, of the bands of the image files that are red, green and blue, such as
+    [4, 3, 2]; nothing is taken for opacity then; empty: those that the files say (voc, coco,
+    folder)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name == "scenes" and (self.value_range or self.bands):
+            key = "value_range" if self.value_range else "bands"
+            raise ValueError(f"{key} is for voc, coco and folder: scenes are 8-bit RGB, leave it "
+                             "empty")
         if self.hold_out and self.name == "scenes":
             raise ValueError("hold_out is for voc, coco and folder: scenes have test images of "
                              "their own, set it to false")

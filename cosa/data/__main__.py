@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from cosa.config import load_config
 from cosa.core.errors import run_program
 from cosa.core.terminal import Parser
-from cosa.data import build_dataset
+from cosa.data import build_dataset, resolved
 from cosa.data.check import examine
 
 
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = parser.parse_args(arguments).words
     path = None if "=" in words[0] else words.pop(0)
     data = load_config(path, words).data
-    training, validation = build_dataset(data, "train"), build_dataset(data, "val")
+    training = build_dataset(data, "train")
+    validation = build_dataset(resolved(data, training), "val")
     for dataset in (training, validation):
         dataset.check()
     report = examine(training, validation)

@@ -16,6 +16,7 @@ from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.images import LazyImage, image_size, open_image, read_image
 from cosa.data.masks.reader import MaskReader
+from cosa.data.reading import BY_DEPTH, Reading
 from cosa.pictures.palette import voc_palette
 
 # The masks of evaluation sets above this size take so long to check that the user is told.
@@ -87,7 +88,12 @@ class FileDataset(SegmentationDataset):
         image_paths: N files.
         masks: of the images, by their names; None: there are none.
         verify_masks: whether ``check`` looks at the masks. Training sets leave them untouched.
+
+    Attributes:
+        reading: what becomes of the values in the image files; masks are read as they are.
     """
+
+    reading: Reading = BY_DEPTH
 
     def __init__(
         self,
@@ -112,13 +118,13 @@ class FileDataset(SegmentationDataset):
         return self.masks is not None and any(map(self.masks.has, self.names))
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.image_paths[index])
+        return read_image(self.image_paths[index], self.reading)
 
     def open_image(self, index: int) -> Image.Image | LazyImage:
-        return open_image(self.image_paths[index])
+        return open_image(self.image_paths[index], self.reading)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        return image_size(self.image_paths[index])
+        return image_size(self.image_paths[index], self.reading)
 
     def has_mask(self, index: int) -> bool:
         return self.masks is not None and self.masks.has(self.names[index])
@@ -127,7 +133,7 @@ class FileDataset(SegmentationDataset):
         if not self.has_mask(index):
             return None
         image = self.image_paths[index]
-        return self.masks.read(self.names[index], image_size(image), image)
+        return self.masks.read(self.names[index], self.image_size(index), image)
 
     def mask_source(self, index: int) -> str:
         return self.masks.source(self.names[index])
@@ -137,7 +143,7 @@ class FileDataset(SegmentationDataset):
         if not self.has_mask(index):
             return None
         image = self.image_paths[index]
-        return self.masks.size(self.names[index], image_size(image), image)
+        return self.masks.size(self.names[index], self.image_size(index), image)
 
     def check(self) -> None:
         """Check that every image opens and has an end, and that masks fit their images.
@@ -160,7 +166,7 @@ class FileDataset(SegmentationDataset):
     def _error(self, index: int) -> str | None:
         image = self.image_paths[index]
         try:
-            size = image_size(image)
+            size = self.image_size(index)
             check_end(image)
             if self.verify_masks and self.has_mask(index):
                 self.masks.check(self.names[index], size, image)

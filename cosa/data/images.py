@@ -1,16 +1,20 @@
-"""Image files to 8-bit RGB, and RGB to what the networks read."""
+"""Image files to 8-bit RGB, and RGB to what the networks read.
+
+``layout``, ``samples``, ``tiff`` and ``multiband`` have the values of files that are deeper than 8
+bits, or have other bands than red, green and blue; ``levels`` makes 8 bits of them, and ``reading``
+is what a configuration says about it.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,11 +22,19 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError, features
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cosa.core.errors import UserError
 from cosa.core.foreign import open_regular
+from cosa.data.layout import EIGHT, Clause, Layout
+from cosa.data.lazy import Decoded, LazyImage
+from cosa.data.levels import rendered
 from cosa.data.modes import to_rgb
-from cosa.data.orientation import upright
+from cosa.data.multiband import TiffSamples
+from cosa.data.orientation import AS_STORED, TURNS, upright
+from cosa.data.reading import BY_DEPTH, Extent, Reading
+from cosa.data.samples import Samples, layout_of, samples_of
+from cosa.data.tiff import Tags, misread, read_tags
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2".split()
@@ -46,93 +58,44 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Modes of Pillow that hold 16 bits or more."""
 
-REDUCTION_MARGIN = 1.5
-"""What is left to shrink after a JPEG file was decoded at a fraction of its size, at least: so the
-result stays close to that of the full decoding."""
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """An image, perhaps decoded at a fraction of its size.
-
-    Attributes:
-        image: upright 8-bit RGB.
-        reduction: 1, 2, 4 or 8: how many pixels of the full image, along each side, became one.
-        origin: (x, y) of the full image's corner, in pixels of ``image``. Decoders round sizes
-            up; where the image was turned, the surplus lies before the first pixel.
-    """
-
-    image: Image.Image
-    reduction: int = 1
-    origin: tuple[float, float] = (0.0, 0.0)
-
-    def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """A (left, top, right, bottom) in pixels of the full image, in pixels of ``image``."""
-        (x, y), (left, top, right, bottom), r = self.origin, box, self.reduction
-        return (x + left / r, y + top / r, x + right / r, y + bottom / r)
-
-
-def reduction_for(shrink: float) -> int:
-    """How many times smaller an image is decoded along each side, 1, 2, 4 or 8; see ``decode``."""
-    return next(r for r in (8, 4, 2, 1) if r * REDUCTION_MARGIN <= shrink or r == 1)
-
-
-class LazyImage(ABC):
-    """An image of known size that is decoded when it is known how large it is needed.
-
-    Attributes:
-        size: (width, height) in pixels, upright.
-        reducible: whether it can be decoded at a fraction of its size, as JPEG files can.
-    """
-
-    size: tuple[int, int]
-    reducible: bool
-
-    def reduction(self, shrink: float) -> int:
-        """How many times smaller ``decode`` would make the image along each side."""
-        return reduction_for(shrink) if self.reducible else 1
-
-    @abstractmethod
-    def decode(self, shrink: float = 1.0) -> Decoded:
-        """The image, which nobody may change.
-
-        Args:
-            shrink: how many times smaller it will be made, along both sides at least. From
-                ``REDUCTION_MARGIN`` times 2 on, the file is decoded at 1/2 of its size, and so on
-                to 1/8. That saves work and stays close to the full decoding.
-
-        Raises:
-            UserError: naming the file, if it is damaged.
-        """
-
 
 class LazyFile(LazyImage):
     """An image file, opened; it is decoded, by one of its methods, once.
+
+    Args:
+        path: of the file.
+        reading: what becomes of its values.
 
     Attributes:
         format: Pillow's name of the file's format, such as PNG.
 
     Raises:
-        UserError: naming the file, if it is missing, no regular file, empty, not an image, or
-            larger than ``MAX_PIXELS`` or ``MAX_SIDE``.
+        UserError: naming the file, if it is missing, no regular file, empty, not an image, larger
+            than ``MAX_PIXELS`` or ``MAX_SIDE``, or without the bands that are to be read.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | PathLike[str], reading: Reading = BY_DEPTH) -> None:
+        self._path, self._reading = Path(path), reading
         with _explained(self._path), ExitStack() as opened:
             self._file = opened.enter_context(open_regular(self._path))
             if os.fstat(self._file.fileno()).st_size == 0:
                 raise UserError(f"{path} is empty; remove the file or copy it again")
-            # Of a file without a name, Pillow never maps the pixels into memory: where it does,
-            # it takes the upright width of a turned TIFF image for that of the stored rows.
-            self._picture = Image.open(self._file)
-            if math.prod(self._picture.size) > MAX_PIXELS:
+            self._picture, self._tags = _opened(self._file, by_number=reading.bands is not None)
+            stored = self._tags.size if self._picture is None else self._picture.size
+            if min(stored) < 1:
+                raise ValueError("it has no pixels")
+            if math.prod(stored) > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if max(self._picture.size) > MAX_SIDE:
+            if max(stored) > MAX_SIDE:
                 raise UserError(f"{path} has a side of over {MAX_SIDE} pixels; cut it into parts")
-            self.size, self._turn = upright(self._picture, self._file)
+            if self._picture is None:
+                self._turn = TURNS.get(self._tags.orientation, AS_STORED)
+                self.size = self._turn.size(stored)
+            else:
+                self.size, self._turn = upright(self._picture, self._file)
             self.reducible = isinstance(self._picture, JpegImageFile)
-            self.format = self._picture.format
+            self._layout = self._checked_layout()
+            self.format = "TIFF" if self._picture is None else self._picture.format
             opened.pop_all()
 
     def close(self) -> None:
@@ -140,72 +103,152 @@ class LazyFile(LazyImage):
         self._file.close()
 
     def decode(self, shrink: float = 1.0) -> Decoded:
-        with self._loading() as picture:
-            reduction = self.reduction(shrink)
-            stored = picture.size
-            draft = tuple(n // reduction for n in stored)
-            if reduction > 1 and not (min(draft) and picture.draft(None, draft)):
-                reduction = 1
-            picture.load()
+        with self._loading():
+            reduction = self._reduced(shrink)
+            image, extent = self._rendered()
+            self._check_size(image.size, reduction)
             turn = self._turn
-            image = self._checked(to_rgb(picture, turn), reduction)
             across, down = (n - whole / reduction
                             for n, whole in zip(image.size, self.size, strict=True))
             origin = (across * turn.mirrored_across, down * turn.mirrored_down)
-            return Decoded(image, reduction, origin)
+            return Decoded(image, reduction, origin, extent)
 
     def stored(self) -> Image.Image:
         """The upright image of Pillow's mode for what the file holds, such as palette indices.
 
         Raises:
-            UserError: as ``decode``, or if Pillow would cut the values of several channels to 8
-                bits.
+            UserError: as ``decode``, or if Pillow does not read it, or would cut the values of
+                several channels to 8 bits.
         """
-        with self._loading() as picture:
-            if picture.mode not in _SIXTEEN_BITS and ";16" in str(picture.tile):
+        if self._picture is None:
+            self.close()
+            raise UserError(f"{self._path} has bands that only a TIFF reader of many bands "
+                            "understands: save it as PNG")
+        with self._loading():
+            if self._picture.mode not in _SIXTEEN_BITS and ";16" in str(self._picture.tile):
                 raise UserError(f"{self._path} has several channels of 16 bits, of which 8 can be "
                                 "read: save it with 8 bits")
-            picture.load()
-            return self._checked(self._turn.applied(picture))
+            self._picture.load()
+            image = self._turn.applied(self._picture)
+            self._check_size(image.size)
+            return image
+
+    def sample(self, most: int) -> np.ndarray:
+        """Values of the bands that are seen, of at most about so many pixels, evenly spread.
+
+        Returns:
+            (n,) finite numbers as float64, as the file holds them.
+        """
+        step = max(1, math.isqrt(math.prod(self.size) // most))
+        with self._loading():
+            samples, found = self._samples(), []
+            for top, values in samples.strips(self._layout.chosen(self._reading.bands)):
+                found.append(values[-top % step :: step, ::step].ravel())
+            values = np.concatenate(found).astype(np.float64)
+            return values[np.isfinite(values)]
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The values of black and white that the file tells, None if it does not."""
+        return self._layout.limits
+
+    @property
+    def deep(self) -> bool:
+        """Whether its values have, or may have, more than 8 bits."""
+        return self._layout.limits is None or self._layout.limits[1] > 255
+
+    def _checked_layout(self) -> Layout:
+        """What its bands are, of which those that are to be read are there."""
+        layout = self._tags.layout if self._picture is None else layout_of(self._picture)
+        layout.chosen(self._reading.bands)
+        return layout
+
+    def _reduced(self, shrink: float) -> int:
+        """How many times smaller the picture, which is prepared for it, will be decoded."""
+        reduction = self.reduction(shrink)
+        if reduction > 1:
+            draft = tuple(n // reduction for n in self._picture.size)
+            if not (min(draft) and self._picture.draft(None, draft)):
+                return 1
+        return reduction
+
+    def _rendered(self) -> tuple[Image.Image, Extent | None]:
+        """The upright image, and its values where they are others than those of the image."""
+        # What Pillow makes of all bands, which are of 8 bits.
+        plain = self._layout.limits == EIGHT and not self._layout.hidden
+        if plain and self._picture is not None and self._reading == BY_DEPTH:
+            self._picture.load()
+            return to_rgb(self._picture, self._turn), None
+        return rendered(self._samples(), self._turn, self._reading)
+
+    def _samples(self) -> Samples:
+        if self._picture is None:
+            return TiffSamples(self._file, self._tags)
+        return samples_of(self._picture, self._file, self._layout)
 
     @contextmanager
-    def _loading(self) -> Iterator[ImageFile]:
-        with _explained(self._path), self._file, self._picture as picture:
-            yield picture
+    def _loading(self) -> Iterator[None]:
+        with _explained(self._path), self._file, self._picture or nullcontext():
+            yield
 
-    def _checked(self, image: Image.Image, reduction: int = 1) -> Image.Image:
-        """The image, which has the size that was announced."""
-        if image.size != tuple(-(-n // reduction) for n in self.size):
+    def _check_size(self, size: tuple[int, int], reduction: int = 1) -> None:
+        """The image must have the size that was announced."""
+        if size != tuple(-(-n // reduction) for n in self.size):
             raise ValueError("its size is not the one that its header tells")
-        return image
+
+
+def _opened(file: BinaryIO, by_number: bool) -> tuple[ImageFile | None, Tags | None]:
+    """The picture that Pillow opens or, of a TIFF file that it does not read, the tags.
+
+    Args:
+        by_number: whether bands are asked for by their numbers.
+    """
+    try:
+        # Of a file without a name, Pillow never maps the pixels into memory: where it does, it
+        # takes the upright width of a turned TIFF image for that of the stored rows.
+        picture = Image.open(file)
+    except UnidentifiedImageError:
+        tags = read_tags(file)
+        if tags is None:
+            raise
+        return None, tags
+    if isinstance(picture, TiffImageFile):
+        tags = Tags.of(picture.tag_v2)
+        if misread(tags, len(picture.getbands()), by_number):
+            return None, tags
+    return picture, None
 
 
 open_image = LazyFile
 """Opens an image file as ``read_image`` reads it; damaged pixels are found when decoding."""
 
 
-def image_size(path: str | PathLike[str]) -> tuple[int, int]:
+def image_size(
+    path: str | PathLike[str], reading: Reading = BY_DEPTH
+) -> tuple[int, int]:
     """(width, height) of the image that ``read_image`` would return, without decoding it.
 
     Raises:
         UserError: as ``LazyFile``.
     """
-    with closing(LazyFile(path)) as image:
+    with closing(LazyFile(path, reading)) as image:
         return image.size
 
 
-def read_image(path: str | PathLike[str]) -> Image.Image:
+def read_image(path: str | PathLike[str], reading: Reading = BY_DEPTH) -> Image.Image:
     """Read an image file as upright 8-bit RGB.
 
-    The EXIF rotation is applied. Transparency is composited on white. 16-bit grayscale is scaled
-    from its type's full range; wider integers and floats from the narrowest of [0, 1] (floats
-    only), [0, 255] and [0, 65535] that holds the values, else from their own minimum and maximum.
-    Of animations and multi-page files the first frame is read.
+    The EXIF rotation is applied. Transparency is composited on white. Values become levels from
+    the range that ``reading`` says, else from that of the file's depth, such as 0..65535 of 16
+    bits. Where a file has none (integers wider than that or with a sign, fractions), the narrowest
+    of [0, 1] (fractions only), [0, 255] and [0, 65535] that holds its values is taken, else their
+    own minimum and maximum. Of animations and multi-page files the first frame is read. All of it
+    is in docs/pictures.md.
 
     Raises:
         UserError: naming the file, as ``LazyFile``, or if it is damaged.
     """
-    return LazyFile(path).decode().image
+    return LazyFile(path, reading).decode().image
 
 
 @contextmanager
@@ -213,6 +256,8 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong with a file into one sentence."""
     try:
         yield
+    except Clause as error:
+        raise UserError(f"{path} {error}") from error
     except UserError:
         raise
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
@@ -43,6 +44,14 @@ class Turn:
         """The image turned; itself where nothing is to be done."""
         return image if self.method is None else image.transpose(self.method)
 
+    def turned(self, pixels: np.ndarray) -> np.ndarray:
+        """The same of an array (h, w, ...)."""
+        if self.sideways:  # what is left to do is as with rows that stay rows
+            pixels = pixels.swapaxes(0, 1)
+        across, down = (slice(None, None, -1 if mirrored else 1)
+                        for mirrored in (self.mirrored_across, self.mirrored_down))
+        return pixels[down, across]
+
     def corner(self, top: int, bottom: int, height: int) -> tuple[int, int]:
         """(x, y) of the upright corner of the stored rows ``top``..``bottom`` of ``height``."""
         mirrored = self.mirrored_across if self.sideways else self.mirrored_down
@@ -51,7 +60,7 @@ class Turn:
 
 
 AS_STORED = Turn()
-_TURNS = {
+TURNS = {
     2: Turn(Transpose.FLIP_LEFT_RIGHT, mirrored_across=True),
     3: Turn(Transpose.ROTATE_180, mirrored_across=True, mirrored_down=True),
     4: Turn(Transpose.FLIP_TOP_BOTTOM, mirrored_down=True),
@@ -81,12 +90,12 @@ def upright(picture: ImageFile, file: BinaryIO) -> tuple[Size, Turn]:
     """
     if isinstance(picture, TiffImageFile):  # Pillow turns these itself, when it loads them
         stored = picture.tag_v2[256], picture.tag_v2[257]
-        return _TURNS.get(picture.getexif().get(_TAG), AS_STORED).size(stored), AS_STORED
+        return TURNS.get(picture.getexif().get(_TAG), AS_STORED).size(stored), AS_STORED
     if isinstance(picture, PngImageFile):
         exif = _png_exif(picture, file)
     else:
         exif = picture.getexif()
-    turn = _TURNS.get(exif.get(_TAG), AS_STORED)
+    turn = TURNS.get(exif.get(_TAG), AS_STORED)
     return turn.size(picture.size), turn
 
 

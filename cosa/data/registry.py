@@ -6,18 +6,21 @@ The names are ``cosa.config.sections.DATASETS``; a new one is built here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cosa.config import DataConfig
 from cosa.config.sections import DATASETS
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
-from cosa.data.base import SegmentationDataset, existing_folder, expanded
+from cosa.data.base import FileDataset, SegmentationDataset, existing_folder, expanded
 from cosa.data.coco import CocoDataset
 from cosa.data.folder import FolderDataset, checked_classes, listed_classes
 from cosa.data.labels import LabelTable, read_labels, say_labels
+from cosa.data.reading import Reading
 from cosa.data.scenes.dataset import ScenesDataset
 from cosa.data.subset import halves
+from cosa.data.value_range import measured
 from cosa.data.voc import VocDataset
 
 SPLITS = ("train", "val", "test")
@@ -32,12 +35,17 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
             For the others it is the validation split; with ``data.hold_out`` "val" is the first
             half of that one and "test" the second.
 
+    Where ``data.value_range`` is "auto", it is measured on the training images; see
+    ``resolved``.
+
     Raises ``UserError`` for an unknown name or a data set that is not there. Call ``check`` on
     the result to look at every file.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     whole = _build(data, split)
+    if isinstance(whole, FileDataset):
+        whole.reading = Reading.of(_measured(data, whole if split == "train" else None))
     if split == "train" or not data.hold_out:
         return whole
     if len(whole) < 2:
@@ -45,6 +53,28 @@ def build_dataset(data: DataConfig, split: str) -> SegmentationDataset:
                         " add images, or set data.hold_out=false")
     first, second = halves(whole)
     return first if split == "val" else second
+
+
+def resolved(data: DataConfig, training: SegmentationDataset) -> DataConfig:
+    """``data`` with the value range that its training set was built with in the place of "auto".
+
+    To be kept with all that is made of the training.
+    """
+    if data.value_range != "auto":
+        return data
+    return replace(data, value_range=training.reading.value_range)
+
+
+def _measured(data: DataConfig, training: FileDataset | None) -> DataConfig:
+    """``data`` with numbers in the place of "auto".
+
+    Args:
+        training: the training set, None if it is to be built.
+    """
+    if data.value_range != "auto":
+        return data
+    files = _build(data, "train") if training is None else training
+    return replace(data, value_range=measured(files, data.bands or None))
 
 
 def _build(data: DataConfig, split: str) -> SegmentationDataset:
@@ -78,6 +108,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
     known = listed_classes(listed) if listed else ()
     table = _labels(data, "labels", images, known)
     classes = known or checked_classes(table.names, table.path)
+    order = f"the order of {table.path}" if table.ordered else "sorted order"
     if training:
         say_labels(table)
         return FolderDataset(
@@ -102,7 +133,6 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
                         "or leave it out")
     named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
     if masks is not None and not listed and not named:
-        order = f"the order of {table.path}" if table and table.ordered else "sorted order"
         note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
     return FolderDataset(
         classes,

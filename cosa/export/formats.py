@@ -30,7 +30,7 @@ def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]
         network: from ``cosa.load``.
         size: the image size that the file is bound to, None if it takes any.
     """
-    evaluate = network.config.evaluate
+    evaluate, data = network.config.evaluate, network.config.data
     return {
         "program": f"CoSA {cosa.__version__}",
         "classes": list(network.classes),  # foreground: channel k of seg is classes[k - 1]
@@ -43,6 +43,9 @@ def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]
         "fixed_size": None if size is None else [size, size],
         "inputs": INPUTS,
         "input_range": list(INPUT_RANGE),  # of black and full red, green or blue
+        # The values in the image files that were these two, and the bands, from 1; null: by depth.
+        "value_range": list(data.value_range) or None,
+        "bands": list(data.bands) or None,
         "outputs": OUTPUTS,
     }
 

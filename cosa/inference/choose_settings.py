@@ -10,6 +10,7 @@ import torch
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError, did_you_mean
 from cosa.crf import PRESETS
+from cosa.data.reading import Reading
 from cosa.inference.command_line import Options
 from cosa.inference.labels import ImageLabels
 from cosa.inference.segmenter import run_crf
@@ -75,6 +76,11 @@ def choose_settings(
         min_class_score=(evaluation.min_class_score if options.min_class_score is None
                          else options.min_class_score),
         labels=labels and labels.digest,
+        reading=choose_reading(options, network),
     )
 
 
+def choose_reading(options: Options, network: TrainedNetwork) -> Reading:
+    """What becomes of the values in image files: by default what became of the training's."""
+    trained = Reading.of(network.config.data)
+    return Reading(options.value_range or trained.value_range, options.bands or trained.bands)

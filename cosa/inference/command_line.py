@@ -36,6 +36,10 @@ from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
 
 DEVIATION = Range(0.01, 1e5)
 """Of a kernel, in pixels or grey levels."""
+VALUE = Range(-1e38, 1e38)
+"""In an image file."""
+BAND = Range(1, 10_000)
+"""Its number."""
 
 
 def default_workers() -> int:
@@ -129,6 +133,14 @@ class Options:
     size: int | None = option(
         "side that images are squashed to", SIDE, metavar="N", default=None
     )
+    value_range: tuple[float, float] | None = option(
+        "values in the image files that become black and white; default: as trained",
+        Tuple((VALUE, VALUE)), nargs=2, metavar=("LOW", "HIGH"), default=None,
+    )
+    bands: tuple[int, int, int] | None = option(
+        "numbers, from 1, of the bands that are red, green and blue; default: as trained",
+        Tuple((BAND, BAND, BAND)), nargs=3, metavar=("R", "G", "B"), default=None,
+    )
     json: str | None = option(
         "write a summary of all images and of the run", type=filled, metavar="FILE", default=None
     )
@@ -189,6 +201,8 @@ def parse(arguments: Sequence[str] | None) -> Options:
     ):
         if name in values and not there:
             parser.error(f"{_flag(name)} is of use with {needed} only: add that, or leave it out")
+    if options.value_range and options.value_range[0] >= options.value_range[1]:
+        parser.error("--value-range: the first number must be below the second")
     chosen = {*options.save, "overlay"} if options.overlay else set(options.save)
     return replace(options, save=tuple(kind for kind in KINDS if kind in chosen))
 

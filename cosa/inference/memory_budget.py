@@ -7,7 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_DECODING = 8  # bytes a pixel: what the file holds, and the image that is made of it
+# Bytes a pixel: what the file holds, twice as much where it is more than 8 bits, and the image that
+# is made of it.
+_DECODING, _DEEP = 8, 12
 
 
 class Room:
@@ -34,6 +36,10 @@ class Room:
                 self._changed.notify_all()
 
 
-def decoding_memory(size: tuple[int, int]) -> int:
-    """Bytes that decoding an image takes, whose sides are these."""
-    return _DECODING * math.prod(size)
+def decoding_memory(size: tuple[int, int], deep: bool = False) -> int:
+    """Bytes that decoding an image takes, whose sides are these.
+
+    Args:
+        deep: whether its values have more than 8 bits.
+    """
+    return (_DEEP if deep else _DECODING) * math.prod(size)

@@ -18,6 +18,7 @@ from cosa.cam import resize
 from cosa.core.errors import UserError
 from cosa.core.files import atomic, free_space
 from cosa.data.images import image_size, read_image
+from cosa.data.reading import BY_DEPTH, Reading
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
@@ -42,7 +43,9 @@ class Results:
     """The arrays of "cam" and "probabilities"."""
 
 
-def write(job: Job, results: Results, palette: Sequence[Color]) -> None:
+def write(
+    job: Job, results: Results, palette: Sequence[Color], reading: Reading = BY_DEPTH
+) -> None:
     """Write the files of a job, each atomically; the image is read again for its overlay.
 
     Raises:
@@ -57,7 +60,7 @@ def write(job: Job, results: Results, palette: Sequence[Color]) -> None:
             elif kind == "cpl":
                 save_mask(path, results.cpl, palette)
             elif kind == "overlay":
-                image = read_image(job.source)
+                image = read_image(job.source, reading)
                 if results.mask.shape != (image.height, image.width):
                     raise UserError(f"{job.source} changed while it was segmented; run again")
                 save_image(path, overlay(image, results.mask, palette))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -15,8 +16,10 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError
 from cosa.core.memory import memory_size
+from cosa.core.terminal import warn
 from cosa.core.threads import parallel_map
 from cosa.data.images import open_image
+from cosa.data.reading import Extent
 from cosa.inference import outputs
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.kinds import KINDS
@@ -98,6 +101,15 @@ def segment_files(
     stage = partial(_stage, too_large=segmenter.too_large)
     images = Room(int(IMAGE_MEMORY * memory_size()))
 
+    untold = threading.Lock()
+
+    def tell_doubt(job: Job, extent: Extent | None) -> None:
+        """Of the first image whose values seem to be misread; the others are alike."""
+        doubt = extent.doubt if extent else ""
+        if doubt and untold.acquire(blocking=False):
+            warn(f"{job.source}: {doubt}; if it should be another range, give --value-range LOW "
+                 "HIGH (further images are not named)")
+
     def load(job: Job) -> _Work:
         return read(_Work(Outcome(job)))
 
@@ -106,13 +118,15 @@ def segment_files(
     def read(work: _Work) -> None:
         job = work.outcome.job
         present = None if labels_of is None else labels_of(job.name)
-        with closing(open_image(job.source)) as image:
-            need = decoding_memory(image.size)
+        with closing(open_image(job.source, settings.reading)) as image:
+            need = decoding_memory(image.size, image.deep)
             if need > images.size:
                 raise UserError(f"{job.source} is {image.size[0]}x{image.size[1]} pixels, too many "
                                 "for this machine's memory; shrink it, or cut it into parts")
             with images.take(need):
-                work.prepared = segmenter.prepare(image.decode().image, present)
+                decoded = image.decode()
+                tell_doubt(job, decoded.extent)
+                work.prepared = segmenter.prepare(decoded.image, present)
         work.outcome.size = work.prepared.size
 
     def predict() -> Iterator[_Work]:
@@ -162,7 +176,7 @@ def segment_files(
         # For an overlay, the image is read again.
         need = decoding_memory(work.outcome.size) if "overlay" in save else 0
         with images.take(need):
-            outputs.write(work.outcome.job, work.results, network.palette)
+            outputs.write(work.outcome.job, work.results, network.palette, settings.reading)
 
     with ExitStack() as stack:
         done = stack.enter_context(closing(predict()))

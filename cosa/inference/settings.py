@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cosa.crf import PRESETS
+from cosa.data.reading import BY_DEPTH, Reading
 from cosa.inference.kinds import KINDS
 
 MODES = ("whole", "slide")
@@ -63,6 +64,8 @@ class Settings:
     the likeliest; 0 leaves out none."""
     labels: str | None = field(default=None)
     """Digest of the image-level labels that filter the results."""
+    reading: Reading = BY_DEPTH
+    """What becomes of the values in the image files."""
 
     @property
     def passes(self) -> int:
@@ -81,4 +84,5 @@ class Settings:
             relevant["min-class-score"] = self.min_class_score
         if KINDS[kind].at_threshold:
             relevant["threshold"] = self.threshold
+        relevant |= self.reading.tree()
         return relevant

@@ -19,9 +19,9 @@ from cosa.data.voc import CLASSES as VOC
 
 KEYS = (
     "root train_split val_split images labels label_separator masks colors classes val_images "
-    "val_labels val_masks"
+    "val_labels val_masks value_range"
 )
-EMPTY = dict.fromkeys(KEYS.split(), "") | {"hold_out": False}
+EMPTY = dict.fromkeys(KEYS.split(), "") | {"hold_out": False, "bands": ()}
 
 
 def build(split="train", **data):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa.data import modes
+from cosa.data import layout
 from cosa.data.images import read_image
 from cosa.data.modes import to_rgb
-from cosa.data.orientation import _TURNS, AS_STORED
+from cosa.data.orientation import AS_STORED, TURNS
 from tests.helpers.tiny import ROOT
 
 
@@ -40,13 +40,13 @@ MODES = ["1", "L", "P", "P transparent", "LA", "RGB", "RGB transparent", "RGBA",
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("turn", [AS_STORED, *_TURNS.values()], ids=lambda turn: str(turn.method))
+@pytest.mark.parametrize("turn", [AS_STORED, *TURNS.values()], ids=lambda turn: str(turn.method))
 @pytest.mark.parametrize("mode", MODES)
 def test_strips_make_the_whole(mode, turn, monkeypatch):
     image = picture(mode)
     whole = to_rgb(image)
     expected = whole if turn.method is None else whole.transpose(turn.method)
-    monkeypatch.setattr(modes, "STRIP", 100)  # three rows
+    monkeypatch.setattr(layout, "STRIP", 100)  # three rows
     found = to_rgb(image, turn)
     assert found.mode == "RGB" and found.size == turn.size(image.size)
     np.testing.assert_array_equal(found, expected)

@@ -32,6 +32,7 @@ def test_options_are_typed_and_cannot_be_changed():
     kinds = typing.get_type_hints(Options)
     for name, value in vars(options).items():
         plain = typing.get_args(kinds[name]) or (kinds[name],)
+        plain = tuple(typing.get_origin(kind) or kind for kind in plain)
         if not isinstance(value, tuple):
             assert isinstance(value, plain), name
     hash(options)  # no list is left

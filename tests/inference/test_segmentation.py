@@ -540,12 +540,12 @@ def test_images_in_memory_do_not_grow_with_the_folder(tmp_path, network, monkeyp
     lock, read_so_far, written, most = threading.Lock(), 0, 0, 0
     real_read, real_write = pipeline.open_image, outputs.write
 
-    def counting_read(source):
+    def counting_read(source, reading):
         nonlocal read_so_far, most
         with lock:
             read_so_far += 1
             most = max(most, read_so_far - written)
-        return real_read(source)
+        return real_read(source, reading)
 
     def slow_write(*arguments):
         nonlocal written

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from cosa.core.errors import NotFiniteError, UserError
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.terminal import Parser, progress_bar, say
 from cosa.cotrain import CoTraining
-from cosa.data import SegmentationDataset, build_dataset
+from cosa.data import SegmentationDataset, build_dataset, resolved
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingViews, training_loader
 from cosa.data.subset import with_masks
@@ -109,6 +110,7 @@ def train(config: Config, run: RunFolder) -> None:
     device, autocast = prepare(config)
     dataset = build_dataset(config.data, "train")
     dataset.check()
+    config = replace(config, data=resolved(config.data, dataset))
     dataset = with_masks(dataset)
     cotraining = build_cotraining(config, len(dataset.classes), device, autocast)
     with run.locked():

@@ -148,15 +148,27 @@ def images_of_one_colour(s: Statistics) -> Iterator[Finding]:
         return
     count, example = s.images.plain.count, s.images.plain.example
     if s.split == "training" and count == s.images.decoded > 1:
+        deep = s.images.doubtful.example
+        remedy = f"set data.value_range=auto ({deep})" if deep else "check data.images or data.root"
         yield error(f"each of {count} training images is of a single colour, such as {example}: "
-                    "check data.images or data.root")
+                    f"{remedy}")
     else:
         yield warning(f"{count} of {s.images.decoded} {s.split} images are of a single colour, "
                       f"such as {example}")
 
 
+def values_that_seem_misread(s: Statistics) -> Iterator[Finding]:
+    """12 bits in files of 16, for one, come out nearly black."""
+    if s.images is not None and s.images.doubtful.count:
+        yield warning(f"{s.images.doubtful.count} of {s.images.decoded} {s.split} images seem to "
+                      f"be misread, such as {s.images.doubtful.example}; if it should be another "
+                      "range, set data.value_range=auto, or to [low, high]")
+
+
 def images_nearly_black(s: Statistics) -> Iterator[Finding]:
-    if s.images is not None and s.images.highest <= DARK and s.images.plain.count == 0:
+    if s.images is None or s.images.doubtful.count:  # that is said of them already
+        return
+    if s.images.highest <= DARK and s.images.plain.count == 0:
         yield warning(f"no {s.split} image has a value above {s.images.highest} of 255: they are "
                       "nearly black; are they masks, or values of 0..1 saved as integers?")
 
@@ -240,6 +252,6 @@ OF_NAMES = (names_that_are_none, names_that_look_alike, names_that_are_several)
 
 RULES = (
     nothing_to_tell_apart, classes_everywhere, classes_nowhere, images_without_labels,
-    images_of_one_colour, images_nearly_black,
+    images_of_one_colour, values_that_seem_misread, images_nearly_black,
     masks_without_classes, masks_nearly_ignored, background_that_is_not_0, labels_against_masks,
 )

@@ -13,7 +13,7 @@ from cosa.core.errors import UserError
 from cosa.core.text import NAME, shown
 from cosa.core.threads import in_threads
 from cosa.data.base import SegmentationDataset
-from cosa.data.images import LazyImage
+from cosa.data.images import Decoded, LazyImage
 
 HEADERS, DECODED = 2000, 40
 """Images of which the size, and of which the values are looked at, at most."""
@@ -58,6 +58,8 @@ class Images:
     highest: int
     plain: Cases
     """Images of a single colour."""
+    doubtful: Cases = field(default_factory=Cases)
+    """Images whose values seem to be misread; the example says why."""
 
 
 @dataclass(frozen=True)
@@ -144,20 +146,25 @@ def measure_images(dataset: SegmentationDataset) -> Images:
     sizes = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     chosen = spread(everything, DECODED)
 
-    def extrema(index: int) -> list[tuple[int, int]]:
+    def look(index: int) -> tuple[list[tuple[int, int]], str]:
         image = dataset.open_image(index)
         # JPEG files are decoded at an eighth of their size, which suffices.
-        image = image.decode(16.0).image if isinstance(image, LazyImage) else image
-        return list(image.convert("RGB").getextrema())
+        decoded = image.decode(16.0) if isinstance(image, LazyImage) else Decoded(image)
+        doubt = decoded.extent.doubt if decoded.extent else ""
+        return list(decoded.image.convert("RGB").getextrema()), doubt
 
-    ranges, plain = in_threads(extrema, chosen), Cases()
-    for index, bands in zip(chosen, ranges, strict=True):
+    found, plain, doubtful = in_threads(look, chosen), Cases(), Cases()
+    ranges = [bands for bands, _ in found]
+    for index, (bands, doubt) in zip(chosen, found, strict=True):
         if all(low == high for low, high in bands):
             plain = plain.and_one(dataset.names[index])
+        if doubt:
+            doubtful = doubtful.and_one(f"{dataset.names[index]}: {doubt}")
     return Images(
         sized=len(sizes), smallest=sizes[0], median=sizes[len(sizes) // 2], largest=sizes[-1],
         decoded=len(chosen), lowest=min(low for bands in ranges for low, _ in bands),
         highest=max(high for bands in ranges for _, high in bands), plain=plain,
+        doubtful=doubtful,
     )
 
 

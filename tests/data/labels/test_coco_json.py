@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.labels import dataset_of, labels_of, refusal, save_images
 
@@ -39,6 +41,16 @@ def test_labels(root, capsys):
     assert labels_of(root, labels="x.json") == EXPECTED
     assert capsys.readouterr().err == f"note: {root}/x.json: 3 images, 3 classes, COCO JSON\n"
     assert dataset_of(root, labels="x.json").classes == ("axe", "saw", "wood  peg")
+
+
+def test_masks_follow_the_order_of_the_ids(root, capsys):
+    (root / "x.json").write_text(json.dumps(content()))
+    save_images(root / "val", "v.png")
+    (root / "masks").mkdir()
+    Image.fromarray(np.full((8, 12), 3, np.uint8)).save(root / "masks/v.png")
+    assert labels_of(root, "val", labels="x.json", val_images="val", val_masks="masks") == {
+        "v": {"wood  peg"}}
+    assert f"k-th class name in the order of {root}/x.json" in capsys.readouterr().err
 
 
 def test_a_file_beside_the_images(root):
