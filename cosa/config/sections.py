@@ -79,8 +79,11 @@ class DataConfig(Section):
     images: str = ""
     """folder: training images, nested folders allowed."""
     labels: str = ""
-    """folder: CSV with a header `image,labels`, labels joined by `;`, or a column of 0 and 1 for
-    each class."""
+    """folder: a CSV file, COCO's, LabelMe's or Label Studio's JSON, VOC's or CVAT's XML, YOLO's
+    text files or data.yaml (docs/data.md); empty: images lie in a subfolder for each class."""
+    label_separator: str = option("", Choice(("", "none", ";", "|", ",", "/", "+", "space")))
+    """folder: what is between the labels in a field of a CSV file; none: a field is one label;
+    empty: found, where that is possible."""
     masks: str = ""
     """folder: masks for evaluation, never read in training: a folder of PNG files of class indices
     or colours, or a COCO JSON file."""
@@ -88,13 +91,14 @@ class DataConfig(Section):
     """folder: which colour of a mask means which class, a file of lines such as cat,128,0,0 or of
     JSON; empty: a labelmap.txt beside the masks or one folder up, if there is one."""
     classes: str = ""
-    """folder: text file with one class name per line; empty: the names in the CSV, sorted."""
+    """folder: text file with one class name per line; empty: those of COCO's categories, of CVAT's
+    labels or of data.yaml in their order, of other labels sorted."""
     val_images: str = ""
     """folder: images to score on; empty: the training images, of which those that have a mask if
     masks is set."""
     val_labels: str = ""
-    """folder: CSV of the images to score on, like labels; empty: that of the training images, or,
-    with val_images, labels from the masks."""
+    """folder: labels of the images to score on, of any format as well; empty: those of the training
+    images, or, with val_images, labels from the masks, or else, as for labels, subfolders."""
     val_masks: str = ""
     """folder: masks of the images to score on, like masks; empty: those, or, with val_images,
     none."""

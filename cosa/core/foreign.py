@@ -12,11 +12,14 @@ import io
 import json
 import os
 import stat
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.parsers import expat
 
 import yaml
 
@@ -114,15 +117,24 @@ def read_lines(path: str | Path, what: str, remedy: str = "") -> list[tuple[int,
     return [(number, line) for number, line in lines if line]
 
 
-def read_csv(path: str | Path, what: str, remedy: str = "") -> list[tuple[int, list[str]]]:
+def read_csv(
+    path: str | Path, what: str, remedy: str = "", text: str | None = None, delimiter: str = ","
+) -> list[tuple[int, list[str]]]:
     """The rows of a CSV file that hold something, fields stripped, with their lines from 1.
+
+    Args:
+        text: what the file holds, if it was read already.
+        delimiter: the character between columns.
 
     Raises:
         UserError: see :func:`read_text`; or a quote is not closed in its line, or a field is
             longer than ``LONGEST``.
     """
+    text = read_text(path, what, remedy) if text is None else text
+    # Blanks before a quote do not keep it from being one.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
+                        skipinitialspace=True)
     rows, line = [], 1
-    reader = csv.reader(io.StringIO(read_text(path, what, remedy), newline=""), strict=True)
     while True:
         try:
             fields = [field.strip() for field in next(reader)]
@@ -187,6 +199,40 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error) if isinstance(error, Misfit) else f"it is no JSON ({one_line(error, 200)})"
+
+
+def read_xml(
+    path: str | Path, what: str, remedy: str = "", most: int = MOST_BYTES
+) -> ElementTree.Element:
+    """The root element of an XML file without declarations of types and entities.
+
+    Such declarations can make a small file large (an entity of entities), or name other files.
+
+    Raises:
+        UserError: see :func:`read_bytes`; or it is no XML, or declares a document type.
+    """
+    content = read_bytes(path, what, remedy, most)
+    try:
+        _refuse_doctype(content)
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        # The last two: ours, and encodings that Python or its XML parser does not know.
+        raise UserError(f"{path}: {what} cannot be read ({one_line(error, 200)})") from error
+
+
+def _refuse_doctype(content: bytes) -> None:
+    """Raise ValueError for a declaration before the root element, where alone one may be."""
+
+    def declared(*_: Any) -> None:
+        raise ValueError("it declares a document type: remove <!DOCTYPE ...>")
+
+    def begun(*_: Any) -> None:
+        raise StopIteration
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler, parser.StartElementHandler = declared, begun
+    with suppress(StopIteration, expat.ExpatError):  # what is no XML is told by who reads it all
+        parser.Parse(content, True)
 
 
 @dataclass(frozen=True)

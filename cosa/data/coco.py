@@ -12,7 +12,7 @@ from cosa.core.errors import UserError
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
-from cosa.data.label_table import read_labels
+from cosa.data.labels import read_labels
 from cosa.data.masks import CocoMasks, MaskFiles, MaskReader, read_mask
 from cosa.data.masks.annotations import Annotations
 
@@ -133,8 +133,8 @@ def cached_labels(
 def _read_labels(cache: Path) -> dict[str, list[int]]:
     try:
         return {
-            name: [CLASSES.index(label) for label in labels]
-            for _, name, labels in read_labels(cache).rows
+            row.image: [CLASSES.index(label) for label in row.labels]
+            for row in read_labels(cache, separator=";").rows
         }
     except (UserError, ValueError) as error:
         raise UserError(f"{cache}: {error}; delete this file, it is made anew") from error

@@ -1,8 +1,9 @@
-"""One's own photographs: a folder of images and a CSV file of labels, masks if there are any."""
+"""One's own photographs: a folder of images and their labels, masks if there are any."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, label_rows
 from cosa.data.images import IMAGE_SUFFIXES, image_size
-from cosa.data.label_table import Names, composed, read_labels
+from cosa.data.labels import ImageIndex, LabelTable, composed, match_rows
 from cosa.data.masks import open_masks
 
 
@@ -25,35 +26,35 @@ class FolderDataset(FileDataset):
         classes: the C foreground class names; mask value c + 1 is ``classes[c]``.
         images: folder of images; a name is the path below it, without suffix unless two images
             differ in nothing else.
-        labels: CSV file, see ``read_labels``; None takes the labels from the masks.
+        labels: see ``cosa.data.labels.read_labels``; None takes the labels from the masks.
         masks: folder of masks with the names of the images, a COCO JSON file, or None.
         masked_only: the set is the images with a mask, those without a row in ``labels``
             included (their labels are the classes in the mask); else it is the rows of ``labels``.
         training: leave the masks untouched.
         colors: the map of the masks' colours; None: a labelmap.txt beside or above them.
 
-    Raises ``UserError`` naming the file, and the line of the CSV file, that does not fit.
+    Raises ``UserError`` naming the file, and the line or place in it, that does not fit.
     """
 
     def __init__(
         self,
         classes: tuple[str, ...],
         images: Path,
-        labels: Path | None,
+        labels: LabelTable | None,
         masks: Path | None = None,
         masked_only: bool = False,
         training: bool = False,
         colors: Path | None = None,
     ) -> None:
         files = find_images(images)
-        rows = match_rows(labels, files, classes) if labels else {}
+        rows = class_indices(labels, images, files, classes) if labels else {}
         reader = None if masks is None else open_masks(
             masks, written_names(files), classes, colors, files.values())
         names = sorted(filter(reader.has, files)) if masked_only else sorted(rows)
         if training and len(names) < len(files):
             note(
                 f"{len(files) - len(names)} of {len(files)} images in {images} have no row in "
-                f"{labels} and take no part"
+                f"{labels.path} and take no part"
             )
         unlabelled = [name for name in names if name not in rows]
         if unlabelled:
@@ -71,19 +72,21 @@ class FolderDataset(FileDataset):
         )
 
 
-def class_names(labels: Path, classes: Path | None) -> tuple[str, ...]:
-    """Class names: the lines of the file ``classes``, else the labels of ``labels``, sorted.
+def listed_classes(path: Path) -> tuple[str, ...]:
+    """The class names in a text file, one on a line.
+
+    Raises ``UserError`` for what :func:`checked_classes` refuses.
+    """
+    lines = read_lines(path, "the list of classes", "set data.classes to a text file")
+    return checked_classes([composed(line) for _, line in lines], path)
+
+
+def checked_classes(names: Sequence[str], source: Path) -> tuple[str, ...]:
+    """The class names that ``source`` states.
 
     Raises ``UserError`` for a name that occurs twice, for "background", which is implied, and for
     none or more than 254 classes.
     """
-    if classes is None:
-        source, table = labels, read_labels(labels)
-        names = sorted({*table.columns, *(name for row in table.rows for name in row[2])})
-    else:
-        source = classes
-        lines = read_lines(classes, "the list of classes", "set data.classes to a text file")
-        names = [composed(line) for _, line in lines]
     if "background" in names:
         raise UserError(f"{source}: remove 'background'; it is implied and has the mask value 0")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -112,31 +115,25 @@ def find_images(folder: Path) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> dict[str, list]:
-    """Rows of a labels file by image name, as class indices from 0.
+def class_indices(
+    table: LabelTable, folder: Path, files: dict[str, Path], classes: tuple[str, ...]
+) -> dict[str, list[int]]:
+    """The labels of a table by image name, as class indices from 0.
 
-    A row may name its image with or without suffix, see ``Names`` for the spelling. Raises
-    ``UserError`` with file and line for an image that is not there or has a row already, and for
-    a label that is no class.
+    A row names its image as ``ImageIndex`` says. Raises ``UserError`` with file and place for an
+    image that is not there or has a row already, and for a label that is no class.
     """
-    by_written = written_names(files)
-    names = Names(by_written)
-    indices = {name: index for index, name in enumerate(classes)}
+    index = ImageIndex({
+        name: (file.relative_to(folder).as_posix(), file) for name, file in files.items()
+    })
+    indices = {name: number for number, name in enumerate(classes)}
     rows: dict[str, list[int]] = {}
-    for line, written, labels in read_labels(path).rows:
-        where = f"{path}, line {line}"
-        name = names.find(written)
-        if name is None:
-            raise UserError(
-                f"{where}: there is no image '{written}'{did_you_mean(written, by_written)}; "
-                "names are relative to the folder of images"
-            )
-        if name in rows:
-            raise UserError(f"{where}: the image '{written}' has a row already; remove one")
-        unknown = next((label for label in labels if label not in indices), None)
+    for name, row in match_rows(table, index).items():
+        unknown = next((label for label in row.labels if label not in indices), None)
         if unknown is not None:
-            raise UserError(f"{where}: '{unknown}' is no class{did_you_mean(unknown, classes)}")
-        rows[name] = [indices[label] for label in labels]
+            raise UserError(f"{table.where(row)}: '{unknown}' is no class"
+                            f"{did_you_mean(unknown, classes)}")
+        rows[name] = [indices[label] for label in row.labels]
     return rows
 
 

@@ -5,6 +5,7 @@ The names are ``cosa.config.sections.DATASETS``; a new one is built here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from cosa.config import DataConfig
 from cosa.config.sections import DATASETS
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.terminal import note
-from cosa.data.base import FileDataset, SegmentationDataset, expanded
+from cosa.data.base import FileDataset, SegmentationDataset, existing_folder, expanded
 from cosa.data.coco import CocoDataset
-from cosa.data.folder import FolderDataset, class_names
+from cosa.data.folder import FolderDataset, checked_classes, listed_classes
+from cosa.data.labels import LabelTable, read_labels, say_labels
 from cosa.data.reading import Reading
 from cosa.data.scenes.dataset import ScenesDataset
 from cosa.data.subset import halves
@@ -102,38 +104,57 @@ def _build(data: DataConfig, split: str) -> SegmentationDataset:
 def _folder(data: DataConfig, training: bool) -> FolderDataset:
     if not data.images:
         raise UserError("data.images is empty; set it to the folder of the training images")
-    if not data.labels:
-        raise UserError("data.labels is empty; set it to the CSV file of the image-level labels")
-    classes = class_names(_path(data, "labels"), _path(data, "classes"))
+    images, listed = _path(data, "images"), _path(data, "classes")
+    known = listed_classes(listed) if listed else ()
+    table = _labels(data, "labels", images, known)
+    classes = known or checked_classes(table.names, table.path)
+    order = f"the order of {table.path}" if table.ordered else "sorted order"
     if training:
+        say_labels(table)
         return FolderDataset(
-            classes,
-            _path(data, "images"),
-            _path(data, "labels"),
-            _path(data, "masks"),
-            training=True,
+            classes, images, table, _path(data, "masks"), training=True,
             colors=_path(data, "colors"),
         )
-    own_images = bool(data.val_images)
-    labels = _path(data, "val_labels") or (None if own_images else _path(data, "labels"))
+    own_images = _path(data, "val_images")
     masks = _path(data, "val_masks") or (None if own_images else _path(data, "masks"))
-    if labels is None and masks is None:
-        raise UserError("data.val_images needs data.val_labels, data.val_masks or both beside it")
+    if data.val_labels:
+        table = _labels(data, "val_labels", own_images or images, classes)
+    elif own_images and masks is None:
+        if data.labels:
+            raise UserError("data.val_images needs data.val_labels, data.val_masks or both beside "
+                            "it")
+        table = _labels(data, "val_labels", own_images, classes)
+    elif own_images:
+        table = None
+    if data.val_labels or own_images and table:
+        say_labels(table)
     if data.colors and masks is None:
         raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
                         "or leave it out")
     named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
-    if masks is not None and not data.classes and not named:
-        note("without data.classes, mask value k is taken for the k-th class name in sorted order")
+    if masks is not None and not listed and not named:
+        note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
     return FolderDataset(
         classes,
-        _path(data, "val_images") or _path(data, "images"),
-        labels,
+        own_images or images,
+        table,
         masks,
         # Without a list of its own, the validation set is all that has a mask.
         masked_only=not data.val_labels and masks is not None,
         colors=_path(data, "colors"),
     )
+
+
+def _labels(data: DataConfig, key: str, images: Path, known: Sequence[str]) -> LabelTable:
+    """The labels that ``data.<key>`` names, or those that lie in the folder of the images."""
+    path, told = _path(data, key), f"data.{key}"
+    if path is not None:
+        return read_labels(path, told, images, known, data.label_separator)
+    existing_folder(images, "data.images or data.val_images")
+    try:
+        return read_labels(images, told, images, known, data.label_separator)
+    except UserError as error:
+        raise UserError(f"{told} is empty, and {error}") from error
 
 
 def _path(data: DataConfig, key: str) -> Path | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-from pathlib import Path
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from cosa.core.errors import UserError, did_you_mean
-from cosa.core.foreign import read_bytes, read_lines
+from cosa.core.foreign import read_lines
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
+from cosa.data.images import IMAGE_SUFFIXES
+from cosa.data.labels.voc_xml import object_names, read_annotation
 from cosa.data.masks import MaskFiles
 
 CLASSES = (
@@ -31,13 +35,16 @@ class VocDataset(FileDataset):
             stderr, if there is neither.
         training: leave the masks untouched.
 
-    Labels are all object names of an image's XML file, those marked difficult included. Masks are
-    those of SegmentationClass; of SegmentationClassAug for training splits, if it exists.
-    Raises ``UserError`` naming the missing folder, list or annotation.
+    A line of a list is the name of an image, which may hold blanks and dots; or the paths of the
+    image and of its mask; or a name and a number, as the lists of VOC's classes have it. Images may
+    have any suffix. Labels are all object names of an image's XML file, those marked difficult
+    included. Masks are those of SegmentationClass; of SegmentationClassAug for training splits, if
+    it exists. Raises ``UserError`` naming the missing folder, list or annotation.
     """
 
     def __init__(self, root: str | Path, split: str, training: bool = False) -> None:
         self.root = find_root(expanded(root))
+        self._images = _images_by_stem(self.root / "JPEGImages")
         names = self._train_aug() if split == "train_aug" else self._read_list(split)
         annotations = [self.root / "Annotations" / f"{name}.xml" for name in names]
         masks = self.root / "SegmentationClass"
@@ -50,7 +57,7 @@ class VocDataset(FileDataset):
             classes=CLASSES,
             names=names,
             labels=label_rows(in_threads(read_objects, annotations), len(CLASSES)),
-            image_paths=[self.root / "JPEGImages" / f"{name}.jpg" for name in names],
+            image_paths=[self._image_path(name) for name in names],
             masks=_masks(masks, names, training) if masks.is_dir() else None,
             verify_masks=not training,
         )
@@ -63,10 +70,9 @@ class VocDataset(FileDataset):
                 f"{path}: there is no such list of images{did_you_mean(split, known)}; "
                 "set data.train_split or data.val_split to the name of one"
             )
-        # Some published lists hold "JPEGImages/x.jpg SegmentationClassAug/x.png" per line.
         lines: dict[str, int] = {}
         for number, line in read_lines(path, "the list"):
-            name = Path(line.split()[0]).stem
+            name = listed_image(line, self._images)
             if name in lines:
                 raise UserError(f"{path}, line {number}: the image {name} is listed twice, first "
                                 f"in line {lines[name]}; remove one")
@@ -87,6 +93,13 @@ class VocDataset(FileDataset):
             names = self._read_list("train")
         held_out = set(self._read_list("val"))
         return [name for name in names if name not in held_out]
+
+    def _image_path(self, name: str) -> Path:
+        paths = self._images.get(name, [self.root / "JPEGImages" / f"{name}.jpg"])
+        if len(paths) > 1:
+            raise UserError(f"{paths[0]} and {paths[1].name} are two images of one name; remove or "
+                            "rename one")
+        return paths[0]
 
     def _list_path(self, split: str) -> Path:
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -116,18 +129,45 @@ def find_root(root: Path) -> Path:
     )
 
 
+def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The images in a folder by their names without suffix."""
+    found = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            found[path.stem].append(path)
+    return dict(found)
+
+
+def listed_image(line: str, images: Mapping[str, object]) -> str:
+    """The name of the image that a line of a list means.
+
+    The first of these that is among ``images``, else that of a pair of paths, else the first: the
+    whole line; the first of "JPEGImages/x.jpg SegmentationClassAug/x.png"; what is before the
+    number of "x -1".
+    """
+    pair = re.fullmatch(r"(.+\.(\w+))\s+\S.*\.png", line, re.IGNORECASE)
+    pair = pair if pair and f".{pair[2].lower()}" in IMAGE_SUFFIXES else None
+    numbered = re.fullmatch(r"(.+\S)\s+(-1|0|1)", line)
+    readings = [line, *(match[1] for match in (pair, numbered) if match)]
+    names = [_stem(reading) for reading in readings]
+    known = next((name for name in names if name in images), None)
+    return known or names[1 if pair else 0]
+
+
+def _stem(path: str) -> str:
+    """A file's name without an image's suffix; other dots are parts of it."""
+    name = PurePosixPath(path).name
+    suffix = PurePosixPath(name).suffix
+    return name[: -len(suffix)] if suffix.lower() in IMAGE_SUFFIXES else name
+
+
 def read_objects(path: Path) -> set[int]:
     """Class indices, from 0, of the objects in a VOC annotation; ``UserError`` if unreadable."""
-    content = read_bytes(path, "the annotation", "it has the labels of the image")
-    try:
-        tree = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        # The last two: encodings that Python or its XML parser does not know.
-        raise UserError(f"{path}: the annotation cannot be read ({error})") from error
-    # Parts of objects have names too, one level further down.
-    names = {(element.text or "").strip() for element in tree.iterfind("object/name")}
-    unknown = sorted(names.difference(CLASSES))
+    names = object_names(read_annotation(path))
+    unknown = sorted(set(names).difference(CLASSES))
     if unknown:
-        hint = did_you_mean(unknown[0], CLASSES)
+        hint = did_you_mean(unknown[0], CLASSES) or (
+            "; for classes of your own set data.name=folder, data.images=JPEGImages and "
+            "data.labels=Annotations")
         raise UserError(f"{path}: '{unknown[0][:80]}' is no class of VOC{hint}")
     return {CLASSES.index(name) for name in names}

@@ -84,8 +84,8 @@ class Options:
     )
     overwrite: bool = option("compute finished files again", action="store_true", default=False)
     labels: str | None = option(
-        "image-level labels; other classes are left out",
-        type=filled, metavar="CSV", default=None,
+        "image-level labels, a file or folder as for training; other classes are left out",
+        type=filled, metavar="FILE", default=None,
     )
     threshold: float | None = option(
         "of pseudo-labels; default: as trained", SHARE, metavar="T", default=None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.core.errors import UserError, did_you_mean
-from cosa.data.label_table import Names, composed, read_labels
+from cosa.data.labels import ImageIndex, composed, match_rows, read_labels, say_labels
 
 
 @dataclass
@@ -17,9 +16,8 @@ class ImageLabels:
 
     path: Path
     digest: str
-    """SHA-256 of the file."""
+    """SHA-256 of its rows."""
     _rows: dict[str, list[int]]
-    _names: Names
 
     def of(self, name: str) -> list[int]:
         """The foreground classes, counted from 1, of the image ``name`` ("a/b.jpg").
@@ -38,40 +36,36 @@ class ImageLabels:
 
     def find(self, name: str) -> list[int] | None:
         """The same, or None for an image without a row."""
-        written = self._names.find(name) or self._names.find(name.rpartition(".")[0])
-        return None if written is None else self._rows[written]
+        return self._rows.get(name)
 
 
-def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:
-    """Read a labels file in either form of ``cosa.data.label_table.read_labels``.
+def read_image_labels(
+    path: str | Path, classes: Sequence[str], images: Mapping[str, Path]
+) -> ImageLabels:
+    """Read image-level labels of any format of ``cosa.data.labels.read_labels``.
 
-    Rows name their image by its path below the folder that is segmented, with or without suffix.
-    Rows of other images are left aside.
+    Rows name their image as ``cosa.data.labels.ImageIndex`` says. Rows of other images are left
+    aside.
 
     Args:
         classes: the C foreground classes of the weights.
+        images: the images that are segmented: name ("a/b.jpg") -> file.
 
     Raises:
-        UserError: naming file and line of what does not fit, such as a class that the weights do
+        UserError: naming file and place of what does not fit, such as a class that the weights do
             not have.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"--labels {path} is a folder: give a CSV file")
-    if not path.exists():
-        raise UserError(f"--labels {path} does not exist: give a CSV file")
-    table = read_labels(path)
+    table = read_labels(Path(path), "--labels", known=[composed(name) for name in classes])
     numbers = {composed(name): number for number, name in enumerate(classes, start=1)}
-    rows: dict[str, list[int]] = {}
-    for line, image, labels in table.rows:
-        unknown = next((label for label in labels if label not in numbers), None)
+    for row in table.rows:
+        unknown = next((label for label in row.labels if label not in numbers), None)
         if unknown is not None:
             raise UserError(
-                f"{path}, line {line}: '{unknown}' is no class of the weights"
+                f"{table.where(row)}: '{unknown}' is no class of the weights"
                 f"{did_you_mean(unknown, numbers) or '; take it out of the file'}"
             )
-        if image in rows:
-            raise UserError(f"{path}, line {line}: the image '{image}' has a row already")
-        rows[image] = sorted({numbers[label] for label in labels})
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return ImageLabels(path, digest, rows, Names({name: name for name in rows}))
+    index = ImageIndex({name: (name, file) for name, file in images.items()})
+    found = match_rows(table, index, all_of_them=False)
+    say_labels(table)
+    rows = {name: sorted({numbers[label] for label in row.labels}) for name, row in found.items()}
+    return ImageLabels(table.path, table.digest(), rows)

@@ -73,7 +73,10 @@ def look(options: Options) -> Iterator[Task]:
     device = choose_device(options.device, "--device ")
     crf = choose_crf(options)
     network = load_network(options.weights, device)
-    labels = read_image_labels(options.labels, network.classes) if options.labels else None
+    labels = None
+    if options.labels:
+        images = {file: jobs.root / file for file in jobs.files}
+        labels = read_image_labels(options.labels, network.classes, images)
     settings = choose_settings(options, network, crf, labels)
     check_memory(settings, min(options.batch_size, len(jobs)), device)
     scorer = None

@@ -12,15 +12,16 @@ from cosa.core.errors import UserError
 from cosa.data import base as datasets
 from cosa.data import build_dataset
 from cosa.data.coco import CLASSES as COCO
-from cosa.data.label_table import Names
+from cosa.data.labels import Names
 from cosa.data.masks import read_mask
 from cosa.data.masks.outlines import fill_polygon, region
 from cosa.data.voc import CLASSES as VOC
 
-KEYS = "root train_split val_split images labels masks classes val_images val_labels val_masks"
-EMPTY = dict.fromkeys([*KEYS.split(), "colors", "value_range"], "") | {
-    "hold_out": False, "bands": (),
-}
+KEYS = (
+    "root train_split val_split images labels label_separator masks colors classes val_images "
+    "val_labels val_masks value_range"
+)
+EMPTY = dict.fromkeys(KEYS.split(), "") | {"hold_out": False, "bands": ()}
 
 
 def build(split="train", **data):
@@ -152,6 +153,61 @@ def test_voc_lists_override_and_drop_validation_images(voc):
     assert build(name="voc", root=str(voc)).names == ["a_2"]
     assert build(name="voc", root=str(voc), train_split="train").names == ["a_1"]
     assert build("val", name="voc", root=str(voc), val_split="train").names == ["a_1"]
+
+
+def add_to_voc(voc, name, objects, suffix=".jpg"):
+    save_image(voc / "JPEGImages" / f"{name}{suffix}", format="PNG" if suffix == ".png" else "JPEG")
+    (voc / "Annotations" / f"{name}.xml").write_text(voc_xml(*objects))
+
+
+def test_voc_names_may_hold_dots_and_blanks(voc):
+    """The suffix of a name is that of an image, and nothing else; blanks separate paths alone."""
+    content = {"IMG": ["cat"], "IMG.2024": ["dog"], "my photo": ["cow"], "my photo 0": ["sheep"],
+               "my photo 1": ["horse"], "a b.c": ["bus"]}
+    for name, objects in content.items():
+        add_to_voc(voc, name, objects)
+    lists = voc / "ImageSets" / "Segmentation"
+    (lists / "train.txt").write_text(
+        "IMG.2024\nmy photo 0\nmy photo 1\nmy photo\nJPEGImages/IMG.jpg\n"
+        "/JPEGImages/a b.c.jpg /SegmentationClassAug/a b.c.png\n")
+    dataset = build(name="voc", root=str(voc), train_split="train")
+    dataset.check()
+    assert present(dataset) == {name: set(objects) for name, objects in content.items()}
+    assert dataset.image_paths[0].name == "IMG.2024.jpg"
+    (lists / "train.txt").write_text("a_1  1\na_2 -1\n")  # as the lists of VOC's classes
+    assert build(name="voc", root=str(voc), train_split="train").names == ["a_1", "a_2"]
+    (lists / "train.txt").write_text("a_1 2\n")
+    fails("a_1 2.xml", lambda: build(name="voc", root=str(voc), train_split="train"))
+
+
+def test_voc_images_may_have_any_suffix(voc):
+    for name, suffix in {"x": ".png", "y": ".JPG", "z.v2": ".jpeg"}.items():
+        add_to_voc(voc, name, ["cat"], suffix)
+    lists = voc / "ImageSets" / "Segmentation"
+    (lists / "train.txt").write_text("x\ny.JPG\nz.v2\na_1\n")
+    dataset = build(name="voc", root=str(voc), train_split="train")
+    dataset.check()
+    assert [path.name for path in dataset.image_paths] == ["x.png", "y.JPG", "z.v2.jpeg", "a_1.jpg"]
+    save_image(voc / "JPEGImages/x.jpg")
+    fails("x.jpg and x.png are two images of one name",
+          lambda: build(name="voc", root=str(voc), train_split="train"))
+
+
+def test_voc_annotations_declare_no_entities(voc):
+    laughs = "".join(f'<!ENTITY l{k} "{f"&l{k - 1};" * 10}">' for k in range(1, 30))
+    (voc / "Annotations/a_1.xml").write_text(
+        f'<!DOCTYPE a [<!ENTITY l0 "ha">{laughs}]><annotation>&l29;</annotation>')
+    fails("a_1.xml: the annotation cannot be read (it declares a document type",
+          lambda: build(name="voc", root=str(voc)))
+
+
+def test_voc_classes_of_ones_own_are_for_folders(voc):
+    (voc / "Annotations/a_1.xml").write_text(voc_xml("zebrafish"))
+    fails("'zebrafish' is no class of VOC; for classes of your own set data.name=folder",
+          lambda: build(name="voc", root=str(voc)))
+    (voc / "Annotations/v_1.xml").unlink()
+    dataset = build(name="folder", root=str(voc), images="JPEGImages", labels="Annotations")
+    assert present(dataset) == {"a_1": {"zebrafish"}, "a_2": {"cat"}, "a_3": set()}
 
 
 def test_voc_mistakes_name_file_and_remedy(voc):
@@ -472,7 +528,7 @@ def test_folder_images_with_one_stem_keep_their_suffix(folder):
     (folder / "labels.csv").write_text("image,labels\nc.png,cat\nc.jpeg,dog\nd,\n")
     assert present(own(folder)) == {"c.jpeg": {"dog"}, "c.png": {"cat"}, "d": set()}
     (folder / "labels.csv").write_text("image,labels\nc,cat\n")
-    fails("line 2: there is no image 'c'", lambda: own(folder))
+    fails("line 2: the image 'c' could be c.jpeg or c.png", lambda: own(folder))
 
 
 @pytest.mark.parametrize(
@@ -484,9 +540,7 @@ def test_folder_images_with_one_stem_keep_their_suffix(folder):
         ("image,labels\nc,dog\nc.jpeg,cat\n", "line 3: the image 'c.jpeg' has a row already"),
         ("image,labels\nsub/b.v3.PNG,dog\n", "did you mean 'sub/b.v2.PNG'?"),
         ("image,labels\nc,dgo\n", "line 2: 'dgo' is no class; did you mean 'dog'?"),
-        ("image,label\nc,dog\n", "line 2: 'dog' where 0 or 1 belongs"),
-        ("image;labels\nc;dog\n", "separate columns with ',', labels with ';'"),
-        ("image\tlabels\nc\tdog\n", "separate columns with ',', labels with ';'"),
+        ("image,sight\nc,dog\n", "line 2: 'dog' in the column 'sight' where 0 or 1 belongs"),
         ('image,labels\nc,"dog\nc.jpeg,cat\n', "line 2: the CSV file cannot be read"),
         ('image,labels\nc,"dog\nd,cat"\n', "line 2: a quote is opened and not closed"),
         ('image,labels\nc,"dog"s\n', "line 2: the CSV file cannot be read"),

@@ -97,9 +97,60 @@ def test_labels_of_folders(folder, times, name):
         (folder / name).write_bytes(damaged_bytes(whole, draw))
         build_dataset(config.data, "train").check()
         if labels == name:
-            read_image_labels(folder / name, CLASSES)
+            read_image_labels(folder / name, CLASSES, {})
 
     assert attempts(times * 50, act) > times * 5
+
+
+LABELS = {
+    "coco.json": {
+        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 4, "file_name": "b.jpg"}],
+        "categories": [{"id": 9, "name": "cat"}, {"id": 2, "name": "boat"}],
+        "annotations": [{"image_id": 4, "category_id": 9, "bbox": [1, 2, 3, 4]}],
+    },
+    "studio.json": [{"id": 1, "data": {"image": "/data/upload/1/ab12cd34-a.jpg"}, "annotations": [
+        {"result": [{"value": {"choices": ["cat"]}}, {"value": {"taxonomy": [["a", "boat"]]}},
+                    {"value": {"x": 1, "rectanglelabels": ["cat"]}}], "was_cancelled": False}]}],
+    "min.json": [{"image": "a.jpg", "id": 1, "kind": "cat",
+                  "box": [{"rectanglelabels": ["boat"]}]}],
+    "labelme/a.json": {"shapes": [{"label": "cat"}], "flags": {"boat": True}, "imagePath": "a.jpg"},
+    "cvat.xml": "<annotations><meta><task><labels><label><name>cat</name></label></labels></task>"
+                '</meta><image name="a.jpg"><box label="cat"/></image></annotations>',
+    "voc/a.xml": "<annotation><filename>a.jpg</filename><object><name>cat</name></object>"
+                 "</annotation>",
+    "yolo/labels/a.txt": "1 0.5 0.5 0.25 0.25\n0 0.5 0.5 0.25 0.25\n",
+    "data.yaml": "path: .\nnames:\n  0: boat\n  1: cat\n",
+    "semicolons.csv": "\ufefffilename;tags;width\na.jpg;\"cat,boat\";3\nb;boat;3\nc;cat;4\n",
+    "lists.csv": """image,labels\na,"['cat', ""boat""]"\nb,"{""choices"":[""cat""]}"\n""",
+}
+"""Files of labels -> content, a tree that is written as JSON or a text."""
+
+
+@pytest.mark.parametrize("times", COUNTS)
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_all_formats(folder, times, name):
+    (folder / "labels").mkdir()
+    (folder / "labels/a.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (folder / "yolo").mkdir()
+    (folder / "yolo/data.yaml").write_text("names: [boat, cat]")
+    content, path = LABELS[name], folder / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    labels = name if path.parent == folder else str(path.parent.relative_to(folder))
+    data = from_dict({"data": {"name": "folder", "root": str(folder), "images": "images",
+                               "labels": labels}}).data
+    whole = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+    path.write_bytes(whole)
+    assert build_dataset(data, "train").labels.sum() > 0
+
+    def act(draw):
+        if isinstance(content, str) or draw.random() < 0.3:
+            path.write_bytes(damaged_bytes(whole, draw))
+        else:
+            path.write_text(json.dumps(damaged_tree(content, draw)))
+        dataset = build_dataset(data, "train")
+        assert dataset.labels.shape == (len(dataset), len(dataset.classes))
+
+    assert attempts(times * 40, act) > times * 5
 
 
 @pytest.mark.parametrize("times", COUNTS)

@@ -13,6 +13,7 @@ from cosa.core.errors import UserError
 from cosa.crf import PRESETS, dense_crf
 from cosa.data.folder import FolderDataset
 from cosa.data.images import network_input
+from cosa.data.labels import read_labels
 from cosa.evaluate import evaluate
 from cosa.inference import segmenter
 from cosa.inference.choose_settings import choose_settings
@@ -37,6 +38,10 @@ NAMES = ["0.png", "1.png", "2.png", "a/3.jpg", "a/4.jpg"]
 
 def stem(name):
     return name.rsplit(".", 1)[0]
+
+
+def labelled(photos, labels, truth):
+    return FolderDataset(CLASSES, photos, read_labels(labels, known=CLASSES), truth)
 
 
 def labels_file(path, rows):
@@ -116,8 +121,8 @@ def test_a_folder_is_called_a_folder_and_a_file_a_file(tmp_path, photos, weights
     out, file = tmp_path / "out", tmp_path / "file"
     file.write_text("")
     told = {
-        ("--labels", photos): f"--labels {photos} is a folder: give a CSV file",
-        ("--labels", tmp_path / "x"): f"--labels {tmp_path / 'x'} does not exist: give a CSV file",
+        ("--labels", tmp_path / "x"): f"{tmp_path / 'x'}: no such file or folder; set --labels to "
+                                      "where the labels are",
         ("--json", photos): f"--json {photos} is a folder: give the name of a file",
         ("--json", file / "s"): f"--json {file / 's'} cannot be written: {file} is no folder; "
                                 "choose another name",
@@ -274,11 +279,32 @@ def test_labels_filter_by_name(tmp_path, photos, program):
             'a/4,"dog, big"', "elsewhere/5.jpg,cat"]
     labels = labels_file(tmp_path / "labels.csv", rows)
     code, out, err = program(photos, tmp_path / "out", "--labels", labels, "--save", "mask,cam")
-    assert (code, err) == (0, "")
+    told = f"note: {labels}: 6 images, 3 classes, CSV, labels between ';'\n"
+    assert (code, err) == (0, told)
     for name, present in zip(NAMES, ([1, 3], [], [3], [1], [2]), strict=True):
         assert set(np.unique(read(tmp_path / f"out/{stem(name)}.png"))) <= {0, *present}
         with np.load(tmp_path / f"out/{stem(name)}.cam.npz") as saved:
             assert saved["classes"].tolist() == present
+
+
+def test_labels_of_another_format(tmp_path, photos, program):
+    """COCO's JSON, images by another machine's paths; a run goes on with the same labels."""
+    path, numbers = tmp_path / "labels.json", {"cat": 5, "dog, big": 2, "ship": 9}
+    present = (["cat", "ship"], [], ["ship"], ["cat"], ["dog, big"])
+    path.write_text(json.dumps({
+        "images": [{"id": k, "file_name": f"D:\\photos\\{name}"} for k, name in enumerate(NAMES)],
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
+        "annotations": [{"image_id": k, "category_id": numbers[label]}
+                        for k, found in enumerate(present) for label in found],
+    }))
+    code, _, err = program(photos, tmp_path / "out", "--labels", path, "--save", "cam")
+    assert (code, err) == (0, f"note: {path}: 5 images, 3 classes, COCO JSON\n")
+    for name, found in zip(NAMES, present, strict=True):
+        with np.load(tmp_path / f"out/{stem(name)}.cam.npz") as saved:
+            assert [CLASSES[k - 1] for k in saved["classes"]] == found
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    code, out, _ = program(photos, tmp_path / "out", "--labels", path, "--save", "cam")
+    assert code == 0 and "5 skipped" in out
 
 
 def test_an_image_without_a_row_of_labels_fails(tmp_path, photos, program):
@@ -286,6 +312,7 @@ def test_an_image_without_a_row_of_labels_fails(tmp_path, photos, program):
     code, out, err = program(photos, tmp_path / "out", "--labels", labels)
     assert code == 1 and "4 done" in out and "1 failed" in out
     assert err == (
+        f"note: {labels}: 4 images, 1 class, CSV, one label per image\n"
         f"failed: a/3.jpg has no row in {labels}: add one (without labels if it holds no class), "
         "and give --overwrite or another --output with it, since a run does not go on with other "
         "labels\n"
@@ -303,7 +330,7 @@ def test_labels_that_do_not_fit(tmp_path, photos, weights):
     )
     assert "line 3: the image '0.png' has a row already" in message("0.png,", "0.png,cat")
     absent = refusal(weights, photos, tmp_path / "out", "--labels", tmp_path / "absent.csv")
-    assert "absent.csv does not exist" in absent
+    assert "absent.csv: no such file or folder" in absent
     assert not (tmp_path / "out").exists()
 
 
@@ -423,7 +450,7 @@ def test_scores_are_those_of_the_evaluation_in_training(tmp_path, photos, progra
     present = ["cat", "ship;cat", "", "dog, big", "ship"]
     rows = [f'{name},"{labels}"' for name, labels in zip(NAMES, present, strict=True)]
     labels = labels_file(tmp_path / "labels.csv", rows)
-    dataset = FolderDataset(CLASSES, photos, labels, truth)
+    dataset = labelled(photos, labels, truth)
     network = cosa.load(weights)
     expected = evaluate(network, dataset, image_size=SIZE, scales=(1.0, 0.5), progress=False)
     summary = ("--evaluate", truth, "--json", tmp_path / "s.json")
@@ -442,7 +469,7 @@ def test_scores_without_denied_classes_are_those_of_the_evaluation(
 ):
     truth = true_masks(photos, tmp_path / "truth")
     labels = labels_file(tmp_path / "labels.csv", [f"{name},cat" for name in NAMES])
-    dataset, network = FolderDataset(CLASSES, photos, labels, truth), cosa.load(weights)
+    dataset, network = labelled(photos, labels, truth), cosa.load(weights)
     least = middle_score(network, photos)
     options = {"image_size": SIZE, "scales": (1.0, 0.5), "progress": False}
     expected = evaluate(network, dataset, min_class_score=least, **options)

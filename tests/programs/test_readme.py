@@ -16,7 +16,7 @@ from cosa.benchmark import __main__ as benchmark
 from cosa.checkpoint import build_network, save_weights
 from cosa.config import Config, load_config, settled, to_dict
 from cosa.data import coco, voc
-from cosa.data.label_table import read_labels
+from cosa.data.labels import read_labels
 from cosa.data.scenes.dataset import main as write_scenes
 from cosa.evaluate import evaluate
 from cosa.pictures.palette import voc_palette
@@ -179,7 +179,7 @@ def test_labels_example_is_read(tmp_path):
     (text,) = blocks("csv")
     path = tmp_path / "labels.csv"
     path.write_text(text)
-    assert [row[1:] for row in read_labels(path).rows] == [
+    assert [(row.image, row.labels) for row in read_labels(path).rows] == [
         ("cats/a.jpg", ["cat", "sofa"]),
         ("b.png", ["dog"]),
     ]

@@ -88,7 +88,8 @@ def names_that_are_several(s: Statistics) -> Iterator[Finding]:
             joined.append(name)
     if joined:
         yield error(f"the class {quoted(joined)} looks like several labels in one: separate labels "
-                    "by ';' in the labels file (image,labels), or rename the class")
+                    "by ';' in the labels file (image,labels), set data.label_separator to what "
+                    "separates them, or rename the class")
 
 
 # Image-level labels

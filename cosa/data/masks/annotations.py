@@ -17,7 +17,7 @@ from cosa.core import IGNORE
 from cosa.core.declared import Within
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.foreign import MEGABYTE, read_json
-from cosa.data.label_table import Names
+from cosa.data.labels import Names
 from cosa.data.masks.outlines import MOST, Outline, RunLengths, area, check_outline, region
 from cosa.data.masks.reader import MaskReader, Size
 

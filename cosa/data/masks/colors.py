@@ -12,7 +12,7 @@ from cosa.core import IGNORE
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.foreign import MEGABYTE, read_json, read_lines
 from cosa.core.terminal import note
-from cosa.data.label_table import Names
+from cosa.data.labels import Names
 from cosa.data.masks.reader import Once
 
 Color = tuple[int, int, int]

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from cosa.core.errors import UserError
 from cosa.core.terminal import note
-from cosa.data.label_table import Names
+from cosa.data.labels import Names
 from cosa.data.masks.annotations import CocoMasks
 from cosa.data.masks.files import BLENDING_SUFFIXES, SUFFIXES, MaskFiles
 from cosa.data.masks.reader import MaskReader
