@@ -25,7 +25,7 @@ if __name__ == "__main__":  # a failure of the imports is told as any other
 import torch
 from tqdm import tqdm
 
-from cosa.config import Config, load_config, to_dict
+from cosa.config import Config, load_config, settled, to_dict
 from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
 from cosa.core.memory import in_mebibytes, peak_memory
@@ -35,6 +35,7 @@ from cosa.data import SegmentationDataset, build_dataset, resolved
 from cosa.data.batches import to_device
 from cosa.data.check import examine
 from cosa.data.loader import training_loader
+from cosa.data.order import trained_on
 from cosa.evaluate import EvaluationStopped, class_indices
 from cosa.network import CoSANetwork
 from cosa.scores import format_table
@@ -46,10 +47,12 @@ from cosa.training.build import (
     choose_stream,
     prepare,
 )
+from cosa.training.changes import tell_schedule
 from cosa.training.estimate import check_memory, check_scenes
 from cosa.training.evaluation import scored_split
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from cosa.training.run_folder import RunFolder
+from cosa.training.saved import State
 from cosa.training.session import Session
 from cosa.training.step_log import DivergedError
 
@@ -112,16 +115,19 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         dataset.check()
     if val_set.classes != train_set.classes:
         raise UserError("training and validation images have different classes: use one list")
-    report = distributed.from_main(lambda: examine(train_set, val_set))
+    report = distributed.from_main(lambda: examine(train_set, val_set, config.data.negatives))
     report.require()
+    images = len(trained_on(train_set.labels, config.data.negatives))
+    given, config = config, settled(config, images)
 
     check_memory(config, len(train_set.classes), len(val_set), device)
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
     check_fit(config, cotraining.online, train_set.classes)
     report.tell()
+    tell_schedule(given, config, images)
     say(f"training on {describe(device, autocast)}")
     optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
-    session = Session(config, run, cotraining, optimizer, val_set)
+    session = Session(config, run, cotraining, optimizer, val_set, State(images=images))
     if resume:
         session.restore()
     loader = training_loader(
@@ -134,6 +140,8 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         pin_memory=device.type == "cuda",
         stream=choose_stream(config),
         keep_decoded=config.data.keep_decoded,
+        negatives=config.data.negatives,
+        balance=config.data.balance,
         **to_dict(config.augment),
     )
     distributed.barrier()  # all have read what is there before the first one changes it

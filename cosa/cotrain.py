@@ -112,7 +112,7 @@ class CoTraining:
         parts = split(batch, self.accumulate)
         assigned = [self.assign(part, maps) for part in parts]
         if maps:
-            self.labeller.adapt(assigned, [part["valid"] for part in parts])
+            self.labeller.adapt(assigned, [_measured(part) for part in parts])
         mark("teacher")
         loss, values = 0.0, {}
         for number, part in enumerate(parts):
@@ -284,6 +284,14 @@ def split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
         return [batch]
     chunks = [value.tensor_split(parts) for value in batch.values()]
     return [dict(zip(batch, values, strict=True)) for values in zip(*chunks, strict=True)]
+
+
+def _measured(batch: dict[str, Tensor]) -> Tensor:
+    """(B, S, S) bool: the valid area of images that hold a class, whose confidences are measured.
+
+    Without one, the labels make the CAM 0: as many zeros would be a Gaussian of their own.
+    """
+    return batch["valid"] & (batch["image_labels"] > 0).any(dim=1)[:, None, None]
 
 
 def _present(batch: dict[str, Tensor]) -> PresentClasses:

@@ -129,6 +129,15 @@ def test_scores_by_hand(dataset):
     assert scores["classification_map"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
 
 
+def test_an_image_without_labels_is_scored_label_free_and_is_background_when_filtered():
+    """Half of it is taken for red: 1 of 2 background columns, and red is nowhere in truth."""
+    scores = run(Stripes([[1, 0]], [[0, 0]]))
+    assert scores["iou"] == {"background": 0.5, "red": None, "green": None, "blue": None}
+    assert scores["miou"] == 0.5 and scores["images"] == 1
+    assert scores["miou_label_filtered"] == scores["cam_miou"] == 1
+    assert scores["classification_map"] is None
+
+
 def test_label_free_score_does_not_see_the_labels(dataset):
     before = run(dataset)
     dataset.labels = np.roll(dataset.labels, 1, axis=0)

@@ -85,7 +85,10 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], source: str) -> 
         if not sign or not key:
             raise UserError(f"'{item}' is not an override: write it as section.key=value")
         keys.append(key)
-        _set(tree, key, _parse(key, text), source)
+        value = _parse(key, text)
+        section, _, last = key.partition(".")
+        _make_room(tree, {section: {last: value}})
+        _set(tree, key, value, source)
     return _build(Config, tree, "", Source(source, keys))
 
 
@@ -137,7 +140,10 @@ def _plain(value: Any) -> Any:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML text."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    tree = to_dict(config)
+    if config.train.passes:
+        del tree["train"]["iterations"]  # which say nothing then
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -150,7 +156,29 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise UserError(f"'base' in {path} must name a YAML file, not {shown(base)}")
-    return _merged(_read_with_base(path.parent / base, (*seen, path.resolve())), tree)
+    below = _read_with_base(path.parent / base, (*seen, path.resolve()))
+    _make_room(below, tree)
+    return _merged(below, tree)
+
+
+def _make_room(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Of the two keys for the length of a training the one counts that is given last."""
+    given, former = _length(above), _length(below)
+    if "iterations" in given:
+        former.pop("passes", None)
+    if _passes(given):
+        former.pop("iterations", None)
+
+
+def _length(tree: dict[str, Any]) -> dict[str, Any]:
+    """The section of the length; something empty where that is no section."""
+    found = tree.get("train")
+    return found if isinstance(found, dict) else {}
+
+
+def _passes(length: dict[str, Any]) -> Any:
+    """Those of a section, true unless it gives none."""
+    return _as_declared(float, length.get("passes", 0.0))
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +199,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold `key: value` lines, not a {type(tree).__name__}")
+    length = _length(tree)
+    if _passes(length) and "iterations" in length:
+        raise UserError(f"{path} sets train.passes and train.iterations, which says the same: "
+                        "remove one of them")
     return tree
 
 
@@ -258,7 +290,8 @@ def _as_declared(kind: Any, value: Any) -> Any:
         return {_as_declared(Any, key): _as_declared(Any, item) for key, item in value.items()}
     if isinstance(value, Written):
         value = value.text if kind is str else value.value
-    if kind is float and type(value) in (int, str):
+    read = {float: (int, str), int | float: (str,)}.get(kind, ())
+    if type(value) in read:
         with suppress(ValueError, OverflowError):
             return float(value)
     return value

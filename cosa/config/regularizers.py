@@ -1,9 +1,9 @@
 """The section ``regularizers`` of the configuration: losses of other papers, all off by default.
 
 Each has a ``weight``, 0 of which means that it is not built at all, and a ``start``, the first
-iteration at which it counts. Those that read pseudo-labels never start before
-``method.cls_iterations``. Other defaults are the values of the papers or of their releases; where
-these have none, the sentence beside the option says so.
+iteration at which it counts, or, below 1, the share of the training after which it does. Those that
+read pseudo-labels never start before ``method.cls_iterations``. Other defaults are the values of
+the papers or of their releases; where these have none, the sentence beside the option says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cosa.config.limits import Section, ordered, some_part
-from cosa.core.ranges import BELOW_ONE, CHANNELS, ITERATIONS, SCALE, SHARE, WEIGHT, Range, option
+from cosa.core.ranges import BELOW_ONE, CHANNELS, MOMENT, SCALE, SHARE, WEIGHT, Range, option
 
 SIGMA = Range(0.1, 1e5)
 
@@ -23,7 +23,7 @@ class ImportanceSamplingOptions(Section):
     weight: float = option(0.0, SHARE)
     """lambda: it replaces this part of loss.cls and loss.cls_aux; 0.2 in the paper, whose authors
     scale the term by 0.1 where they train with AdamW."""
-    start: int = option(0, ITERATIONS)
+    start: int | float = option(0, MOMENT)
     """The first iteration at which it counts; see above."""
     samples: int = option(10, Range(1, 10_000))
     """Pixels drawn per image and class."""
@@ -35,7 +35,7 @@ class FeatureSimilarityOptions(Section):
 
     weight: float = option(0.0, WEIGHT)
     """1 in the paper, 0.1 where its authors train with AdamW."""
-    start: int = option(0, ITERATIONS)
+    start: int | float = option(0, MOMENT)
     """The first iteration at which it counts; see above."""
     grid: int = option(0, Range(0, 2048))
     """Side of the grid of pixels that are compared; 0: twice the token grid (56 at 448/16)."""
@@ -51,7 +51,7 @@ class DomainAdaptationOptions(Section):
 
     weight: float = option(0.0, WEIGHT)
     """Of the whole; 1 in the paper."""
-    start: int = option(0, ITERATIONS)
+    start: int | float = option(0, MOMENT)
     """The first iteration at which it counts; see above."""
     adversarial: float = option(1.0, WEIGHT)
     """Of the domain classifier's loss within it."""
@@ -83,7 +83,7 @@ class SemanticDecouplingOptions(Section):
 
     weight: float = option(0.0, WEIGHT)
     """Of the whole; 1 in the paper."""
-    start: int = option(0, ITERATIONS)
+    start: int | float = option(0, MOMENT)
     """The first iteration at which it counts; see above."""
     foreground: float = option(0.01, WEIGHT)
     """lambda 1, of the pasted object's KL divergence."""
@@ -111,7 +111,7 @@ class CycleAssociationOptions(Section):
 
     weight: float = option(0.0, WEIGHT)
     """Of the whole; 1 in the paper."""
-    start: int = option(0, ITERATIONS)
+    start: int | float = option(0, MOMENT)
     """The first iteration at which it counts; see above."""
     feature: float = option(0.1, WEIGHT)
     """Of the association of features within it."""
@@ -137,7 +137,7 @@ class DenseEnergyOptions(Section):
     weight: float = option(0.0, WEIGHT)
     """0.05 in the releases, for crops of 448: the energy grows with the fourth power of the crop's
     side, as long as sigma_xy is the same share of it."""
-    start: int = option(0, ITERATIONS)
+    start: int | float = option(0, MOMENT)
     """The first iteration at which it counts; see above."""
     sigma_xy: float = option(100.0, SIGMA)
     """Reach in pixels of the crop."""

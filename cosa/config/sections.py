@@ -14,7 +14,7 @@ from cosa.core.ranges import (
     BATCH,
     BELOW_ONE,
     CHANNELS,
-    ITERATIONS,
+    MOMENT,
     SCALE,
     SEED,
     SHARE,
@@ -23,6 +23,7 @@ from cosa.core.ranges import (
     WORKERS,
     Choice,
     Filled,
+    Moment,
     Range,
     Several,
     option,
@@ -34,7 +35,7 @@ SCENES = Range(1, 100_000)
 BLUR = Range(0.001, 100)
 LAYER = Range(-10_000, 10_000)
 POOLING = Choice(("max", "avg"))
-EVERY = Range(1, ITERATIONS.high)
+EVERY = Moment(low=1)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class DataConfig(Section):
     hold_out: bool = False
     """Keep the second half of the validation images, by sorted name, for the final scores: choices
     are made on the first half (voc, coco, folder)."""
+    negatives: bool = False
+    """Train on images without a label, too, as on images that show none of the classes; off: they
+    take no part."""
+    balance: float = option(0.0, SHARE)
+    """Train more often on images of rare classes: how often is in proportion to (images that hold
+    the image's rarest class) to the power of minus this. 0: on all alike; 1: inverse frequency."""
     workers: int = option(-1, WORKERS)
     """Processes that load images; 0 loads in the training process, -1 takes one for each core that
     may be used but one, at most 8."""
@@ -280,11 +287,12 @@ class MethodConfig(Section):
     perplexity; panels hatch those above it."""
     csc_temperature: float = option(0.5, Range(1e-6, 1e6))
     """Of the cosines that contrastive separation compares, above 0; the paper gives none."""
-    cls_iterations: int = option(6000, ITERATIONS)
+    cls_iterations: int | float = option(6000, MOMENT)
     """Iterations at the start with the classification terms alone: the CAMs must mean something
-    before they supervise."""
-    s2c_start: int = option(6000, ITERATIONS)
-    """Iteration at which Seg2CAM joins: the decoder must have learned something."""
+    before they supervise. Below 1: a share of the training."""
+    s2c_start: int | float = option(6000, MOMENT)
+    """Iteration at which Seg2CAM joins: the decoder must have learned something. Below 1: a share
+    of the training."""
 
 
 @dataclass(frozen=True)
@@ -301,8 +309,9 @@ class OptimizerConfig(Section):
     """Decay of AdamW's mean of the gradients, in [0, 1)."""
     beta2: float = option(0.999, BELOW_ONE)
     """Decay of AdamW's mean of their squares, in [0, 1)."""
-    warmup_iterations: int = option(1500, ITERATIONS)
-    """Iterations in which the learning rate rises linearly to its peak; 0 for none."""
+    warmup_iterations: int | float = option(1500, MOMENT)
+    """Iterations in which the learning rate rises linearly to its peak; 0 for none. Below 1: a
+    share of the training."""
     power: float = option(0.9, Range(0, 1000))
     """Exponent of the decay (1 - t/T)^power afterwards; 0 keeps the peak."""
     clip_norm: float = option(0.0, Range(0, 1e12))
@@ -315,6 +324,9 @@ class TrainConfig(Section):
 
     iterations: int = option(32000, Range(1, 10**8))
     """Steps of the whole training, over which the learning rate falls towards 0."""
+    passes: float = option(0.0, Range(0, 1e6))
+    """How often to go through the training images, which sets the iterations whatever their number;
+    0: as many iterations as iterations says. Of both keys, the one that is given last counts."""
     batch_size: int = option(4, BATCH)
     """Images in a step, of all processes and parts together."""
     precision: str = option("auto", Choice(("auto", "bf16", "fp32")))
@@ -329,12 +341,14 @@ class TrainConfig(Section):
     accumulate: int = option(1, BATCH)
     """For small cards: make each step in so many parts of the batch. The result is the same, but
     for regularizers and moving batch statistics, which see each part as a batch of its own."""
-    log_every: int = option(50, EVERY)
-    """Iterations between lines of metrics.jsonl, which hold the means since the last one."""
-    evaluate_every: int = option(2000, ITERATIONS)
-    """Iterations between evaluations on the validation images; 0 evaluates at the end only."""
-    checkpoint_every: int = option(1000, EVERY)
-    """Iterations after which last.pth is written."""
+    log_every: int | float = option(50, EVERY)
+    """Iterations between lines of metrics.jsonl, which hold the means since the last one. Below 1:
+    a share of the training."""
+    evaluate_every: int | float = option(2000, MOMENT)
+    """Iterations between evaluations on the validation images; 0 evaluates at the end only. Below
+    1: a share of the training."""
+    checkpoint_every: int | float = option(1000, EVERY)
+    """Iterations after which last.pth is written. Below 1: a share of the training."""
     checkpoint_minutes: float = option(10.0, Range(0, 1e6))
     """It is also written when the last one is so old; 0: after iterations alone."""
     keep_checkpoints: int = option(2, Range(1, 1000))

@@ -40,6 +40,23 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A point in a training, or a distance: a whole number of iterations, or a share of them."""
+
+    low: int = 0
+    high: int = 10**9
+    """So far off is never."""
+
+    def refusal(self, value: Any) -> str:
+        if type(value) is int and self.low <= value <= self.high:
+            return ""
+        if type(value) is float and (0 < value < 1 or value == self.low == 0):
+            return ""
+        return (f"it must be a whole number of iterations in {self.low}..{self.high}, or a share "
+                "of the training between 0 and 1")
+
+
+@dataclass(frozen=True)
 class Several:
     """One number or more, each in a range."""
 
@@ -89,8 +106,7 @@ BELOW_ONE = Range(0, 0.9999999)
 """The decay of an average, which at 1 would never move."""
 WEIGHT = Range(0, 1e6)
 """Of a term, or of a kernel."""
-ITERATIONS = Range(0, 10**9)
-"""A point in a training, or a distance; so far off is never."""
+MOMENT = Moment()
 SEED = Range(0, 2**63 - 1)
 SIDE = Range(1, 16384)
 """In pixels, of what a network sees."""

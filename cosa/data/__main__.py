@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     validation = build_dataset(resolved(data, training), "val")
     for dataset in (training, validation):
         dataset.check()
-    report = examine(training, validation)
+    report = examine(training, validation, data.negatives)
     report.tell()
     report.require()
     return 0

@@ -30,11 +30,12 @@ from cosa.core.threads import core_count
 from cosa.data.base import SegmentationDataset
 from cosa.data.batches import collate
 from cosa.data.kept import KeptImages
+from cosa.data.order import Order
 from cosa.data.transforms import training_views
 
 MAX_WORKERS = 8
-# Keeps the draws that order an epoch apart from those that make a sample.
-_ORDER, _SAMPLE = 0, 1
+# Keeps the draws that make a sample apart from those that order a pass.
+_SAMPLE = 1
 # Of a worker that the system killed, or that finds no room for its batch.
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*|.*(shared memory|shm|too many open files).*",
                           re.IGNORECASE)
@@ -47,29 +48,29 @@ _FILES_OF_BATCH = 8
 class TrainingViews(Dataset):
     """The endless stream: position -> weak and strong view of one image.
 
-    Images without any label are left out. Each epoch passes over the others once, in an order
-    drawn from (seed, epoch). Masks are never read.
+    Masks are never read.
 
     Args:
         dataset: where images and labels come from.
         seed: non-negative integer.
+        negatives, balance: which images, and how often: see ``cosa.data.order.Order``.
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
     Raises ``UserError`` if no image has a label.
     """
 
-    def __init__(self, dataset: SegmentationDataset, seed: int, **augment) -> None:
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        seed: int,
+        negatives: bool = False,
+        balance: float = 0.0,
+        **augment,
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.augment = augment
-        self.kept = np.flatnonzero(dataset.labels.any(axis=1))
-        if self.kept.size == 0:
-            raise UserError(
-                "no training image has a label, so there is nothing to learn from; "
-                "check the labels of the training split"
-            )
-        self._epoch = -1
-        self._order = self.kept
+        self.order = Order(dataset.labels, seed, negatives, balance)
 
     @property
     def bytes(self) -> int:
@@ -78,11 +79,7 @@ class TrainingViews(Dataset):
 
     def sample_index(self, position: int) -> int:
         """Index in the data set of the image at a stream ``position``."""
-        epoch, place = divmod(position, len(self.kept))
-        if epoch != self._epoch:
-            rng = np.random.default_rng((self.seed, _ORDER, epoch))
-            self._order, self._epoch = rng.permutation(self.kept), epoch
-        return int(self._order[place])
+        return self.order[position]
 
     def __getitem__(self, position: int) -> dict:
         """The sample at ``position``.
@@ -164,6 +161,8 @@ def training_loader(
     pin_memory: bool = False,
     stream: type[TrainingViews] = TrainingViews,
     keep_decoded: bool = False,
+    negatives: bool = False,
+    balance: float = 0.0,
     **augment,
 ) -> TrainingLoader:
     """Batches ``start_iteration`` to ``iterations`` - 1 of a training run.
@@ -180,6 +179,7 @@ def training_loader(
         stream: what makes the samples; a subclass may add to them.
         keep_decoded: each process that loads keeps the images that it decodes, see
             ``cosa.data.kept``; samples are the same.
+        negatives, balance: which images, and how often: see ``cosa.data.order.Order``.
         augment: keyword arguments of ``cosa.data.transforms.training_views``.
 
     Batches are dicts of weak, strong (B, S, S, 3) uint8, image_labels (B, C) float32,
@@ -192,7 +192,8 @@ def training_loader(
     """
     share = distributed.share_of_batch(batch_size)
     positions = Positions(range(start_iteration, iterations), batch_size, share)
-    views = stream(KeptImages(dataset) if keep_decoded else dataset, seed, **augment)
+    images = KeptImages(dataset) if keep_decoded else dataset
+    views = stream(images, seed, negatives=negatives, balance=balance, **augment)
     count = len(positions.share)
     loader = DataLoader(
         views,

@@ -47,13 +47,13 @@ class PartnerViews(TrainingViews):
     Args:
         dataset: where images and labels come from.
         seed: non-negative integer.
-        augment: keyword arguments of ``cosa.data.transforms.training_views``.
+        options: keyword arguments of ``TrainingViews``.
 
     Raises ``UserError`` if no image has a label.
     """
 
-    def __init__(self, dataset: SegmentationDataset, seed: int, **augment) -> None:
-        super().__init__(dataset, seed, **augment)
+    def __init__(self, dataset: SegmentationDataset, seed: int, **options) -> None:
+        super().__init__(dataset, seed, **options)
         present = dataset.labels != 0
         single = present.sum(axis=1) == 1
         self._single_label = [np.flatnonzero(single & column) for column in present.T]

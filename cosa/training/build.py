@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cosa import checkpoint
 from cosa.config import Config, to_dict
+from cosa.config.schedule import is_settled
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
@@ -80,7 +81,10 @@ def assemble(
 
     Raises:
         UserError: no loss term is switched on at the first iteration.
+        ValueError: the schedule is not settled (``cosa.config.settled``).
     """
+    if not is_settled(config):
+        raise ValueError("the schedule must be in iterations")
     method, threshold, weights = config.method, config.threshold, vars(config.loss)
     fitted = {
         key: DynamicThreshold(

@@ -24,6 +24,8 @@ class State:
     """The highest validation score so far."""
     seconds: float = 0.0
     """Of training and of the evaluations in between."""
+    images: Annotated[int, Within(0, 2**53)] = 0
+    """How many are trained on; 0 in checkpoints of earlier versions, which do not say."""
 
 
 class _Moments(TypedDict):
@@ -54,8 +56,9 @@ class _Threshold(TypedDict):
     histograms: Tensor
 
 
-class _Classes(TypedDict):
+class _About(TypedDict):
     classes: list[str]
+    config: dict[str, Any]
 
 
 class _Best(TypedDict):
@@ -64,7 +67,7 @@ class _Best(TypedDict):
 
 
 class _Required(TypedDict):
-    about: _Classes
+    about: _About
     online: dict[str, Tensor]
     assignment: dict[str, Tensor]
     thresholds: dict[str, _Threshold]

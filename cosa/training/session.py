@@ -16,8 +16,10 @@ from cosa.config import Config, to_dict
 from cosa.core.declared import check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import NotFiniteError, UserError, one_line
+from cosa.core.terminal import note
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
+from cosa.training.changes import told
 from cosa.training.checkpoints import Rotation
 from cosa.training.evaluation import score
 from cosa.training.run_folder import RunFolder
@@ -210,7 +212,9 @@ class Session:
                 raise UserError(f"{path} was trained with another model.normalization than "
                                 "configured: resume with that of the run")
             self._restore_optimizer(content["optimizer"])
-            self.state = State(**content["state"])
+            images, self.state = self.state.images, State(**content["state"])
+            self._tell_changes(content["about"]["config"], images)
+            self.state.images = images
             # Checkpoints of earlier versions have no such entry.
             self.log.load_state_dict(content.get("log", {}))
             torch.set_rng_state(content["rng"]["cpu"])
@@ -226,6 +230,16 @@ class Session:
         elif self.run.best.is_file():  # checkpoints did not hold it always
             self.best_weights = checkpoint.read(self.run.best)
         self._restored_from = path
+
+    def _tell_changes(self, config: dict[str, Any], images: int) -> None:
+        """A line for options that are no longer those of the checkpoint, and one for its images."""
+        changed = told(config, self.config, self.state.iteration)
+        if changed:
+            note(changed)
+        if self.state.images not in (0, images):
+            note(f"{images} images are trained on, {self.state.images} when the checkpoint was "
+                 "written: their order is another from here on, the schedule stays unless it is "
+                 "given anew")
 
     def _restore_optimizer(self, saved: Any) -> None:
         """Load its state, but keep the options: the file's would undo an override on resuming."""

@@ -11,7 +11,7 @@ from cosa.benchmark import stamp
 from cosa.benchmark.campaigns import campaign, photograph_scores, photographs
 from cosa.benchmark.campaigns.ablation_table import NAMES
 from cosa.benchmark.stamp import Revision
-from cosa.config import load_config, to_dict, to_yaml
+from cosa.config import load_config, settled, to_dict, to_yaml
 from cosa.core.errors import UserError
 from cosa.crf import dense_crf
 from cosa.data import build_dataset
@@ -156,7 +156,7 @@ def test_regularizers_are_fitted_to_schedule_and_crops(empty):
     """The examples are of crops of 192, with Seg2CAM from iteration 220 on."""
     base = load_config(empty, ["augment.crop_size=384", "method.s2c_start=440"])
     found = load_config(empty, photographs.regularizer_changes("all", base)).regularizers
-    example = load_config("configs/photographs_regularizers.yaml").regularizers
+    example = settled(load_config("configs/photographs_regularizers.yaml"), 311).regularizers
     assert example.fsl.start == 150 and found.fsl.start == 300
     assert found.dense_energy.sigma_xy == 2 * example.dense_energy.sigma_xy
     assert found.dense_energy.weight == pytest.approx(example.dense_energy.weight / 16)
@@ -164,6 +164,39 @@ def test_regularizers_are_fitted_to_schedule_and_crops(empty):
     alone = photographs.regularizer_changes("fsl", base)
     assert sorted(change.split("=")[0] for change in alone) == [
         "regularizers.fsl.start", "regularizers.fsl.weight"]
+
+
+def test_all_rows_have_the_schedule_of_the_images_that_there_are(voc, monkeypatch):
+    """With 311 of them, the iterations by which the configuration was chosen; for every row."""
+    labels = np.ones((311, 20), np.uint8)
+    monkeypatch.setattr(campaign, "build_dataset", lambda data, split: SimpleNamespace(
+        labels=labels))
+    given = SimpleNamespace(config=photographs.DEFAULT_CONFIG)
+    given.overrides = photographs.overrides_of(str(voc), given.config, [])
+    campaign.settle(given)
+    before = list(given.overrides)
+    campaign.settle(given)
+    assert given.overrides == before, "there is nothing left to settle"
+    runs = campaign.plan(photographs.ROWS, lambda *arguments: (), given.config, given.overrides,
+                         list(photographs.ROWS), [0], "out", 0, REVISION)
+    for run in runs:
+        train, method = run.config.train, run.config.method
+        assert (train.passes, train.iterations, train.batch_size) == (0, 360, 6)
+        assert (method.cls_iterations, method.s2c_start) == (120, 220)
+        every = 30 if run.row == "classification-only" else 180
+        assert (train.evaluate_every, train.log_every) == (every, 20)
+        assert run.config.optimizer.warmup_iterations == 20
+        assert run.config.regularizers.fsl.start == (150 if run.row in ("fsl", "all") else 0)
+
+
+def test_a_schedule_of_ones_own_is_kept(folder):
+    given = SimpleNamespace(config=photographs.DEFAULT_CONFIG)
+    given.overrides = photographs.overrides_of(
+        str(folder), given.config, ["train.iterations=30", "method.s2c_start=7"])
+    campaign.settle(given)
+    config = load_config(given.config, given.overrides)
+    assert (config.train.iterations, config.method.s2c_start) == (30, 7)
+    assert (config.method.cls_iterations, config.train.evaluate_every) == (10, 15)
 
 
 def test_only_rows_of_regularizers_have_one(tmp_path):

@@ -20,7 +20,7 @@ CLASSES = ("cat", "dog", "sofa")
 
 def looked(data):
     data = from_dict({"data": data}).data
-    return examine(build_dataset(data, "train"), build_dataset(data, "val"))
+    return examine(build_dataset(data, "train"), build_dataset(data, "val"), data.negatives)
 
 
 def found(data):
@@ -248,8 +248,41 @@ def test_a_class_that_nothing_is_told_from(tmp_path):
     images = {name: ("cat", blob(1)) for name in "abcdef"} | {"g": ("", blob(0))}
     errors, _ = found(write_folder(tmp_path / "own", images, ("cat", "dog")))
     assert errors == ["all 6 training images that have a label have the same, 'cat': there is "
-                      "nothing to tell it from, and classification learns nothing; add images of "
-                      "other things, with a class of their own"]
+                      "nothing to tell it from, and classification learns nothing; set "
+                      "data.negatives=true, or add images of other things, with a class of their "
+                      "own"]
+
+
+def test_a_single_class_is_told_from_images_without_it(tmp_path):
+    """Where the user says that these show none of the classes."""
+    images = {name: ("cat", blob(1)) for name in "abcdef"}
+    (error,), _ = found(write_folder(tmp_path / "alone", images))
+    assert ("; add images without it, as rows with an empty label, and set data.negatives=true, or "
+            "add images of other things") in error
+    (error,), _ = found(write_folder(tmp_path / "alone again", images) | {"negatives": True})
+    assert "; add images without it, as rows with an empty label, and set data.neg" in error
+    data = write_folder(tmp_path / "own", images | {name: ("", blob(0)) for name in "gh"})
+    (error,), warnings = found(data)
+    assert "learns nothing; set data.negatives=true, or add" in error
+    assert warnings[-1] == ("2 of 8 training images have no label and are not trained on: if they "
+                            "show none of the classes, set data.negatives=true")
+    assert found(data | {"negatives": True}) == ([], [])
+    assert looked(data | {"negatives": True}).tree()["training"]["negatives"] is True
+
+
+def test_a_class_in_nearly_every_image_and_a_few_without(tmp_path):
+    images = {f"{k:02d}": ("cat" + ";dog" * (k % 2), None) for k in range(40)}
+    data = write_folder(tmp_path / "own", images | {"x": ("", None)}) | {"negatives": True}
+    _, warnings = found(data)
+    assert warnings[0].startswith("'cat' is in (nearly) every one of 41 training images")
+    images |= {f"x{k}": ("", None) for k in range(4)}
+    data = write_folder(tmp_path / "other", images)
+    assert "40 training" in found(data)[1][0] and found(data | {"negatives": True}) == ([], [])
+
+
+def test_without_any_label_negatives_are_no_help(tmp_path):
+    data = write_folder(tmp_path / "own", {name: ("", None) for name in "abc"}, CLASSES)
+    assert "no training image has a label" in found(data | {"negatives": True})[0][0]
 
 
 def test_a_class_in_every_image_and_one_in_none(tmp_path):

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from cosa.core.errors import UserError
-from cosa.data import loader, partners
+from cosa.data import loader, order, partners
 from cosa.data.base import SegmentationDataset
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingViews, training_loader
@@ -196,7 +196,7 @@ def test_seeds_differ_in_the_partners_of_an_image():
 
 
 def test_the_draws_of_a_partner_are_not_those_of_the_sample_or_of_the_order():
-    assert partners._PARTNER not in (loader._ORDER, loader._SAMPLE)
+    assert partners._PARTNER not in (order._ORDER, loader._SAMPLE)
 
 
 def test_the_strong_view_of_a_partner_is_not_made(monkeypatch):

@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Finished runs are kept: started again, an interrupted ablation goes on.
     """
     given = campaign.parse(TOPIC, main.__doc__, ROWS, arguments)
+    campaign.settle(given)
     started = stamp.begin(TOPIC, arguments, given.report)
     runs, facts = campaign.execute(started, ROWS, given, commands)
     results = collect(runs)

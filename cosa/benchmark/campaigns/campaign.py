@@ -17,7 +17,8 @@ from cosa.benchmark import stamp, tables
 from cosa.benchmark.campaigns.runner import Run, Runner
 from cosa.benchmark.campaigns.statistics import Results
 from cosa.benchmark.campaigns.verdicts import Verdict
-from cosa.config import Config, load_config, to_dict
+from cosa.config import Config, load_config, settled, to_dict
+from cosa.config.schedule import is_settled, settings
 from cosa.core.device import choose_device
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
@@ -25,6 +26,8 @@ from cosa.core.ranges import whole
 from cosa.core.terminal import Parser, say
 from cosa.core.text import aligned
 from cosa.core.threads import core_count
+from cosa.data import build_dataset
+from cosa.data.order import trained_on
 from cosa.training.run_folder import RunFolder
 
 DEFAULT_CONFIG = "configs/demo.yaml"
@@ -288,6 +291,24 @@ def parse(
     if not given.rows or not given.seeds:
         raise UserError("--rows and --seeds must each name at least one")
     return given
+
+
+def settle(given: argparse.Namespace) -> None:
+    """Give all runs one schedule: passes and shares become iterations, as overrides.
+
+    Rows are made from these numbers, and may be trained on fewer images.
+
+    Args:
+        given: what :func:`parse` returned; its overrides grow.
+
+    Raises:
+        UserError: there are no images, or the configuration is not usable.
+    """
+    config = load_config(given.config, given.overrides)
+    if not is_settled(config):
+        labels = build_dataset(config.data, "train").labels
+        images = len(trained_on(labels, config.data.negatives))
+        given.overrides += settings(settled(config, images), config)
 
 
 @contextmanager

@@ -321,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = campaign.parse(TOPIC, main.__doc__, ROWS, arguments, DEFAULT_CONFIG, add_options)
     given.overrides = overrides_of(given.data, given.config, given.overrides)
+    campaign.settle(given)
     base = load_config(given.config, given.overrides)
     images = count_images(base, given.rows)
     started = stamp.begin(TOPIC, arguments, given.report)

@@ -16,7 +16,7 @@ from cosa.benchmark.campaigns.runner import Run
 from cosa.benchmark.campaigns.statistics import Results, paired, percent, score_cell
 from cosa.benchmark.campaigns.verdicts import FAILS, HOLDS, Verdict, difference, judge
 from cosa.benchmark.timings.steps import memory_of_steps, seconds_per_step
-from cosa.config import Config, load_config, to_dict
+from cosa.config import Config, load_config, settled, to_dict
 from cosa.config.regularizers import RegularizersConfig
 from cosa.core.files import PROJECT_FOLDER
 from cosa.core.terminal import note
@@ -68,6 +68,7 @@ def fitted(example: Config, base: Config) -> RegularizersConfig:
     energy keeps its reach as a share of the crop, and its weight in proportion to the other terms:
     the energy grows with the fourth power of the crop's side.
     """
+    example = in_iterations_of(base, example)
     later = base.method.s2c_start / example.method.s2c_start
     larger = base.augment.crop_size / example.augment.crop_size
     options = {
@@ -80,6 +81,12 @@ def fitted(example: Config, base: Config) -> RegularizersConfig:
         energy, weight=energy.weight / larger**4, sigma_xy=energy.sigma_xy * larger
     )
     return RegularizersConfig(**options)
+
+
+def in_iterations_of(base: Config, example: Config) -> Config:
+    """``example`` with what it gives as shares of the training as iterations of ``base``."""
+    length = replace(example.train, iterations=base.train.iterations, passes=0.0)
+    return settled(replace(example, train=length), images=0)
 
 
 ROWS: campaign.Rows = {row: lambda base, row=row: changes_of(row) for row in LABELS}
@@ -165,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     the steps are measured at the end, when nothing else of it runs.
     """
     given = campaign.parse(TOPIC, main.__doc__, ROWS, arguments)
+    campaign.settle(given)
     started = stamp.begin(TOPIC, arguments, given.report)
     crop = load_config(given.config, given.overrides).augment.crop_size
     if crop != (usual := load_config(EXAMPLES / f"{ALL}.yaml").augment.crop_size):

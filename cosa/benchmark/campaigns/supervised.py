@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cosa import checkpoint, losses
-from cosa.config import Config, load_config, to_dict
+from cosa.config import Config, load_config, settled, to_dict
 from cosa.core import IGNORE
 from cosa.core.device import memory_errors_explained
 from cosa.core.errors import NotFiniteError, UserError
@@ -27,6 +27,7 @@ from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset, build_dataset, resolved
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingViews, training_loader
+from cosa.data.order import trained_on
 from cosa.data.subset import with_masks
 from cosa.data.transforms import training_views
 from cosa.training.build import build_cotraining, prepare
@@ -80,6 +81,8 @@ def train_steps(
         pin_memory=device.type == "cuda",
         stream=SupervisedViews,
         keep_decoded=config.data.keep_decoded,
+        negatives=config.data.negatives,
+        balance=config.data.balance,
         **to_dict(config.augment),
     )
     for iteration, batch in enumerate(loader):
@@ -112,6 +115,7 @@ def train(config: Config, run: RunFolder) -> None:
     dataset.check()
     config = replace(config, data=resolved(config.data, dataset))
     dataset = with_masks(dataset)
+    config = settled(config, len(trained_on(dataset.labels, config.data.negatives)))
     cotraining = build_cotraining(config, len(dataset.classes), device, autocast)
     with run.locked():
         run.create(config)

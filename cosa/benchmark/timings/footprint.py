@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from cosa.benchmark.timings.train import known_classes
 from cosa.benchmark.timings.trainer import training_step
-from cosa.config import Config, load_config
+from cosa.config import Config, load_config, settled
 from cosa.core.errors import UserError
 from cosa.core.terminal import Parser, say
 from cosa.cotrain import CoTraining
@@ -156,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the YAML file")
     given = parser.parse_intermixed_args(arguments)
     # A threshold is fitted to confidences, of which there are none here.
-    config = load_config(given.config, ["device=cpu", *given.overrides, "threshold.dynamic=false"])
+    # Nor are there images to count, and a step is the same however long the training.
+    config = settled(load_config(given.config, [
+        "device=cpu", *given.overrides, "threshold.dynamic=false", "train.passes=0"]), images=0)
     bf16 = config.train.precision != "fp32"
     found = footprint(config, known_classes(config), bf16)
     say(f"{config.name}, {'bf16' if bf16 else 'fp32'}, batches of {config.train.batch_size}: "

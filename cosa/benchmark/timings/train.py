@@ -277,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = {**started.facts(trainer.device), **facts_of(trainer, measured)}
         if given.baseline:
             facts["comparison"] = compare(trainer, max(1, given.rounds // 4))
+    config = trainer.config
     print_section(aligned(table(facts)), *lines(facts, config))
     if given.json:
         write_atomically(given.json, json.dumps(facts, indent=2) + "\n")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cosa.config import Config, to_dict
+from cosa.config import Config, settled, to_dict
 from cosa.cotrain import CoTraining, Mark
 from cosa.data import SegmentationDataset
 from cosa.data.batches import to_device
 from cosa.data.loader import TrainingLoader, training_loader
+from cosa.data.order import trained_on
 from cosa.training.build import (
     Step,
     build_cotraining,
@@ -28,7 +29,7 @@ class Trainer:
     """The training of a configuration, whose steps are made at the last iteration's terms.
 
     Args:
-        config: its device, network, losses and batch size are used.
+        config: its device, network, losses, schedule and batch size are used.
         dataset: the training images.
 
     Raises:
@@ -36,7 +37,9 @@ class Trainer:
     """
 
     def __init__(self, config: Config, dataset: SegmentationDataset) -> None:
-        self.config, self.dataset = config, dataset
+        images = len(trained_on(dataset.labels, config.data.negatives))
+        self.config, self.dataset = settled(config, images), dataset
+        config = self.config
         self.device, autocast = prepare(config)
         self.cotraining = build_cotraining(config, len(dataset.classes), self.device, autocast)
         check_crop(config, self.cotraining.online)
@@ -51,6 +54,7 @@ class Trainer:
             self.dataset, batch_size=self.config.train.batch_size, seed=self.config.seed,
             iterations=iterations, workers=workers, pin_memory=self.device.type == "cuda",
             stream=choose_stream(self.config), keep_decoded=self.config.data.keep_decoded,
+            negatives=self.config.data.negatives, balance=self.config.data.balance,
             **to_dict(self.config.augment),
         )
 

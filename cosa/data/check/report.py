@@ -116,15 +116,21 @@ def _images_line(part: Statistics) -> str:
             f"{images.lowest}..{images.highest} ({images.decoded} looked at)")
 
 
-def examine(training: SegmentationDataset, validation: SegmentationDataset) -> Report:
+def examine(
+    training: SegmentationDataset, validation: SegmentationDataset, negatives: bool = False
+) -> Report:
     """Look at both parts of a data set, on which ``check`` was called; a sample where it is large.
 
     Masks of training images are not touched. Draws no random numbers.
 
+    Args:
+        negatives: training images without a label are trained on (``data.negatives``).
+
     Raises:
         UserError: an image cannot be read.
     """
-    parts = [_part("training", training), _part("validation", validation)]
+    parts = [replace(_part("training", training), negatives=negatives),
+             _part("validation", validation)]
     return Report(parts, [finding for part in parts for finding in judged(part)])
 
 

@@ -96,31 +96,31 @@ def names_that_are_several(s: Statistics) -> Iterator[Finding]:
 
 
 def nothing_to_tell_apart(s: Statistics) -> Iterator[Finding]:
-    """Images without a label are not trained on: they are no examples of images without a class."""
+    """Unless the user says so, images without a label are no examples of images without a class."""
     if s.split != "training" or s.labels is None:
         return
-    labelled = s.labels.images - s.labels.unlabelled
-    if not labelled:
+    if s.labels.unlabelled == s.labels.images:
         yield error("no training image has a label, so there is nothing to learn from: check the "
                     "labels of the training split")
         return
     present = [c for c, n in zip(s.classes, s.labels.of_class, strict=True) if n]
-    everywhere = [c for c, n in zip(s.classes, s.labels.of_class, strict=True) if n == labelled]
-    if labelled > 1 and present == everywhere:
-        yield error(f"all {labelled} training images that have a label have the same, "
+    everywhere = [c for c, n in zip(s.classes, s.labels.of_class, strict=True) if n == s.shown]
+    if s.shown > 1 and present == everywhere:
+        without = "" if s.labels.unlabelled else (
+            "add images without it, as rows with an empty label, and ")
+        yield error(f"all {s.shown} training images that have a label have the same, "
                     f"{quoted(present)}: there is nothing to tell it from, and classification "
-                    "learns nothing; add images of other things, with a class of their own")
+                    f"learns nothing; {without}set data.negatives=true, or add images of other "
+                    "things, with a class of their own")
 
 
 def classes_everywhere(s: Statistics) -> Iterator[Finding]:
     if s.labels is None:
         return
-    # Of a training, what is trained on.
-    images = s.labels.images - (s.labels.unlabelled if s.split == "training" else 0)
     found = [c for c, n in zip(s.classes, s.labels.of_class, strict=True)
-             if n >= EVERYWHERE * images]
-    if images >= ENOUGH and found:
-        yield warning(f"{quoted(found)} is in (nearly) every one of {images} {s.split} images: "
+             if n >= EVERYWHERE * s.shown]
+    if s.shown >= ENOUGH and found:
+        yield warning(f"{quoted(found)} is in (nearly) every one of {s.shown} {s.split} images: "
                       "there is little to tell it from, and its classification scores say nothing")
 
 
@@ -135,9 +135,10 @@ def classes_nowhere(s: Statistics) -> Iterator[Finding]:
 
 
 def images_without_labels(s: Statistics) -> Iterator[Finding]:
-    if s.split == "training" and s.labels is not None and s.labels.unlabelled:
+    if s.split == "training" and s.labels is not None and s.shown < s.labels.images:
         yield warning(f"{s.labels.unlabelled} of {s.labels.images} training images have no label "
-                      "and are not trained on")
+                      "and are not trained on: if they show none of the classes, set "
+                      "data.negatives=true")
 
 
 # Images

@@ -120,6 +120,14 @@ class Statistics:
     labels: Labels | None = None
     images: Images | None = None
     masks: Masks | None = None
+    negatives: bool = False
+    """Images without a label are trained on, as images that show none of the classes."""
+
+    @property
+    def shown(self) -> int:
+        """Images with known labels: all of them, but for a training that leaves out the others."""
+        left_out = self.split == "training" and not self.negatives
+        return self.labels.images - (self.labels.unlabelled if left_out else 0)
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
