@@ -106,15 +106,12 @@ def verify(path: str | Path) -> None:
         DamagedError: they differ, or it is no such file at all.
         UserError: no such file, or it must not be read.
     """
+    check_readable(path)
     try:
-        with open_regular(path) as file:
-            try:
-                with zipfile.ZipFile(file) as archive:
-                    bad = archive.testzip()
-            except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
-                raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
     if bad:
         raise DamagedError(f"{path} is damaged: the check sum of {bad} is wrong")
 
@@ -144,15 +141,13 @@ def check_readable(path: str | Path) -> None:
     try:
         with open_regular(path) as file:
             empty = not file.read(1)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: check the path") from error
-    except PermissionError as error:
-        raise UserError(f"{path} must not be read by you: change the rights of the file or of its "
-                        "folders") from error
-    except IsADirectoryError as error:
-        raise DamagedError(f"{path} is a folder: give a file, such as best.pth in it") from error
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}; check the path") from error
+        # What is not there, or must not be read, is not damaged.
+        absent = isinstance(error, FileNotFoundError | PermissionError)
+        raise (UserError if absent else DamagedError)(
+            f"{path} cannot be read ({error.strerror}): give a file that can, such as the best.pth "
+            "of a run folder"
+        ) from error
     if empty:
         raise DamagedError(f"{path} is empty: copy it again, or give another checkpoint")
 

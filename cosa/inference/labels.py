@@ -56,8 +56,6 @@ def read_image_labels(path: str | Path, classes: Sequence[str]) -> ImageLabels:
             not have.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"--labels {path} is a folder: give a CSV file")
     if not path.exists():
         raise UserError(f"--labels {path} does not exist: give a CSV file")
     table = read_labels(path)

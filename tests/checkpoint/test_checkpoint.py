@@ -163,7 +163,7 @@ def test_files_that_must_not_be_read_are_not_called_damaged(tmp_path, network, c
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(checkpoint.files, "open_regular", forbidden)
-    with pytest.raises(UserError, match=f"{name} must not be read by you") as caught:
+    with pytest.raises(UserError, match=f"{name} cannot be read .Permission denied") as caught:
         load(path)
     assert not isinstance(caught.value, checkpoint.DamagedError)
 
@@ -240,7 +240,7 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors"])
 def test_a_missing_file_is_told(tmp_path, name):
-    with pytest.raises(UserError, match=f"there is no file .*{name}"):
+    with pytest.raises(UserError, match=f"{name} cannot be read .No such file"):
         load(tmp_path / name)
 
 
@@ -393,7 +393,7 @@ def test_content_that_is_no_tree_of_tensors_is_refused(tmp_path, make):
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_a_pipe_is_no_file(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=f"{name} cannot be read: .*pipe"):
+    with pytest.raises(UserError, match=f"{name} cannot be read .*pipe"):
         load(tmp_path / name)
 
 
