@@ -35,7 +35,6 @@ from cosa.data.batches import to_device
 from cosa.data.check import examine
 from cosa.data.loader import training_loader
 from cosa.evaluate import EvaluationStopped, class_indices
-from cosa.network import CoSANetwork
 from cosa.scores import format_table
 from cosa.training.build import (
     build_cotraining,
@@ -114,7 +113,9 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
 
     check_memory(config, len(train_set.classes), len(val_set), device)
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
-    check_fit(config, cotraining.online, train_set.classes)
+    # What would otherwise fail in the first step, or in the first evaluation.
+    check_crop(config, cotraining.online)
+    class_indices(config.evaluate.coexistence_classes, train_set.classes)
     report.tell()
     say(f"training on {describe(device, autocast)}")
     optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
@@ -239,16 +240,6 @@ def explain_stop(session: Session, stop: StopRequest) -> int:
         say(f"stopped at iteration {session.state.iteration}; continue with: "
             f"python train.py --resume {session.run.path}", error=True)
     return 128 + distributed.highest(stop.signal)
-
-
-def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> None:
-    """Find what would otherwise fail in the first step or the first evaluation.
-
-    Raises:
-        UserError: the crop is no whole number of patches, or an evaluated class is unknown.
-    """
-    check_crop(config, network)
-    class_indices(config.evaluate.coexistence_classes, classes)
 
 
 def log_training(session: Session, bar: tqdm, lr: float) -> None:

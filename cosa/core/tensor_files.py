@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,36 +40,28 @@ def read_tensors(path: str | Path, safe_types: Sequence[Any] = ()) -> Any:
     open_regular(path).close()
     with torch.serialization.safe_globals([argparse.Namespace, *safe_types]):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    return _Plain().of(content)
+    return _plain(content, count())
 
 
-class _Plain:
-    """Copies the containers of a value, of bounded size and depth."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def of(self, value: Any, depth: int = 0) -> Any:
-        self.count += 1
-        if self.count > MOST_VALUES or depth > MOST_DEPTH:
-            raise ValueError(f"it holds more than {MOST_VALUES} values, more than {MOST_DEPTH} "
-                             "levels, or itself")
-        if isinstance(value, Tensor):
-            return _tensor(value)
-        if isinstance(value, argparse.Namespace):
-            value = object.__getattribute__(value, "__dict__")
-        # The methods of the types themselves: a file can hang others on its dictionaries.
-        if isinstance(value, dict):
-            return {self.of(key, depth + 1): self.of(inner, depth + 1)
-                    for key, inner in dict.items(value)}
-        if isinstance(value, tuple):  # torch.Size, too
-            return tuple(self.of(inner, depth + 1) for inner in tuple.__iter__(value))
-        if isinstance(value, list | set | frozenset):
-            kind = list if isinstance(value, list) else set
-            return kind(self.of(inner, depth + 1) for inner in kind.__iter__(value))
-        if isinstance(value, _PLAIN):
-            return value
-        raise ValueError(f"it holds a {type(value).__name__}")
+def _plain(value: Any, counted: Iterator[int], depth: int = 0) -> Any:
+    """A copy of the containers of a value, of bounded size and depth."""
+    if next(counted) >= MOST_VALUES or depth > MOST_DEPTH:
+        raise ValueError(f"it holds more than {MOST_VALUES} values, more than {MOST_DEPTH} levels, "
+                         "or itself")
+    if isinstance(value, Tensor):
+        return _tensor(value)
+    if isinstance(value, argparse.Namespace):
+        value = object.__getattribute__(value, "__dict__")
+    # The methods of the types themselves: a file can hang others on its dictionaries.
+    if isinstance(value, dict):
+        return {_plain(key, counted, depth + 1): _plain(inner, counted, depth + 1)
+                for key, inner in dict.items(value)}
+    for kind in (tuple, list, set, frozenset):  # of torch.Size, too
+        if isinstance(value, kind):
+            return kind(_plain(inner, counted, depth + 1) for inner in kind.__iter__(value))
+    if isinstance(value, _PLAIN):
+        return value
+    raise ValueError(f"it holds a {type(value).__name__}")
 
 
 def _tensor(value: Tensor) -> Tensor:

@@ -41,14 +41,6 @@ class _Optimizer(TypedDict):
     param_groups: list[_Group]
 
 
-class _CpuRandom(TypedDict):
-    cpu: Tensor
-
-
-class _Random(_CpuRandom, total=False):
-    cuda: Tensor
-
-
 class _Threshold(TypedDict):
     value: Annotated[float, Within(0, 1)]
     histograms: Tensor
@@ -69,7 +61,7 @@ class _Required(TypedDict):
     assignment: dict[str, Tensor]
     thresholds: dict[str, _Threshold]
     optimizer: _Optimizer
-    rng: _Random
+    rng: dict[str, Tensor]
     state: State
 
 
