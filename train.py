@@ -29,7 +29,7 @@ from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
-from cosa.core.terminal import Parser, progress_bar, say
+from cosa.core.terminal import Parser, progress_bar, say, tell
 from cosa.data import SegmentationDataset, build_dataset
 from cosa.data.batches import to_device
 from cosa.data.check import examine
@@ -96,8 +96,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     """
     check_processes(config)
     if resume and not run.checkpoints():
-        if distributed.is_main():
-            say(f"{run.path} holds no checkpoint yet: training from the beginning", error=True)
+        tell(f"{run.path} holds no checkpoint yet: training from the beginning")
         resume = False
     if not resume:
         run.check_free()
@@ -236,9 +235,8 @@ def finish(session: Session, stop: StopRequest) -> None:
 
 def explain_stop(session: Session, stop: StopRequest) -> int:
     """Say how to go on after a signal; return the exit code."""
-    if distributed.is_main():
-        say(f"stopped at iteration {session.state.iteration}; continue with: "
-            f"python train.py --resume {session.run.path}", error=True)
+    tell(f"stopped at iteration {session.state.iteration}; continue with: python train.py --resume "
+         f"{session.run.path}")
     return 128 + distributed.highest(stop.signal)
 
 

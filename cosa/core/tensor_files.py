@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor
 
+from cosa.core.errors import UserError, one_line
+from cosa.core.files import DAMAGE
 from cosa.core.foreign import open_regular
 
 MOST_VALUES = 200_000
@@ -24,23 +29,76 @@ _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.
           pathlib.PurePosixPath, pathlib.PureWindowsPath)
 
 
-def read_tensors(path: str | Path, safe_types: Sequence[Any] = ()) -> Any:
+class DamagedError(UserError):
+    """A file that exists, and whose content is not what a program wrote there."""
+
+
+def read_tensors(path: str | Path, remedy: str, safe_types: Sequence[Any] = ()) -> Any:
     """The content of a PyTorch file.
 
     Namespaces become dictionaries, and what a file may have hung on a tensor or dictionary, such
     as an attribute in the place of a method, is gone.
 
     Args:
+        remedy: which file to give instead, for errors.
         safe_types: beside tensors, plain values and namespaces, what it may hold.
 
     Raises:
-        pickle.UnpicklingError: it holds objects that only code could restore.
-        OSError, ValueError, ...: it cannot be read (``cosa.core.files.DAMAGE``).
+        UserError: no such file, no right to read it, damaged (``DamagedError``), or it holds
+            objects that only code could restore.
     """
-    open_regular(path).close()
-    with torch.serialization.safe_globals([argparse.Namespace, *safe_types]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    return _plain(content, count())
+    check_readable(path, remedy)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace, *safe_types]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return _plain(content, count())
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise (UserError if named else DamagedError)(
+            f"{path} holds more than tensors and plain values"
+            f"{f' ({named[1]})' if named else ', or is no PyTorch file'}: it is refused, since "
+            f"loading it could run code; {remedy}"
+        ) from error
+    except DAMAGE as error:
+        raise _unreadable(path, error, remedy) from error
+
+
+def read_safetensors(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UserError: see :func:`read_tensors`.
+    """
+    check_readable(path, remedy)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (*DAMAGE, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error, remedy) from error
+
+
+def _unreadable(path: str | Path, error: Exception, remedy: str) -> UserError:
+    # Whatever memory is short of is not the file's fault.
+    kind = UserError if "allocate memory" in str(error) else DamagedError
+    # Of those, the message is a key or place that nobody knows.
+    reason = "" if isinstance(error, LookupError) else f" ({one_line(error)})"
+    return kind(f"{path} cannot be read, it may be damaged or of another kind{reason}: {remedy}")
+
+
+def check_readable(path: str | Path, remedy: str) -> None:
+    """Say why a file cannot be opened at all: the libraries' readers say it each in its own way.
+
+    Raises:
+        UserError: it is not there, or must not be read; ``DamagedError``: it is none, or empty.
+    """
+    try:
+        with open_regular(path) as file:
+            if not file.read(1):
+                raise DamagedError(f"{path} is empty: {remedy}")
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError | PermissionError)
+        kind = UserError if absent else DamagedError
+        raise kind(f"{path} cannot be read ({error.strerror}): {remedy}") from error
 
 
 def _plain(value: Any, counted: Iterator[int], depth: int = 0) -> Any:

@@ -208,10 +208,8 @@ class RunFolder:
     def _summarised(self) -> int:
         """The iterations that summary.json speaks of."""
         text = read_text(self.summary, "the summary")
-        try:
-            return parse_json(text, f"{self.summary} is damaged", _Summary)["iterations"]
-        except UserError as error:
-            raise UserError(f"{error}; delete it") from error
+        where = f"{self.summary} is damaged, delete it"
+        return parse_json(text, where, _Summary)["iterations"]
 
     @main_only
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -127,11 +127,11 @@ def test_a_folder_is_called_a_folder_and_a_file_a_file(tmp_path, photos, weights
     for options, sentence in told.items():
         assert refusal(weights, photos, out, *options) == sentence
     assert refusal(photos, photos, out) == (
-        f"{photos} cannot be read (it is a folder): give a file that can, such as the best.pth of "
-        "a run folder"
+        f"{photos} cannot be read (it is a folder): give the best.pth or last.pth of a run folder, "
+        "or a copy of the file"
     )
     assert refusal(file, photos, out) == (
-        f"{file} is empty: copy it again, or give another checkpoint"
+        f"{file} is empty: give the best.pth or last.pth of a run folder, or a copy of the file"
     )
     for output in (file, file / "x"):
         assert refusal(weights, photos, output) == (
