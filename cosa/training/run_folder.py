@@ -167,13 +167,13 @@ class RunFolder:
     @main_only
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        _append(self.metrics, record)
+        append(self.metrics, json.dumps(record) + "\n")
 
     @main_only
     def log_evaluation(self, iteration: int, scores: dict[str, Any]) -> None:
         """Append the scores to evaluations.jsonl, in place of others at or after the iteration."""
         _keep(self.evaluations, _records(self.evaluations), iteration - 1)
-        _append(self.evaluations, {"iteration": iteration, **scores})
+        append(self.evaluations, json.dumps({"iteration": iteration, **scores}) + "\n")
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl; none if there is no such file.
@@ -215,10 +215,6 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    append(path, json.dumps(record) + "\n")
 
 
 def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

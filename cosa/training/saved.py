@@ -32,13 +32,9 @@ class _Moments(TypedDict):
     exp_avg_sq: Tensor
 
 
-class _Group(TypedDict):
-    params: list[int]
-
-
 class _Optimizer(TypedDict):
     state: dict[int, _Moments]
-    param_groups: list[_Group]
+    param_groups: list[dict[str, Any]]
 
 
 class _Threshold(TypedDict):
