@@ -214,7 +214,8 @@ def _record(kind: Any) -> Check:
 
     def parts(values: Any) -> Iterable[tuple[Any, Check, Any]]:
         if not required <= values.keys():
-            raise Misfit("is missing").below(min(required - values.keys()))
+            missing = required - values.keys()
+            raise Misfit("is missing").below(next(key for key in checks if key in missing))
         return ((key, one, values[key]) for key, one in checks.items() if key in values)
 
     return _each(parts)

@@ -123,12 +123,13 @@ def read_csv(path: str | Path, what: str, remedy: str = "") -> list[tuple[int, l
         for fields in reader:
             # A quote that was not closed swallows the rows up to the next one.
             if reader.line_num > line:
-                raise csv.Error("a quote is opened and not closed in the line")
+                raise UserError(f"{path}, line {line}: a quote is opened and not closed in the "
+                                "line; close it, or double it if it is meant")
             rows.append((line, [_field(field, path, line) for field in fields]))
             line += 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: {what} cannot be read ({error}); close the quote, "
-                        "or double it if it is meant") from error
+        raise UserError(f"{path}, line {line}: {what} cannot be read ({error}); check the "
+                        "quotes") from error
     return [(line, fields) for line, fields in rows if any(fields)]
 
 
