@@ -16,6 +16,7 @@ from cosa.config import MethodConfig
 from cosa.core.errors import UserError
 from cosa.data.base import FileDataset, SegmentationDataset
 from cosa.data.images import network_input
+from cosa.data.masks import MaskFiles
 from cosa.evaluate import EvaluationStopped, evaluate
 from cosa.metrics import SegmentationMetrics
 from cosa.network import CoSANetwork, NetworkOutput
@@ -462,7 +463,9 @@ def lines(tmp_path):
         Image.new("L", (width, height), 1).save(tmp_path / f"{names[-1]}.png")
     paths = [[tmp_path / f"{name}.{suffix}" for name in names] for suffix in ("jpg", "png")]
     labels = np.tile([1, 0, 0], (len(names), 1))
-    return FileDataset(("red", "green", "blue"), names, labels, *paths)
+    classes = ("red", "green", "blue")
+    masks = MaskFiles(dict(zip(names, paths[1], strict=True)), classes)
+    return FileDataset(classes, names, labels, paths[0], masks)
 
 
 def test_lines_of_pixels_are_scored(lines, monkeypatch):

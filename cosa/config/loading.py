@@ -6,6 +6,7 @@ Unknown keys and wrong types fail at start-up, naming the key and the nearest kn
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import yaml
 from cosa.config.sections import Config
 from cosa.core.declared import Misfit, check, shown
 from cosa.core.errors import UserError, did_you_mean
-from cosa.core.foreign import parse_yaml, read_text
+from cosa.core.foreign import Written, parse_yaml, read_text
 
 MOST_BYTES = 250_000
 """Of a configuration; the whole of one has 7,000."""
@@ -46,7 +47,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Args:
         path: YAML file; None gives the defaults. Its key ``base`` may name another file, relative
             to it, that it changes.
-        overrides: such as ``"optimizer.lr=1e-4"``; values are read as YAML.
+        overrides: such as ``"optimizer.lr=1e-4"``; values are read as YAML, those of keys that
+            hold text are taken as they are, or without the quotes around them.
 
     Raises:
         UserError: no such file, not YAML, unknown key, wrong type, impossible value.
@@ -77,12 +79,38 @@ def upgraded(tree: Any) -> Any:
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    keys = []
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise UserError(f"'{item}' is not an override: write it as section.key=value")
-        _set(tree, key, _parse(text, item), source)
-    return from_dict(tree, source)
+        keys.append(key)
+        _set(tree, key, _parse(key, text), source)
+    return _build(Config, tree, "", Source(source, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where values come from: a file, and over it what the command line says of some keys."""
+
+    file: str
+    overridden: Sequence[str] = ()
+
+    def of(self, key: str) -> str:
+        """Where the value of a key, or any in a section, comes from, for people."""
+        return self._told(any(f"{other}.".startswith(f"{key}.") or _within(key, other)
+                              for other in self.overridden))
+
+    def of_any(self, keys: Sequence[str]) -> str:
+        """The same of several keys: the command line, if one of them is from there."""
+        return self._told(any(_within(key, other) for key in keys for other in self.overridden))
+
+    def _told(self, overridden: bool) -> str:
+        return "on the command line" if overridden else f"in {self.file}"
+
+
+def _within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
 def from_dict(tree: dict[str, Any], source: str = "the configuration") -> Config:
@@ -91,7 +119,7 @@ def from_dict(tree: dict[str, Any], source: str = "the configuration") -> Config
     Raises:
         UserError: unknown key, wrong type, impossible value.
     """
-    return _build(Config, tree, "", source)
+    return _build(Config, tree, "", Source(source))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -117,7 +145,7 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path} is its own base: remove its key 'base'")
     tree = _read_yaml(path)
-    base = tree.pop("base", None)
+    base = _as_declared(str, tree.pop("base", None))
     if base is None:
         return tree
     if not isinstance(base, str):
@@ -146,12 +174,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse(text: str, item: str) -> Any:
+def _parse(key: str, text: str) -> Any:
+    """The value of a key on the command line."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if _kind(key) is str and not quoted:
+        return text
     try:
         return parse_yaml(text)
     except ValueError as error:
-        item = " ".join(item[:80].split())
+        item = " ".join(f"{key}={text}"[:80].split())
         raise UserError(f"the value in '{item}' is not valid YAML ({error}): quote it") from error
+
+
+def _kind(key: str) -> Any:
+    """The declared type of a key; None if there is none."""
+    kind = Config
+    for part in key.split("."):
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return kind
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -163,10 +203,11 @@ def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     tree[last] = value
 
 
-def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
+def _build(cls: type, tree: Any, prefix: str, source: Source) -> Any:
     if not isinstance(tree, dict):
-        where = prefix.rstrip(".") or source
-        raise UserError(f"'{where}' in {source} must be a section of `key: value` lines")
+        key = prefix.rstrip(".")
+        raise UserError(f"'{key or source.file}' {source.of(key)} must be a section of "
+                        "`key: value` lines")
     kinds = typing.get_type_hints(cls)
     values = {}
     for key, value in tree.items():
@@ -180,14 +221,15 @@ def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(f"{prefix}{error} (in {source})") from error
+        named = [prefix + word for word in re.findall(r"\w[\w.]*\w", str(error))]
+        raise UserError(f"{prefix}{error} ({source.of_any(named)})") from error
 
 
-def _unknown(key: str, source: str) -> str:
+def _unknown(key: str, source: Source) -> str:
     known = list(_all_keys(Config))
     # The right word in the wrong section is meant more often than the nearest spelling.
     moved = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"unknown key '{key}' in {source}{did_you_mean(key, moved or known, cutoff=0.0)}"
+    return f"unknown key '{key}' {source.of(key)}{did_you_mean(key, moved or known, cutoff=0.0)}"
 
 
 def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:
@@ -197,21 +239,25 @@ def _all_keys(cls: type, prefix: str = "") -> typing.Iterator[str]:
             yield from _all_keys(kind, f"{prefix}{name}.")
 
 
-def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
+def _convert(kind: Any, value: Any, key: str, source: Source) -> Any:
     value = _as_declared(kind, value)
     try:
         check(kind, value)
     except Misfit as error:
-        raise UserError(f"'{key}'{error.place} in {source} {error.told}") from error
+        raise UserError(f"'{key}'{error.place} {source.of(key)} {error.told}") from error
     return value
 
 
 def _as_declared(kind: Any, value: Any) -> Any:
-    """Lists as tuples, and floats where they belong: 1e-4 is a string in YAML 1.1."""
+    """Lists as tuples, names as they are written, and floats: 1e-4 is a string in YAML 1.1."""
     if isinstance(value, list | tuple):
         kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         element = next((typing.get_args(k)[0] for k in kinds if typing.get_origin(k) is tuple), Any)
         return tuple(_as_declared(element, item) for item in value)
+    if isinstance(value, dict):
+        return {_as_declared(Any, key): _as_declared(Any, item) for key, item in value.items()}
+    if isinstance(value, Written):
+        value = value.text if kind is str else value.value
     if kind is float and type(value) in (int, str):
         with suppress(ValueError, OverflowError):
             return float(value)

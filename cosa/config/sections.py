@@ -75,7 +75,11 @@ class DataConfig(Section):
     """folder: CSV with a header `image,labels`, labels joined by `;`, or a column of 0 and 1 for
     each class."""
     masks: str = ""
-    """folder: masks (PNG of class indices) for evaluation, never read in training."""
+    """folder: masks for evaluation, never read in training: a folder of PNG files of class indices
+    or colours, or a COCO JSON file."""
+    colors: str = ""
+    """folder: which colour of a mask means which class, a file of lines such as cat,128,0,0 or of
+    JSON; empty: a labelmap.txt beside the masks or one folder up, if there is one."""
     classes: str = ""
     """folder: text file with one class name per line; empty: the names in the CSV, sorted."""
     val_images: str = ""
@@ -85,7 +89,8 @@ class DataConfig(Section):
     """folder: CSV of the images to score on, like labels; empty: that of the training images, or,
     with val_images, labels from the masks."""
     val_masks: str = ""
-    """folder: masks of the images to score on; empty: masks, or, with val_images, none."""
+    """folder: masks of the images to score on, like masks; empty: those, or, with val_images,
+    none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,8 @@ import json
 import os
 import stat
 from collections.abc import Hashable
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -183,8 +185,22 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, Misfit) else f"it is no JSON ({one_line(error, 200)})"
 
 
+@dataclass(frozen=True)
+class Written:
+    """A number, date or truth value of YAML, and how it is written: ``no``, ``007``, ``1e5``."""
+
+    value: bool | int | float | date
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def parse_yaml(text: str) -> Any:
     """A YAML text as plain values; tags make no other objects than YAML's own.
+
+    Numbers, dates and truth values come as :class:`Written`: only the reader knows whether they
+    are names.
 
     Raises:
         ValueError: a clause that says what is wrong, with the line.
@@ -225,8 +241,12 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            # What is quoted is text already.
+            written = type(value) is not str and isinstance(value, bool | int | float | date)
+            return Written(value, node.value) if written else value
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f"this is no value of type {kind}", node.start_mark) from error
+                None, None, f"this is no value of type {kind}; quote it if it is a name",
+                node.start_mark) from error

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from torch import Tensor
@@ -28,6 +29,31 @@ MOST_DEPTH = 30
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device,
           pathlib.PurePosixPath, pathlib.PureWindowsPath)
 
+_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
+class _NumberType:
+    """Stands for ``numpy.dtype``, of which it knows the name of a kind of number, and its order."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self.order = state[1]
+
+
+def _number(kind: _NumberType, content: bytes) -> bool | int | float:
+    """Stands for the function that makes NumPy's scalars: one of Python's numbers."""
+    if kind.name not in _NUMBERS or kind.order not in ("=", "<", ">", "|"):
+        raise ValueError("it holds a value of NumPy that is no number")
+    (value,) = np.frombuffer(content, kind.order + kind.name)
+    return value.item()
+
+
+_NUMPY = [(_NumberType, "numpy.dtype"), (_number, "numpy.core.multiarray.scalar"),
+          (_number, "numpy._core.multiarray.scalar")]
+"""The names in a file of a score such as ``numpy.float64(0.5)``, from NumPy 1 and 2."""
+
 
 class DamagedError(UserError):
     """A file that exists, and whose content is not what a program wrote there."""
@@ -36,12 +62,12 @@ class DamagedError(UserError):
 def read_tensors(path: str | Path, remedy: str, safe_types: Sequence[Any] = ()) -> Any:
     """The content of a PyTorch file.
 
-    Namespaces become dictionaries, and what a file may have hung on a tensor or dictionary, such
-    as an attribute in the place of a method, is gone.
+    Namespaces become dictionaries, NumPy's numbers Python's, and what a file may have hung on a
+    tensor or dictionary, such as an attribute in the place of a method, is gone.
 
     Args:
         remedy: which file to give instead, for errors.
-        safe_types: beside tensors, plain values and namespaces, what it may hold.
+        safe_types: beside tensors, plain values, numbers and namespaces, what it may hold.
 
     Raises:
         UserError: no such file, no right to read it, damaged (``DamagedError``), or it holds
@@ -49,7 +75,7 @@ def read_tensors(path: str | Path, remedy: str, safe_types: Sequence[Any] = ()) 
     """
     check_readable(path, remedy)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *safe_types]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY, *safe_types]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         return _plain(content, count())
     except pickle.UnpicklingError as error:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.foreign import open_regular
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.images import LazyFile, LazyImage, image_size, open_image, read_image
+from cosa.data.images import LazyImage, image_size, open_image, read_image
+from cosa.data.masks.reader import MaskReader
 from cosa.pictures.palette import voc_palette
 
 # The masks of evaluation sets above this size take so long to check that the user is told.
@@ -77,14 +78,14 @@ class SegmentationDataset:
 
 
 class FileDataset(SegmentationDataset):
-    """Images and PNG masks in files.
+    """Images in files, and their masks.
 
     Args:
         classes: the C foreground class names.
         names: N unique names.
         labels: (N, C) image-level labels.
         image_paths: N files.
-        mask_paths: N files, or None for an image without a mask; None alone: no masks at all.
+        masks: of the images, by their names; None: there are none.
         verify_masks: whether ``check`` looks at the masks. Training sets leave them untouched.
     """
 
@@ -94,7 +95,7 @@ class FileDataset(SegmentationDataset):
         names: Sequence[str],
         labels: np.ndarray,
         image_paths: Sequence[Path],
-        mask_paths: Sequence[Path | None] | None = None,
+        masks: MaskReader | None = None,
         verify_masks: bool = True,
     ) -> None:
         self.classes = tuple(classes)
@@ -102,9 +103,13 @@ class FileDataset(SegmentationDataset):
         self.names = list(names)
         self.labels = np.asarray(labels, dtype=np.uint8)
         self.image_paths = list(image_paths)
-        self.mask_paths = list(mask_paths or [None] * len(self.names))
-        self.has_masks = any(path is not None for path in self.mask_paths)
+        self.masks = masks
         self.verify_masks = verify_masks
+
+    @cached_property
+    def has_masks(self) -> bool:
+        # Asked late: a training never does, and need not read a file of annotations for it.
+        return self.masks is not None and any(map(self.masks.has, self.names))
 
     def image(self, index: int) -> Image.Image:
         return read_image(self.image_paths[index])
@@ -116,21 +121,23 @@ class FileDataset(SegmentationDataset):
         return image_size(self.image_paths[index])
 
     def has_mask(self, index: int) -> bool:
-        return self.mask_paths[index] is not None
+        return self.masks is not None and self.masks.has(self.names[index])
 
     def mask(self, index: int) -> np.ndarray | None:
-        path = self.mask_paths[index]
-        return None if path is None else read_mask(path, len(self.classes))
+        if not self.has_mask(index):
+            return None
+        image = self.image_paths[index]
+        return self.masks.read(self.names[index], image_size(image), image)
 
     def mask_source(self, index: int) -> str:
-        path = self.mask_paths[index]
-        shared = path.suffix.lower() != ".png"  # a file of several images' masks
-        return f"{path}, image {self.names[index]}" if shared else str(path)
+        return self.masks.source(self.names[index])
 
     def mask_size(self, index: int) -> tuple[int, int] | None:
-        """(width, height) of mask ``index`` without decoding it; None without a mask."""
-        path = self.mask_paths[index]
-        return None if path is None else image_size(path)
+        """(width, height) of mask ``index`` without reading it; None without a mask."""
+        if not self.has_mask(index):
+            return None
+        image = self.image_paths[index]
+        return self.masks.size(self.names[index], image_size(image), image)
 
     def check(self) -> None:
         """Check that every image opens and has an end, and that masks fit their images.
@@ -140,61 +147,26 @@ class FileDataset(SegmentationDataset):
         first bad file and counting the others.
         """
         super().check()
-        masks = sum(path is not None for path in self.mask_paths) if self.verify_masks else 0
-        if masks > MANY_MASKS:
-            note(f"checking the values of {masks} masks; 40,000 take about a minute")
+        if self.verify_masks and self.masks is not None:
+            self.masks.prepare()
+            masks = sum(map(self.masks.has, self.names))
+            if masks > MANY_MASKS:
+                note(f"checking the values of {masks} masks; 40,000 take about a minute")
         errors = [error for error in in_threads(self._error, range(len(self))) if error]
         if errors:
             more = f" ({len(errors) - 1} more files have problems)" if len(errors) > 1 else ""
             raise UserError(f"{errors[0]}{more}")
 
     def _error(self, index: int) -> str | None:
+        image = self.image_paths[index]
         try:
-            size = image_size(self.image_paths[index])
-            check_end(self.image_paths[index])
-            if self.verify_masks and self.has_masks:
-                self._check_mask(index, size)
+            size = image_size(image)
+            check_end(image)
+            if self.verify_masks and self.has_mask(index):
+                self.masks.check(self.names[index], size, image)
         except UserError as error:
             return str(error)
         return None
-
-    def _check_mask(self, index: int, size: tuple[int, int]) -> None:
-        mask_size = self.mask_size(index)
-        if mask_size is not None and mask_size != size:
-            raise UserError(
-                f"{self.mask_paths[index]}: the mask is {mask_size[0]}x{mask_size[1]} pixels but "
-                f"{self.image_paths[index]} is {size[0]}x{size[1]}; they must have one size"
-            )
-        if mask_size is not None:
-            self.check_mask_values(index)
-
-    def check_mask_values(self, index: int) -> None:
-        """Raise ``UserError`` if mask ``index``, which exists, cannot be read."""
-        self.mask(index)
-
-
-def read_mask(path: Path, num_classes: int) -> np.ndarray:
-    """Read a mask of class indices (palette or grey PNG).
-
-    Returns (H, W) uint8 with 0 background, 1..num_classes, 255 ignored, upright as the image;
-    raises ``UserError`` naming the file if it is unreadable, a colour picture, or holds another
-    value.
-    """
-    values = LazyFile(path).values()
-    if values.ndim != 2 or values.dtype.kind == "f":
-        raise UserError(
-            f"{path}: a mask must hold one class index per pixel, this is a colour picture or "
-            "one of fractions"
-        )
-    if values.dtype != np.uint8:
-        values = values.astype(np.int64)
-    unknown = values[((values < 0) | (values > num_classes)) & (values != IGNORE)]
-    if unknown.size:
-        raise UserError(
-            f"{path}: the mask holds the value {unknown[0]}; allowed are 0 (background), "
-            f"1..{num_classes} (the classes) and {IGNORE} (ignored)"
-        )
-    return values.astype(np.uint8)
 
 
 def check_end(path: Path) -> None:

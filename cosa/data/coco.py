@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, TypedDict
 
 import numpy as np
 
-from cosa.core import IGNORE
-from cosa.core.declared import Within
-from cosa.core.errors import UserError, did_you_mean
-from cosa.core.foreign import MEGABYTE, read_json
+from cosa.core.errors import UserError
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.base import FileDataset, existing_folder, expanded, label_rows, read_mask
+from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
 from cosa.data.label_table import read_labels
+from cosa.data.masks import CocoMasks, MaskFiles, MaskReader, read_mask
+from cosa.data.masks.annotations import Annotations
 
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -60,239 +55,45 @@ class CocoDataset(FileDataset):
                 "of COCO 2014, and data.train_split and data.val_split to its parts"
             )
         masks = root / "SegmentationClass" / split
-        self._json = root / "annotations" / f"instances_{split}.json"
-        self._instances: Instances | None = None
+        annotations = root / "annotations" / f"instances_{split}.json"
         mask_files = sorted(masks.glob("*.png"))
-        if self._json.is_file():
-            cache, newest = self._json.with_suffix(".labels.csv"), self._json.stat().st_mtime
-            labels = cached_labels(cache, newest, lambda: Instances(self._json).labels())
+        if annotations.is_file():
+            cache, newest = annotations.with_suffix(".labels.csv"), annotations.stat().st_mtime
+            labels = cached_labels(
+                cache, newest, lambda: Annotations(annotations, CLASSES, image_stem).labels())
         elif mask_files:
             cache = masks.with_name(f"{split}.labels.csv")
             newest = max(path.stat().st_mtime for path in (masks, *mask_files))
             labels = cached_labels(cache, newest, lambda: labels_of_masks(mask_files))
         else:
             raise UserError(
-                f"{root}: labels come from {self._json} or from the masks in {masks}, "
+                f"{root}: labels come from {annotations} or from the masks in {masks}, "
                 "and neither exists"
             )
         names = list(labels)
         files = {image_key(path.stem): path for path in images.iterdir()}
-        by_key = {image_key(path.stem): path for path in mask_files}
-        self._drawn = not mask_files
-        mask_paths = [
-            self._json if self._drawn else by_key.get(image_key(n), masks / f"{n}.png")
-            for n in names
-        ]
         super().__init__(
             classes=CLASSES,
             names=names,
             labels=label_rows(labels.values(), len(CLASSES)),
             image_paths=[files.get(image_key(n), images / f"{n}.jpg") for n in names],
-            mask_paths=mask_paths,
+            masks=_masks(mask_files, masks, annotations, names),
             verify_masks=not training,
         )
 
-    def mask(self, index: int) -> np.ndarray | None:
-        return self._load().mask(self.names[index]) if self._drawn else super().mask(index)
 
-    def mask_size(self, index: int) -> tuple[int, int] | None:
-        return self._load().sizes[self.names[index]] if self._drawn else super().mask_size(index)
-
-    def check(self) -> None:
-        if self._drawn and self.verify_masks:
-            self._load()  # once, before the threads of the check ask for it
-        super().check()
-
-    def check_mask_values(self, index: int) -> None:
-        if self._drawn:  # drawing all of them would take long
-            self._load().check(self.names[index])
-        else:
-            super().check_mask_values(index)
-
-    def _load(self) -> Instances:
-        if self._instances is None:
-            self._instances = Instances(self._json)
-        return self._instances
+def _masks(files: list[Path], folder: Path, annotations: Path, names: list[str]) -> MaskReader:
+    """The PNG files if there are any, else the annotations; each image has a mask."""
+    if not files:
+        return CocoMasks(annotations, CLASSES, image_stem)
+    by_key = {image_key(path.stem): path for path in files}
+    paths = {name: by_key.get(image_key(name), folder / f"{name}.png") for name in names}
+    return MaskFiles(paths, CLASSES)
 
 
-MOST_JSON = 4000 * MEGABYTE
-"""The annotations of COCO's training images have 0.4 GB."""
-
-_Side = Annotated[int, Within(1, 2**31)]
-_Coordinate = Annotated[float, Within(-1e9, 1e9)]
-
-
-class _Category(TypedDict):
-    id: int
-    name: str
-
-
-class _Image(TypedDict):
-    id: int
-    file_name: str
-    width: _Side
-    height: _Side
-
-
-class RunLengths(TypedDict):
-    """Lengths of runs outside and inside by turns, column by column; text if compressed."""
-
-    counts: list[Annotated[int, Within(0, 2**31)]] | str
-
-
-class _Crowd(TypedDict, total=False):
-    iscrowd: int | bool
-
-
-class _Annotation(_Crowd):
-    id: int
-    image_id: int
-    category_id: int
-    area: float
-    segmentation: list[list[_Coordinate]] | RunLengths
-
-
-class _Content(TypedDict):
-    categories: list[_Category]
-    images: list[_Image]
-    annotations: list[_Annotation]
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One annotated object, or a crowd of them; ``label`` counts from 0, ``area`` is in pixels."""
-
-    identity: int
-    crowd: bool
-    area: float
-    label: int
-    segmentation: RunLengths | list[list[float]]
-
-
-class Instances:
-    """A COCO instance annotation file; ``sizes`` maps image names to (width, height)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        content: _Content = read_json(path, "the file", _Content, most=MOST_JSON)
-        self._classes = {
-            category["id"]: self._class_index(category["name"])
-            for category in content["categories"]
-        }
-        names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-        self.sizes = {
-            names[image["id"]]: (image["width"], image["height"]) for image in content["images"]
-        }
-        if not len(self.sizes) == len(names) == len(content["images"]):
-            raise UserError(f"{path}: two images have one id or file_name; each must have its own")
-        self._objects: dict[str, list[Instance]] = defaultdict(list)
-        for item in content["annotations"]:
-            for key, known in (("image_id", names), ("category_id", self._classes)):
-                if item[key] not in known:
-                    raise UserError(f"{path}: annotation {item['id']} has the {key} {item[key]}, "
-                                    "which the file does not list; complete it")
-            self._objects[names[item["image_id"]]].append(self._instance(item))
-
-    def _instance(self, item: _Annotation) -> Instance:
-        return Instance(
-            identity=item["id"],
-            crowd=bool(item.get("iscrowd", 0)),
-            area=float(item["area"]),
-            label=self._classes[item["category_id"]],
-            segmentation=item["segmentation"],
-        )
-
-    def _class_index(self, name: str) -> int:
-        if name not in CLASSES:
-            hint = did_you_mean(name, CLASSES)
-            raise UserError(f"{self.path}: '{name[:80]}' is no class of COCO{hint}")
-        return CLASSES.index(name)
-
-    def labels(self) -> dict[str, list[int]]:
-        """Image name -> class indices from 0, sorted; crowds count as present."""
-        return {
-            name: sorted({item.label for item in self._objects.get(name, ())})
-            for name in sorted(self.sizes)
-        }
-
-    def check(self, name: str) -> None:
-        """Raise ``UserError`` if an outline in an image is none."""
-        for item in self._objects.get(name, ()):
-            with self._told(item):
-                check_outline(item.segmentation, self.sizes[name])
-
-    def mask(self, name: str) -> np.ndarray:
-        """(H, W) uint8 mask of an image.
-
-        Crowds are ignored (255) except where a single object is annotated; of overlapping objects
-        the smaller is on top.
-        """
-        width, height = self.sizes[name]
-        mask = np.zeros((height, width), dtype=np.uint8)
-        items = self._objects.get(name, ())
-        for item in sorted(items, key=lambda item: (not item.crowd, -item.area)):
-            with self._told(item):
-                inside = region(item.segmentation, (width, height))
-            mask[inside] = IGNORE if item.crowd else item.label + 1
-        return mask
-
-    @contextmanager
-    def _told(self, item: Instance) -> Iterator[None]:
-        """Turns what an annotation is wrong about into one sentence naming it."""
-        try:
-            yield
-        except ValueError as error:
-            raise UserError(f"{self.path}: annotation {item.identity}: {error}") from error
-
-
-def region(segmentation: RunLengths | list[list[float]], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a COCO segmentation in an image of ``size`` (width, height).
-
-    Takes polygons ([[x, y, x, y, ...], ...] in pixels, (0, 0) the outer corner of the first pixel)
-    and uncompressed run lengths ({"counts": [off, on, off, ...]}, column by column). Raises
-    ``ValueError`` for anything else.
-    """
-    check_outline(segmentation, size)
-    width, height = size
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return values.reshape(width, height).T
-    inside = np.zeros((height, width), dtype=bool)
-    for polygon in segmentation:
-        inside |= fill_polygon(np.reshape(polygon, (-1, 2)), size)
-    return inside
-
-
-def check_outline(segmentation: RunLengths | list[list[float]], size: tuple[int, int]) -> None:
-    """Raise ``ValueError`` for what ``region`` cannot fill in an image of ``size``."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if isinstance(counts, str):
-            raise ValueError("compressed run lengths are not supported; store them as a list")
-        if sum(counts) != size[0] * size[1]:
-            raise ValueError(f"run lengths cover {sum(counts)} of {size[0] * size[1]} pixels")
-    elif any(len(polygon) % 2 for polygon in segmentation):
-        raise ValueError("the segmentation is no list of polygons [x, y, x, y, ...]")
-
-
-def fill_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: the pixels of an image of ``size`` whose centre is inside a polygon.
-
-    ``corners`` is (K, 2) of (x, y). Drawing libraries add the outline as well, which makes
-    small objects larger than they are.
-    """
-    width, height = size
-    x, y = np.asarray(corners, dtype=np.float64).T
-    x_end, y_end = np.roll(x, -1), np.roll(y, -1)
-    centre = np.arange(height) + 0.5
-    edge, row = np.nonzero((y[:, None] > centre) != (y_end[:, None] > centre))
-    slope = (x_end[edge] - x[edge]) / (y_end[edge] - y[edge])
-    crossing = x[edge] + (centre[row] - y[edge]) * slope
-    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-    crossings = np.zeros((height, width + 1), dtype=np.int32)
-    np.add.at(crossings, (row, column), 1)
-    return np.cumsum(crossings, axis=1)[:, :width] % 2 == 1
+def image_stem(file_name: str) -> str:
+    """The name of an image from its path in a file of annotations."""
+    return Path(file_name).stem
 
 
 def labels_of_masks(paths: Iterable[Path]) -> dict[str, list[int]]:

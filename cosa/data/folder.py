@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from cosa.core import IGNORE
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.foreign import read_lines
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
-from cosa.data.base import FileDataset, existing_folder, label_rows, read_mask
-from cosa.data.images import IMAGE_SUFFIXES
+from cosa.data.base import FileDataset, existing_folder, label_rows
+from cosa.data.images import IMAGE_SUFFIXES, image_size
 from cosa.data.label_table import Names, composed, read_labels
+from cosa.data.masks import open_masks
 
 
 class FolderDataset(FileDataset):
@@ -23,10 +26,11 @@ class FolderDataset(FileDataset):
         images: folder of images; a name is the path below it, without suffix unless two images
             differ in nothing else.
         labels: CSV file, see ``read_labels``; None takes the labels from the masks.
-        masks: folder of PNG masks with the names of the images, or None.
+        masks: folder of masks with the names of the images, a COCO JSON file, or None.
         masked_only: the set is the images with a mask, those without a row in ``labels``
             included (their labels are the classes in the mask); else it is the rows of ``labels``.
         training: leave the masks untouched.
+        colors: the map of the masks' colours; None: a labelmap.txt beside or above them.
 
     Raises ``UserError`` naming the file, and the line of the CSV file, that does not fit.
     """
@@ -39,25 +43,30 @@ class FolderDataset(FileDataset):
         masks: Path | None = None,
         masked_only: bool = False,
         training: bool = False,
+        colors: Path | None = None,
     ) -> None:
         files = find_images(images)
         rows = match_rows(labels, files, classes) if labels else {}
-        mask_files = {} if masks is None else find_masks(masks, files)
-        names = sorted(mask_files) if masked_only else sorted(rows)
+        reader = None if masks is None else open_masks(
+            masks, written_names(files), classes, colors, files.values())
+        names = sorted(filter(reader.has, files)) if masked_only else sorted(rows)
         if training and len(names) < len(files):
             note(
                 f"{len(files) - len(names)} of {len(files)} images in {images} have no row in "
                 f"{labels} and take no part"
             )
         unlabelled = [name for name in names if name not in rows]
-        found = in_threads(lambda name: classes_of(mask_files[name], len(classes)), unlabelled)
+        if unlabelled:
+            reader.prepare()
+        found = in_threads(lambda name: classes_of(reader.read(name, image_size(files[name]),
+                                                               files[name])), unlabelled)
         rows = {**rows, **dict(zip(unlabelled, found, strict=True))}
         super().__init__(
             classes=classes,
             names=names,
             labels=label_rows([rows[name] for name in names], len(classes)),
             image_paths=[files[name] for name in names],
-            mask_paths=[mask_files.get(name) for name in names],
+            masks=reader,
             verify_masks=not training,
         )
 
@@ -110,14 +119,13 @@ def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> 
     ``UserError`` with file and line for an image that is not there or has a row already, and for
     a label that is no class.
     """
-    by_written = {name: name for name in files}
-    by_written.update({name + file.suffix: name for name, file in files.items()})
-    written_names = Names(by_written)
+    by_written = written_names(files)
+    names = Names(by_written)
     indices = {name: index for index, name in enumerate(classes)}
     rows: dict[str, list[int]] = {}
     for line, written, labels in read_labels(path).rows:
         where = f"{path}, line {line}"
-        name = written_names.find(written)
+        name = names.find(written)
         if name is None:
             raise UserError(
                 f"{where}: there is no image '{written}'{did_you_mean(written, by_written)}; "
@@ -132,27 +140,13 @@ def match_rows(path: Path, files: dict[str, Path], classes: tuple[str, ...]) -> 
     return rows
 
 
-def find_masks(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
-    """The masks of the images ``files`` that have one; ``UserError`` if none has."""
-    existing_folder(folder, "data.masks or data.val_masks")
-    # One listing instead of one question per image: folders may be on a network.
-    names = Names({name: name for name in files})
-    masks: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        name = names.find(stem) if path.suffix.lower() == ".png" else None
-        if name is not None and (stem == name or name not in masks):
-            masks[name] = path
-    if not masks:
-        example = next(iter(files))
-        raise UserError(
-            f"{folder}: no mask here belongs to an image; a mask is named like its image, "
-            f"for example {example}.png"
-        )
-    return masks
+def written_names(files: dict[str, Path]) -> dict[str, str]:
+    """How images may be called, with or without suffix -> their names."""
+    return {**{name + file.suffix: name for name, file in files.items()},
+            **{name: name for name in files}}
 
 
-def classes_of(path: Path, num_classes: int) -> list[int]:
-    """Class indices from 0 that occur in a mask."""
-    values = set(read_mask(path, num_classes).ravel().tolist()) - {0, IGNORE}
+def classes_of(mask: np.ndarray) -> list[int]:
+    """Class indices from 0 that occur in a mask (H, W)."""
+    values = set(np.unique(mask).tolist()) - {0, IGNORE}
     return sorted(value - 1 for value in values)

@@ -43,6 +43,9 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+_SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Modes of Pillow that hold 16 bits or more."""
+
 REDUCTION_MARGIN = 1.5
 """What is left to shrink after a JPEG file was decoded at a fraction of its size, at least: so the
 result stays close to that of the full decoding."""
@@ -106,6 +109,9 @@ class LazyImage(ABC):
 class LazyFile(LazyImage):
     """An image file, opened; it is decoded, by one of its methods, once.
 
+    Attributes:
+        format: Pillow's name of the file's format, such as PNG.
+
     Raises:
         UserError: naming the file, if it is missing, no regular file, empty, not an image, or
             larger than ``MAX_PIXELS`` or ``MAX_SIDE``.
@@ -126,6 +132,7 @@ class LazyFile(LazyImage):
                 raise UserError(f"{path} has a side of over {MAX_SIDE} pixels; cut it into parts")
             self.size, self._turn = upright(self._picture, self._file)
             self.reducible = isinstance(self._picture, JpegImageFile)
+            self.format = self._picture.format
             opened.pop_all()
 
     def close(self) -> None:
@@ -136,7 +143,8 @@ class LazyFile(LazyImage):
         with self._loading() as picture:
             reduction = self.reduction(shrink)
             stored = picture.size
-            if reduction > 1 and not picture.draft(None, tuple(n // reduction for n in stored)):
+            draft = tuple(n // reduction for n in stored)
+            if reduction > 1 and not (min(draft) and picture.draft(None, draft)):
                 reduction = 1
             picture.load()
             turn = self._turn
@@ -146,15 +154,19 @@ class LazyFile(LazyImage):
             origin = (across * turn.mirrored_across, down * turn.mirrored_down)
             return Decoded(image, reduction, origin)
 
-    def values(self) -> np.ndarray:
-        """The upright pixels as the file holds them, such as a palette's indices.
+    def stored(self) -> Image.Image:
+        """The upright image of Pillow's mode for what the file holds, such as palette indices.
 
-        Returns:
-            (H, W), or (H, W, bands), of a type that depends on the file.
+        Raises:
+            UserError: as ``decode``, or if Pillow would cut the values of several channels to 8
+                bits.
         """
         with self._loading() as picture:
+            if picture.mode not in _SIXTEEN_BITS and ";16" in str(picture.tile):
+                raise UserError(f"{self._path} has several channels of 16 bits, of which 8 can be "
+                                "read: save it with 8 bits")
             picture.load()
-            return np.asarray(self._checked(self._turn.applied(picture)))
+            return self._checked(self._turn.applied(picture))
 
     @contextmanager
     def _loading(self) -> Iterator[ImageFile]:

@@ -21,9 +21,12 @@ class KeptImages(SegmentationDataset):
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.classes, self.palette = dataset.classes, dataset.palette
         self.names, self.labels = dataset.names, dataset.labels
-        self.has_masks = dataset.has_masks
         self._dataset = dataset
         self._kept: dict[int, Image.Image | KeptImage] = {}
+
+    @property
+    def has_masks(self) -> bool:
+        return self._dataset.has_masks
 
     def image(self, index: int) -> Image.Image:
         image = self.open_image(index)

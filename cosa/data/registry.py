@@ -82,13 +82,18 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
             _path(data, "labels"),
             _path(data, "masks"),
             training=True,
+            colors=_path(data, "colors"),
         )
     own_images = bool(data.val_images)
     labels = _path(data, "val_labels") or (None if own_images else _path(data, "labels"))
     masks = _path(data, "val_masks") or (None if own_images else _path(data, "masks"))
     if labels is None and masks is None:
         raise UserError("data.val_images needs data.val_labels, data.val_masks or both beside it")
-    if masks is not None and not data.classes:
+    if data.colors and masks is None:
+        raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
+                        "or leave it out")
+    named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
+    if masks is not None and not data.classes and not named:
         note("without data.classes, mask value k is taken for the k-th class name in sorted order")
     return FolderDataset(
         classes,
@@ -97,6 +102,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
         masks,
         # Without a list of its own, the validation set is all that has a mask.
         masked_only=not data.val_labels and masks is not None,
+        colors=_path(data, "colors"),
     )
 
 

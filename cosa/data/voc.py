@@ -10,6 +10,7 @@ from cosa.core.foreign import read_bytes, read_lines
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
+from cosa.data.masks import MaskFiles
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -50,7 +51,7 @@ class VocDataset(FileDataset):
             names=names,
             labels=label_rows(in_threads(read_objects, annotations), len(CLASSES)),
             image_paths=[self.root / "JPEGImages" / f"{name}.jpg" for name in names],
-            mask_paths=_mask_paths(masks, names, training) if masks.is_dir() else None,
+            masks=_masks(masks, names, training) if masks.is_dir() else None,
             verify_masks=not training,
         )
 
@@ -91,10 +92,10 @@ class VocDataset(FileDataset):
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
-def _mask_paths(masks: Path, names: list[str], training: bool) -> list[Path | None]:
-    """The mask files; None for training images that have none, which need none."""
-    there = {path.stem for path in masks.glob("*.png")} if training else {*names}
-    return [masks / f"{name}.png" if name in there else None for name in names]
+def _masks(folder: Path, names: list[str], training: bool) -> MaskFiles:
+    """The masks; training images need none."""
+    there = {path.stem for path in folder.glob("*.png")} if training else {*names}
+    return MaskFiles({name: folder / f"{name}.png" for name in names if name in there}, CLASSES)
 
 
 def look_for_root(root: Path) -> Path | None:

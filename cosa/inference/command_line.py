@@ -137,8 +137,12 @@ class Options:
         "write a summary of all images and of the run", type=filled, metavar="FILE", default=None
     )
     evaluate: str | None = option(
-        "score against the true masks in this folder",
+        "score against the true masks in this folder, or drawn from this COCO JSON file",
         type=filled, metavar="MASKS", default=None,
+    )
+    colors: str | None = option(
+        "of true masks in colours, which means which class; default: a labelmap.txt beside them",
+        type=filled, metavar="FILE", default=None,
     )
     batch_size: int = option("default: 4", ranges.BATCH, metavar="N", default=4)
     device: str = option("auto (default), cpu, cuda or cuda:N", default="auto")
@@ -185,6 +189,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         ("stride", "--mode slide", options.mode == "slide"),
         ("size", "--mode whole", options.mode == "whole"),
         ("threshold", "--save cpl", "cpl" in options.save),
+        ("colors", "--evaluate", options.evaluate),
     ):
         if name in values and not there:
             parser.error(f"{_flag(name)} is of use with {needed} only: add that, or leave it out")

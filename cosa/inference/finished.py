@@ -10,7 +10,7 @@ import numpy as np
 from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.threads import parallel_map
-from cosa.data.base import read_mask
+from cosa.data.masks import read_mask
 from cosa.inference import outputs
 from cosa.inference.jobs import Job, Plan
 from cosa.inference.outcome import Found, Outcome

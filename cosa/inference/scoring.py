@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cosa.core import IGNORE, distributed
 from cosa.core.errors import UserError
 from cosa.core.numbers import percent, without_nan
 from cosa.core.text import NAME, aligned, shown
 from cosa.core.threads import parallel_map
-from cosa.data.base import read_mask
 from cosa.data.check import examine_masks
+from cosa.data.images import image_size
+from cosa.data.masks import MaskReader, open_masks
+from cosa.data.masks.files import MasksBelow
 from cosa.evaluate import class_indices
-from cosa.inference.jobs import Plan, mask_name
+from cosa.inference.jobs import Job, Plan
 from cosa.inference.labels import ImageLabels
 from cosa.inference.outcome import Outcome
 from cosa.metrics import SegmentationMetrics, mean_over_present
@@ -29,37 +34,42 @@ class Scorer:
     """Compares masks with the truth, one image at a time.
 
     Args:
-        folder: of the true masks, PNG files of class indices, 255 ignored, with the relative
-            path and stem of their images.
+        masks: the folder of the true masks, picture files with the relative path and stem of their
+            images, or a COCO JSON file; see ``cosa.data.masks``.
+        jobs: the images.
         classes: the C foreground classes of the weights.
         label_filtered: whether the masks hold no other classes than the image-level labels do;
             the scores have other names then.
         coexistence: names of the classes that ``cmiou`` averages.
+        colors: the map of the masks' colours, if they have any; None: a labelmap.txt beside them.
 
     Raises:
-        UserError: there are more classes than a mask can tell from ignored pixels, or a
-            coexistence class is none of them.
+        UserError: there are more classes than a mask can tell from ignored pixels, a coexistence
+            class is none of them, or there are no masks.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        masks: str | Path,
+        jobs: Plan,
         classes: Sequence[str],
         label_filtered: bool,
         coexistence: Sequence[str] = (),
+        colors: str | None = None,
     ) -> None:
         if len(classes) >= IGNORE:
             raise UserError(
                 f"--evaluate: the weights have {len(classes)} classes, but masks with the value "
                 f"{IGNORE} for ignored pixels hold at most {IGNORE - 1}"
             )
-        self.folder, self.classes = Path(folder), ("background", *classes)
+        self.masks = _masks(Path(masks), jobs, classes, colors and Path(colors))
+        self.path, self.jobs, self.classes = Path(masks), jobs, ("background", *classes)
         self.suffix = "_label_filtered" if label_filtered else ""
         self.metrics = SegmentationMetrics(len(self.classes), boundary=True)
         self.coexistence = [1 + index for index in class_indices(coexistence, classes)]
         self.images = 0
 
-    def check(self, jobs: Plan, labels: ImageLabels | None = None) -> None:
+    def check(self, labels: ImageLabels | None = None) -> None:
         """Look for everything that would make the scores meaningless; tell what is merely odd.
 
         Args:
@@ -69,43 +79,37 @@ class Scorer:
             UserError: no image has a mask, or the masks are none of these classes; see
                 ``cosa.data.check``.
         """
-        if not self.folder.is_dir():
-            raise UserError(f"--evaluate {self.folder} is no folder: give the one of the masks")
-        masked = [number for number, job in enumerate(jobs) if self._truth(job.name).exists()]
+        self.masks.prepare()
+        names = [job.name for job in self.jobs]
+        masked = [number for number, name in enumerate(names) if self.masks.has(name)]
         if not masked:
             raise UserError(
-                f"--evaluate {self.folder}: no mask belongs to an image; that of "
-                f"{jobs[0].source} would be {self._truth(jobs[0].name)}"
+                f"--evaluate {self.path}: no mask belongs to an image; that of "
+                f"{self.jobs[0].source} would be {self.masks.source(names[0])}"
             )
-
-        def named(number: int) -> list[int] | None:
-            return labels and labels.find(jobs[number].name)
-
         report = examine_masks(
             self.classes[1:],
             masked,
-            read=lambda number: read_mask(self._truth(jobs[number].name), len(self.classes) - 1),
-            labels=named,
-            source=lambda number: str(self._truth(jobs[number].name)),
+            read=lambda number: self._read(self.jobs[number]),
+            labels=lambda number: labels and labels.find(names[number]),
+            source=lambda number: self.masks.source(names[number]),
         )
         report.require()
         report.tell(table=False)
 
+    def _read(self, job: Job) -> np.ndarray:
+        return self.masks.read(job.name, image_size(job.source), job.source)
+
     def update(self, outcome: Outcome) -> UserError | None:
         """Score the mask of an image; the reason if that is impossible."""
-        truth = self._truth(outcome.job.name)
+        job, (height, width) = outcome.job, outcome.mask.shape
         try:
-            if not truth.exists():
-                raise UserError(f"{outcome.job.source} is not scored: there is no mask {truth}")
-            target = read_mask(truth, len(self.classes) - 1)
+            if not self.masks.has(job.name):
+                raise UserError(f"{job.source} is not scored: there is no mask "
+                                f"{self.masks.source(job.name)}")
+            target = self.masks.read(job.name, (width, height), job.source)
         except UserError as error:
             return error
-        if target.shape != outcome.mask.shape:
-            (height, width), (own_height, own_width) = target.shape, outcome.mask.shape
-            return UserError(
-                f"{truth}: the mask is {width}x{height} pixels but {outcome.job.source} is "
-                f"{own_width}x{own_height}; they must have one size"
-            )
         try:
             self.metrics.update(outcome.mask, target)
         except MemoryError:
@@ -118,9 +122,6 @@ class Scorer:
         """Add what the other processes scored."""
         distributed.add_up(*self.metrics.counts)
         self.images = sum(distributed.gather(self.images))
-
-    def _truth(self, name: str) -> Path:
-        return self.folder / mask_name(name)
 
     def scores(self) -> dict[str, Any]:
         """``miou``, ``boundary_f``, ``jf`` and, by class name, ``iou`` and ``boundary_f_classes``.
@@ -168,6 +169,20 @@ class Scorer:
             names = ", ".join(shown(self.classes[k], NAME) for k in self.coexistence)
             lines.append(f"C-mIoU             {percent(scores['cmiou'])}  of {names}")
         return "\n".join([*lines, f"{self.images} images scored"])
+
+
+def _masks(
+    path: Path, jobs: Plan, classes: Sequence[str], colors: Path | None
+) -> MaskReader:
+    """The true masks of the jobs' images, by their names."""
+    if path.suffix.lower() == ".json":
+        written = {**{os.path.splitext(file)[0]: file for file in jobs.files},
+                   **{file: file for file in jobs.files}}
+        return open_masks(path, written, classes, colors)
+    if not path.is_dir():
+        raise UserError(f"--evaluate {path} is no folder: give the one of the masks")
+    # Not searched as a whole: of a million images each is asked for when its turn has come.
+    return MasksBelow(path, classes, colors)
 
 
 def scored(outcomes: Iterator[Outcome], scorer: Scorer | None, workers: int) -> Iterator[Scored]:

@@ -23,7 +23,10 @@ def check_json(options: Options, jobs: Plan) -> None:
 
 def _is_taken(target: Path, options: Options, jobs: Plan) -> bool:
     output, above = Path(options.output), [target, *target.parents]
-    files = [options.weights, options.labels, output / CLASSES_FILE, output / MARKS_FILE]
+    files = [options.weights, options.labels, output / CLASSES_FILE, output / MARKS_FILE,
+             options.colors]
+    if options.evaluate and Path(options.evaluate).is_file():
+        files.append(options.evaluate)
     if not {_real(file) for file in files if file}.isdisjoint(above):
         return True
     if any(jobs.overwritten(path.parent, [path.name]) for path in above):

@@ -79,10 +79,10 @@ def look(options: Options) -> Iterator[Task]:
     scorer = None
     if options.evaluate:
         scorer = Scorer(
-            options.evaluate, network.classes, label_filtered=labels is not None,
-            coexistence=network.config.evaluate.coexistence_classes,
+            options.evaluate, jobs, network.classes, label_filtered=labels is not None,
+            coexistence=network.config.evaluate.coexistence_classes, colors=options.colors,
         )
-        distributed.from_main(lambda: scorer.check(jobs, labels))
+        distributed.from_main(lambda: scorer.check(labels))
     if options.json:
         check_json(options, jobs)
     with Record(Path(options.output), network, settings, options.save) as record:

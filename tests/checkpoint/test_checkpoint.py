@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -202,6 +203,70 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path):
             assert not target.exists()
     torch.load(tmp_path / "zip.pth", weights_only=False)["about"].close()
     assert target.exists(), "the file would have done harm"
+
+
+def test_numpy_numbers_beside_the_weights_are_numbers(tmp_path, network, config):
+    given = {
+        "best_miou": np.float64(0.5), "step": np.int64(-7), "done": np.True_, "byte": np.uint8(200),
+        "half": np.float16(0.25), "low": np.float32(1.5), "big": np.dtype(">i4").type(3),
+        "list": [np.int32(2), (np.float64("inf"),)],
+    }
+    content = read(write(tmp_path / "best.pth", network, config))
+    for zipped in (True, False):
+        torch.save({**content, **given}, tmp_path / "best.pth",
+                   _use_new_zipfile_serialization=zipped)
+        found = read(tmp_path / "best.pth")
+        assert {key: found[key] for key in given} == given
+        assert {type(found[key]) for key in given} == {float, int, bool, list}
+        assert load(tmp_path / "best.pth").classes == CLASSES
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+@pytest.mark.parametrize("order, content", [("<", b"\1\2"), (">", b"\2\1")])
+def test_numpy_1_and_2_name_their_numbers_differently(tmp_path, core, order, content):
+    function = f"cnumpy.{core}.multiarray\nscalar\n".encode()
+    assert read(numpy_file(tmp_path / "a.pth", function, "i2", order, content)) == {"a": 513}
+
+
+def numpy_file(path, function, name, order, content):
+    """A PyTorch file whose "a" is what ``function``, as a pickle says it, makes of a NumPy type."""
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    kind = (b"cnumpy\ndtype\n" + text(name) + b"\x89\x88\x87R(K\x03" + text(order)
+            + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb")
+    data = b"c_codecs\nencode\n" + text(content.decode("latin1")) + text("latin1") + b"\x86R"
+    pickled = b"\x80\x02}" + text("a") + function + kind + data + b"\x86Rs."
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {item: archive.read(item) for item in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for item, value in parts.items():
+            archive.writestr(item, pickled if item.endswith("data.pkl") else value)
+    return path
+
+
+@pytest.mark.parametrize("name, order, content", [
+    ("O", "|", b"12345678"), ("V8", "|", b"12345678"), ("(9999,9999)f8", "<", b"12345678"),
+    ("f8,O", "<", b"12345678"), ("(" * 500 + "f8", "<", b""), ("f8", "<,O", b"12345678"),
+    ("f8", "<", b"1234567"), ("f8", "<", b"1234567812345678"), ("f8", "<", b""),
+    ("M8", "<", b"8" * 8),
+])
+def test_what_is_no_number_of_numpy_is_refused(tmp_path, name, order, content):
+    scalar = b"cnumpy._core.multiarray\nscalar\n"
+    path = numpy_file(tmp_path / "a.pth", scalar, name, order, content)
+    with pytest.raises(UserError, match="a.pth cannot be read as a checkpoint"):
+        read(path)
+
+
+@pytest.mark.parametrize("function", [
+    b"cnumpy._core.multiarray\nfromfile\n", b"cnumpy.core.multiarray\n_reconstruct\n",
+    b"cnumpy\nload\n", b"cos\nsystem\n", b"cbuiltins\neval\n",
+])
+def test_no_other_function_is_called(tmp_path, function):
+    path = numpy_file(tmp_path / "a.pth", function, "i2", "<", b"12")
+    with pytest.raises(UserError, match="a.pth holds more than tensors and plain values"):
+        read(path)
 
 
 def test_damaged_files_are_refused_by_name(tmp_path, network, config):

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+from datetime import date
 
 import pytest
 from PIL import Image
@@ -90,7 +91,8 @@ def test_a_file_changes_its_base(tmp_path):
 
 
 @pytest.mark.parametrize("base, words", [
-    ("top.yaml", "is its own base"), ("absent.yaml", "absent.yaml"), (3, "must name a YAML file"),
+    ("top.yaml", "is its own base"), ("absent.yaml", "absent.yaml"), (3, "3: no such file"),
+    ([3], "must name a YAML file"),
 ])
 def test_a_base_that_cannot_be(tmp_path, base, words):
     with pytest.raises(UserError, match=words):
@@ -150,7 +152,7 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         "optimizer.lr=fast", "optimizer.lr=true", "optimizer.lr=[1]", "optimizer.lr=",
         "optimizer.lr=.nan", "optimizer.lr=.inf", "optimizer.lr=1e999",
         "teacher.flip=1", "teacher.flip=yess", "teacher.scales=1.0", "teacher.scales=[a]",
-        "teacher.scales=[true]", "name=3", "model.encoder_options=3", "train=5", "train=[1]",
+        "teacher.scales=[true]", "model.encoder_options=3", "train=5", "train=[1]",
         "evaluate.coexistence_classes=boat", "model.normalization=3",
         "model.normalization=[0.5, 0.5, 0.5]", "model.normalization=[[a, 0, 0], [1, 1, 1]]",
         "model.normalization=[[0, 0, 0], [.inf, 1, 1]]",
@@ -223,6 +225,71 @@ def test_overrides():
     assert config.train.batch_size == Config().train.batch_size
 
 
+TYPED = ("2026-11-25", "2026-99-99", "no", "007", "1e5", "0x1F", "null", "~", "3", "a: b", "a #b",
+         "{a", "!!int x", " a", "1_000", "12:30:45", "", "it's", "[1, 2]", "-", "*a", "%")
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_names_on_the_command_line_are_taken_as_they_are_typed(text):
+    config = load_config(None, [f"data.root={text}", f"data.masks={text}", f"output={text or 'a'}"])
+    assert config.data.root == config.data.masks == text
+    assert config.output == (text or "a")
+
+
+@pytest.mark.parametrize("text, meant", [("''", ""), ('""', ""), ("'no'", "no"), ('"a b"', "a b")])
+def test_quotes_around_a_name_are_none_of_it(text, meant):
+    assert load_config(None, [f"data.root={text}"]).data.root == meant
+
+
+@pytest.mark.parametrize("text", [
+    "2026-11-25", "no", "Yes", "007", "1e5", "1_000", "0x1F", "12:30:45", "-3.50", ".inf",
+    "2026-11-25 10:30:00",
+])
+def test_names_in_a_file_are_taken_as_they_are_written(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: {text}\ndata: {{root: {text}}}\n"
+                    f"evaluate: {{coexistence_classes: [{text}, cat]}}\n")
+    config = load_config(path)
+    assert config.name == config.data.root == text
+    assert config.evaluate.coexistence_classes == (text, "cat")
+    assert load_config(None, [f"evaluate.coexistence_classes=[{text}]"]
+                       ).evaluate.coexistence_classes == (text,)
+    path.write_text(to_yaml(config))
+    assert load_config(path) == config == load_saved(path)
+
+
+def test_numbers_stay_numbers_where_they_belong(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 0x1F\nteacher: {flip: no, scales: [1, 5e-1]}\noptimizer: {lr: 1e-4}\n"
+                    "model: {encoder_options: {a: 007, b: [no, 1.5], c: {3: 2026-11-25}}}\n")
+    config = load_config(path)
+    assert (config.seed, config.teacher.flip, config.optimizer.lr) == (31, False, 1e-4)
+    assert config.teacher.scales == (1.0, 0.5)
+    options = config.model.encoder_options
+    assert (options["a"], [*options["b"]]) == (7, [False, 1.5])
+    assert options["c"] == {3: date(2026, 11, 25)}
+
+
+@pytest.mark.parametrize("items, told", [
+    (["seed=many"], "'seed' on the command line must be of type int, not 'many'"),
+    (["seed=-1"], r"seed is -1: it must lie in 0.* \(on the command line\)"),
+    (["train=5"], "'train' on the command line must be a section"),
+    (["model.encoder_options=3"], "'model.encoder_options' on the command line must be a mapping"),
+    (["teacher.scales=[1, a]"], r"'teacher.scales'\[1\] on the command line must be"),
+    (["optimizer.lrr=1"], "unknown key 'optimizer.lrr' on the command line"),
+    (["name="], r"name is '': .* \(on the command line\)"),
+    (["augment.scale_min=3"], r"scale_min .* \(on the command line\)"),
+    (["augment.crop_size=8"], r"augment.crop_size, which is 8 \(on the command line\)"),
+    (["seed=1"], "'train.iterations' in .*a.yaml must be of type int, not 'x'"),
+])
+def test_the_command_line_is_told_from_the_file(tmp_path, items, told):
+    tree = {"train": {"iterations": "x"}} if items == ["seed=1"] else {}
+    path = write_yaml(tmp_path / "a.yaml", tree)
+    with pytest.raises(UserError, match=told) as caught:
+        load_config(path, items)
+    assert ("a.yaml" in str(caught.value)) == (items == ["seed=1"])
+
+
 @pytest.mark.parametrize("text, expected", [
     ("imagenet", "imagenet"), ("encoder", "encoder"),
     ("[[0.5,0.25,0],[0.5,1e-1,1]]", ((0.5, 0.25, 0.0), (0.5, 0.1, 1.0))),
@@ -272,7 +339,7 @@ def test_what_is_no_override_is_refused(item):
 
 
 @pytest.mark.parametrize(
-    "item", ["name.first=3", "optimizer.lr.base=3", "data.root={a", "seed.a.b=1"]
+    "item", ["name.first=3", "optimizer.lr.base=3", "teacher.scales={a", "seed.a.b=1"]
 )
 def test_an_override_below_a_value_or_of_broken_yaml_fails(tmp_path, item):
     path = write_yaml(tmp_path / "a.yaml", tiny_tree(data={"root": "/x"}))
@@ -319,7 +386,7 @@ def test_what_yaml_stumbles_over_is_one_sentence(tmp_path, text, told):
 
 
 @pytest.mark.parametrize("item", [
-    "seed=!!int x", "seed=" + "9" * 5000, "name=2026-99-99", "seed=0o9", "seed=[1,\n2.",
+    "seed=!!int x", "seed=" + "9" * 5000, "seed=2026-99-99", "seed=0o9", "seed=[1,\n2.",
     "seed=" + "[" * 999,
 ])
 def test_values_that_yaml_stumbles_over(item):

@@ -83,7 +83,7 @@ def test_no_number_leaves_its_range(key, domain):
         if type(domain.high) is int:
             value = int(value)
         message = refused(key, value)
-        assert message.endswith(f": it must lie in {domain} (in the configuration)")
+        assert message.endswith(f": it must lie in {domain} (on the command line)")
 
 
 @pytest.mark.parametrize("key, domain", LISTS)
@@ -95,7 +95,7 @@ def test_lists_have_a_length_and_numbers_a_range(key, domain):
 
 def test_the_sentence_names_key_value_and_range():
     assert refused("train.batch_size", 10**9) == (
-        "train.batch_size is 1000000000: it must lie in 1..65536 (in the configuration)")
+        "train.batch_size is 1000000000: it must lie in 1..65536 (on the command line)")
     assert refused("model.encoder_options.embed_dim", BEYOND).startswith(
         f"model.encoder_options.embed_dim is {BEYOND}: ")
     assert refused("model.encoder_options.depths", [2, BEYOND])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cosa.core.errors import UserError
 from cosa.data import images
-from cosa.data.base import check_end, read_mask
+from cosa.data.base import check_end
 from cosa.data.images import (
     image_size,
     network_input,
@@ -18,6 +18,7 @@ from cosa.data.images import (
     to_planes,
     to_tensor,
 )
+from cosa.data.masks import read_mask
 from cosa.data.transforms import training_views
 
 
@@ -227,6 +228,13 @@ def test_reductions_leave_a_margin(tmp_path, shrink, reduction):
     decoded = open_image(tmp_path / "a.jpg").decode(shrink)
     assert decoded.reduction == reduction
     assert decoded.image.size == (-(-61 // reduction), -(-43 // reduction))
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 300), (1, 1)])
+def test_images_of_a_few_pixels_are_not_reduced(tmp_path, size):
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "a.jpg")
+    decoded = open_image(tmp_path / "a.jpg").decode(16)
+    assert (decoded.image.size, decoded.reduction) == (size, 1)
 
 
 @pytest.mark.parametrize("size", [(61, 43), (64, 40), (67, 41), (33, 50)])

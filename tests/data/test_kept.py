@@ -7,6 +7,7 @@ from cosa.data.base import FileDataset, SegmentationDataset
 from cosa.data.images import LazyFile
 from cosa.data.kept import KeptImages
 from cosa.data.loader import training_loader
+from cosa.data.masks import MaskFiles
 
 # From decoding at full size to 1/4 of it.
 AUGMENT = dict(crop_size=24, scale_min=0.12, scale_max=1.0)
@@ -23,10 +24,10 @@ def files(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6 if number == 1 else 1
         Image.fromarray(pixels).save(paths[-1], exif=exif)
-    Image.fromarray(np.eye(3, dtype=np.uint8)).save(tmp_path / "mask.png")
+    Image.fromarray(np.eye(72, 96, dtype=np.uint8)).save(tmp_path / "mask.png")
     labels = np.ones((5, 1), dtype=np.uint8)
     return FileDataset(("a",), [path.stem for path in paths], labels, paths,
-                       [tmp_path / "mask.png"] * 5)
+                       MaskFiles({path.stem: tmp_path / "mask.png" for path in paths}, ("a",)))
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from cosa.core.errors import UserError
-from cosa.data.base import FileDataset, read_mask
+from cosa.data.base import FileDataset
 from cosa.data.images import image_size, read_image
+from cosa.data.masks import MaskFiles, read_mask
 from cosa.inference import outputs
 from cosa.inference.jobs import Job
 from tests.helpers.image_files import (
@@ -49,7 +50,8 @@ def test_masks_are_upright_as_their_images(tmp_path, orientation):
         picture.save(tmp_path / name, exif=metadata)
     for name in ("a.tif", "a.png"):
         np.testing.assert_array_equal(read_mask(tmp_path / name, 2), mask)
-    data = FileDataset(("a", "b"), ["a"], [[1, 1]], [tmp_path / "b.png"], [tmp_path / "a.tif"])
+    masks = MaskFiles({"a": tmp_path / "a.tif"}, ("a", "b"))
+    data = FileDataset(("a", "b"), ["a"], [[1, 1]], [tmp_path / "b.png"], masks)
     data.check()
     assert data.mask(0).shape == data.image(0).size[::-1] == (8, 12)
 
@@ -84,10 +86,11 @@ def test_all_agree_on_png_files_with_odd_metadata(tmp_path, chunks, sideways, la
     assert read_image(path).size == image_size(path) == size
     mask = Image.new("L", size, 1)
     mask.save(tmp_path / "mask.png")
-    data = FileDataset(("a",), ["a"], [[1]], [path], [tmp_path / "mask.png"])
+    data = FileDataset(("a",), ["a"], [[1]], [path],
+                       MaskFiles({"a": tmp_path / "mask.png"}, ("a",)))
     data.check()
     Image.new("L", size[::-1], 1).save(tmp_path / "wrong.png")
-    data.mask_paths = [tmp_path / "wrong.png"]
+    data.masks.paths["a"] = tmp_path / "wrong.png"
     with pytest.raises(UserError, match="they must have one size"):
         data.check()
     assert outputs.fits(Job("a", path, {"mask": tmp_path / "mask.png"}))

@@ -8,6 +8,7 @@ from cosa.config import DataConfig, load_config
 from cosa.core.errors import UserError
 from cosa.data import build_dataset
 from cosa.data.base import FileDataset
+from cosa.data.masks import MaskFiles
 from cosa.data.subset import Subset, halves, with_masks
 from cosa.training.evaluation import scored_split
 
@@ -22,7 +23,7 @@ def whole(tmp_path):
     return FileDataset(
         ("cat", "dog"), names, np.arange(10).reshape(5, 2),
         [tmp_path / f"{name}.png" for name in names],
-        [None if name == "e" else tmp_path / f"{name}.mask.png" for name in names],
+        MaskFiles({name: tmp_path / f"{name}.mask.png" for name in names if name != "e"}, "ab"),
     )
 
 
@@ -57,7 +58,7 @@ def test_the_check_looks_at_what_is_left_out(whole):
 
 def test_images_with_masks(whole):
     assert with_masks(whole).names == ["d", "b", "a", "c"]
-    whole.mask_paths[2] = whole.mask_paths[0]
+    whole.masks.paths["e"] = whole.masks.paths["a"]
     assert with_masks(whole) is whole
 
 

@@ -62,7 +62,8 @@ def test_an_evaluation_with_bad_masks_does_not_begin(command_line, weights, tmp_
     )
     assert (code, out) == (2, "") and err == (
         f"error: 3 of 3 true masks hold no value but 0 and 255, such as {tmp_path}/truth/masks/"
-        "a.png: write the class index, 1..3, where the object is; 255 means 'does not count'\n"
+        "a.png: write the class index, 1..3, where the object is; 255 means 'does not count'; or "
+        "name white in a colour map (data.colors, --colors)\n"
     )
     assert not (tmp_path / "out").exists()
 

@@ -103,6 +103,35 @@ def test_labels_of_folders(folder, times, name):
 
 
 @pytest.mark.parametrize("times", COUNTS)
+@pytest.mark.parametrize("name, whole", [
+    ("labelmap.txt", b"# label:color_rgb:parts:actions\nboat:1,2,3::\ncat:128,0,0:a:b\n"),
+    ("map.csv", b"name,r,g,b\nboat,1,2,3\ncat,128,0,0\n"),
+    ("map.json", b'{"boat": [1, 2, 3], "cat": "#800000"}'),
+    ("masks.json", b'{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b"}],'
+                   b'"categories": [{"id": 3, "name": "boat"}], "annotations": [{"image_id": 1,'
+                   b'"category_id": 3, "segmentation": {"counts": ":X1^1"}}, {"image_id": 2,'
+                   b'"category_id": 3, "bbox": [1, 2, 3.5, 4], "segmentation": null}]}'),
+])
+def test_masks_of_folders(folder, times, name, whole):
+    (folder / "masks").mkdir()
+    for stem in "ab":
+        Image.new("RGB", (12, 8), (1, 2, 3)).save(folder / f"masks/{stem}.png")
+    data = {"name": "folder", "root": str(folder), "images": "images", "labels": "labels.csv",
+            "masks": name if name == "masks.json" else "masks",
+            "colors": name if name.startswith("map") else "", "classes": "classes.txt"}
+    (folder / name).write_bytes(whole)
+    build_dataset(from_dict({"data": data}).data, "val").check()
+
+    def act(draw):
+        (folder / name).write_bytes(damaged_bytes(whole, draw))
+        dataset = build_dataset(from_dict({"data": data}).data, "val")
+        dataset.check()
+        assert all(dataset.mask(index).shape == (8, 12) for index in range(len(dataset)))
+
+    assert attempts(times * 50, act) > times * 5
+
+
+@pytest.mark.parametrize("times", COUNTS)
 @pytest.mark.parametrize("name", ["Annotations/a.xml", "ImageSets/Segmentation/train.txt"])
 def test_voc(tmp_path, times, name):
     for part in ("JPEGImages", "Annotations", "ImageSets/Segmentation", "SegmentationClass"):

@@ -33,8 +33,8 @@ from cosa.core.ranges import BATCH, SIDE, THREADS, whole
 from cosa.core.terminal import Parser, say
 from cosa.core.text import aligned
 from cosa.crf import PRESETS
-from cosa.data.base import read_mask
 from cosa.data.images import image_size
+from cosa.data.masks import read_mask
 from cosa.data.scenes import dataset as scenes
 from cosa.inference.command_line import default_workers
 from cosa.inference.jobs import Plan, plan

@@ -17,8 +17,8 @@ from cosa.benchmark.timings.memory import in_fresh_process, peak
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import allow_tf32, choose_autocast, choose_device, memory_errors_as
 from cosa.core.numbers import without_nan
-from cosa.data.base import read_mask
 from cosa.data.images import read_image
+from cosa.data.masks import read_mask
 from cosa.inference import outputs
 from cosa.inference.finished import read_back
 from cosa.inference.jobs import Job, Plan

@@ -177,7 +177,8 @@ def masks_without_classes(s: Statistics) -> Iterator[Finding]:
         example = m.ignored_alone.example or m.first
         count = m.ignored_alone.count or m.ignored_masks
         yield error(f"{count} of {m.read} {s.split} masks hold no value but 0 and {IGNORE}"
-                    f"{_such_as(example)}: {instead}")
+                    f"{_such_as(example)}: {instead}; or name white in a colour map (data.colors, "
+                    "--colors)")
     elif m.background_alone.count > named / 2:
         yield error(f"{m.background_alone.count} of {m.read} {s.split} masks hold the background "
                     f"alone though the labels name classes{_such_as(m.background_alone.example)}: "
