@@ -255,7 +255,7 @@ def numpy_file(path, function, name, order, content):
 def test_what_is_no_number_of_numpy_is_refused(tmp_path, name, order, content):
     scalar = b"cnumpy._core.multiarray\nscalar\n"
     path = numpy_file(tmp_path / "a.pth", scalar, name, order, content)
-    with pytest.raises(UserError, match="a.pth cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match="a.pth cannot be read, it may be damaged"):
         read(path)
 
 
