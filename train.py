@@ -30,14 +30,13 @@ from cosa.core import distributed
 from cosa.core.device import describe, memory_errors_explained
 from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.signals import StopRequest
-from cosa.core.terminal import Parser, progress_bar, say
+from cosa.core.terminal import Parser, progress_bar, say, tell
 from cosa.data import SegmentationDataset, build_dataset, resolved
 from cosa.data.batches import to_device
 from cosa.data.check import examine
 from cosa.data.loader import training_loader
 from cosa.data.order import trained_on
 from cosa.evaluate import EvaluationStopped, class_indices
-from cosa.network import CoSANetwork
 from cosa.scores import format_table
 from cosa.training.build import (
     build_cotraining,
@@ -101,8 +100,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
     """
     check_processes(config)
     if resume and not run.checkpoints():
-        if distributed.is_main():
-            say(f"{run.path} holds no checkpoint yet: training from the beginning", error=True)
+        tell(f"{run.path} holds no checkpoint yet: training from the beginning")
         resume = False
     if not resume:
         run.check_free()
@@ -122,7 +120,9 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
 
     check_memory(config, len(train_set.classes), len(val_set), device)
     cotraining = build_cotraining(config, len(train_set.classes), device, autocast, not resume)
-    check_fit(config, cotraining.online, train_set.classes)
+    # What would otherwise fail in the first step, or in the first evaluation.
+    check_crop(config, cotraining.online)
+    class_indices(config.evaluate.coexistence_classes, train_set.classes)
     report.tell()
     tell_schedule(given, config, images)
     say(f"training on {describe(device, autocast)}")
@@ -246,20 +246,9 @@ def finish(session: Session, stop: StopRequest) -> None:
 
 def explain_stop(session: Session, stop: StopRequest) -> int:
     """Say how to go on after a signal; return the exit code."""
-    if distributed.is_main():
-        say(f"stopped at iteration {session.state.iteration}; continue with: "
-            f"python train.py --resume {session.run.path}", error=True)
+    tell(f"stopped at iteration {session.state.iteration}; continue with: python train.py --resume "
+         f"{session.run.path}")
     return 128 + distributed.highest(stop.signal)
-
-
-def check_fit(config: Config, network: CoSANetwork, classes: Sequence[str]) -> None:
-    """Find what would otherwise fail in the first step or the first evaluation.
-
-    Raises:
-        UserError: the crop is no whole number of patches, or an evaluated class is unknown.
-    """
-    check_crop(config, network)
-    class_indices(config.evaluate.coexistence_classes, classes)
 
 
 def log_training(session: Session, bar: tqdm, lr: float) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cosa.cam import resize
 from cosa.core import distributed
-from cosa.core.device import weights_cast_once
+from cosa.core.device import memory_errors_as, weights_cast_once
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.numbers import without_nan
 from cosa.core.terminal import progress_bar
@@ -152,7 +152,8 @@ def evaluate(
                 index, mask = batch[k].index, batch[k].mask
                 labels = torch.from_numpy(np.asarray(dataset.labels[index]))
                 if mask is not None:
-                    seen.append((pixels.look(maps, labels, mask.shape), mask))
+                    with _memory_for(dataset, index):
+                        seen.append((pixels.look(maps, labels, mask.shape), mask))
                 if index in on_show:
                     on_image(ShownImage(index, labels, mask, maps))
             # The CPU counts one batch while the device works on the next.
@@ -187,10 +188,19 @@ def _read_ahead(
     """The samples in order, at most ``ahead`` of them read before they are asked for."""
 
     def read(index: int) -> _Sample:
-        mask = dataset.mask(index) if dataset.has_masks else None
-        return _Sample(index, network_input(dataset.image(index), size), mask)
+        with _memory_for(dataset, index):
+            mask = dataset.mask(index) if dataset.has_masks else None
+            return _Sample(index, network_input(dataset.image(index), size), mask)
 
     return parallel_map(read, indices, _READERS, ahead)
+
+
+def _memory_for(dataset: SegmentationDataset, index: int) -> AbstractContextManager[None]:
+    """Name the image for which the memory is too small, in a ``UserError``."""
+    return memory_errors_as(lambda: UserError(
+        f"the memory is too small to score {dataset.names[index]}: shrink the image and its mask, "
+        "or leave it out of the data"
+    ))
 
 
 def _count(pixels: PixelScores, seen: Iterable[tuple[Decided, np.ndarray]]) -> None:

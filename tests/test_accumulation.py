@@ -3,11 +3,13 @@ import weakref
 import pytest
 import torch
 
+from cosa.config import from_dict
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.cotrain import CoTraining
-from cosa.training.build import build_step
+from cosa.training.build import build_step, check_processes
 from tests.helpers.cotraining import TERMS, build, make_batch
+from tests.helpers.tiny import tiny_tree
 
 METHOD = {"cls_iterations": 0, "s2c_start": 0}
 
@@ -119,4 +121,4 @@ def test_several_processes_do_not_accumulate(monkeypatch):
     assert build_step(cotraining) == cotraining.step
     monkeypatch.setattr(distributed, "world", lambda: 2)
     with pytest.raises(UserError, match="train.accumulate"):
-        build_step(cotraining)
+        check_processes(from_dict(tiny_tree(train={"accumulate": 2})))

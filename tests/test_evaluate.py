@@ -491,3 +491,20 @@ def test_strips_of_large_masks_have_the_scores_of_the_whole(dataset, monkeypatch
     monkeypatch.setattr(scores_module, "_AT_ONCE", 10 * 5 * 32)
     again = run(dataset)
     assert all(again[key] == scores[key] for key in scores if key != "seconds")
+
+
+@pytest.mark.parametrize("where", ["mask", "look"])
+def test_an_image_that_is_too_large_for_the_memory_is_named(monkeypatch, where):
+    dataset = Stripes([[1, 2], [2, 3]], [[1, 2], [2, 3]])
+    seen = iter([False, True])
+
+    def scarce(self, *arguments):
+        if next(seen):
+            raise MemoryError
+        return real(self, *arguments)
+
+    owner = Stripes if where == "mask" else PixelScores
+    real = getattr(owner, where)
+    monkeypatch.setattr(owner, where, scarce)
+    with pytest.raises(UserError, match="memory is too small to score folder/1: shrink"):
+        evaluate(ColorNetwork(), dataset, image_size=32, scales=(1.0,), flip=False)

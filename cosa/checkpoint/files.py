@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,12 +19,9 @@ from torch import Tensor
 from cosa.checkpoint import released
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import DAMAGE, check_target, replacing
-from cosa.core.foreign import open_regular
-from cosa.core.tensor_files import read_tensors
+from cosa.core.tensor_files import DamagedError, check_readable, read_tensors
 
-
-class DamagedError(UserError):
-    """A file that exists, and whose content is not what a program wrote there."""
+REMEDY = "give the best.pth or last.pth of a run folder, or a copy of the file"
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
@@ -76,24 +71,7 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: no such file, no right to read it, damaged, or it holds objects that only code
             could restore.
     """
-    check_readable(path)
-    try:
-        content = read_tensors(path, released.SAFE_TYPES)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        kind = UserError if named else DamagedError
-        raise kind(
-            f"{path} holds more than tensors and plain values"
-            f"{f' ({named[1]})' if named else ', or is no PyTorch file'}: it is refused, since "
-            "loading it could run code; use a file written by train.py or the released program"
-        ) from error
-    except DAMAGE as error:
-        # Whatever memory is short of is not the file's fault.
-        kind = UserError if "allocate memory" in str(error) else DamagedError
-        # Of those, the message is a key or place that nobody knows.
-        reason = "" if isinstance(error, LookupError) else f" ({one_line(error)})"
-        raise kind(f"{path} cannot be read as a checkpoint, it may be damaged or of another kind"
-                   f"{reason}: give the best.pth or last.pth of a run folder") from error
+    content = read_tensors(path, REMEDY, released.SAFE_TYPES)
     if type(content) is not dict:
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
     return content
@@ -106,15 +84,12 @@ def verify(path: str | Path) -> None:
         DamagedError: they differ, or it is no such file at all.
         UserError: no such file, or it must not be read.
     """
+    check_readable(path, REMEDY)
     try:
-        with open_regular(path) as file:
-            try:
-                with zipfile.ZipFile(file) as archive:
-                    bad = archive.testzip()
-            except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
-                raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (*DAMAGE, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedError(f"{path} is damaged: {one_line(error)}") from error
     if bad:
         raise DamagedError(f"{path} is damaged: the check sum of {bad} is wrong")
 
@@ -137,24 +112,6 @@ def holds(path: str | Path, weights: dict[str, Any]) -> bool:
     tensors, expected = content.get("assignment", {}), weights["assignment"]
     return content.get("about") == weights["about"] and tensors.keys() == expected.keys() and all(
         torch.equal(tensors[key], value) for key, value in expected.items())
-
-
-def check_readable(path: str | Path) -> None:
-    """Say why a file cannot be opened at all: the libraries' readers say it each in its own way."""
-    try:
-        with open_regular(path) as file:
-            empty = not file.read(1)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: check the path") from error
-    except PermissionError as error:
-        raise UserError(f"{path} must not be read by you: change the rights of the file or of its "
-                        "folders") from error
-    except IsADirectoryError as error:
-        raise DamagedError(f"{path} is a folder: give a file, such as best.pth in it") from error
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if empty:
-        raise DamagedError(f"{path} is empty: copy it again, or give another checkpoint")
 
 
 @contextmanager

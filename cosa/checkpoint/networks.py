@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-import safetensors
 import torch
 from torch import nn
 
 from cosa.checkpoint import released
-from cosa.checkpoint.files import check_readable, read, save, save_safetensors
+from cosa.checkpoint.files import REMEDY, read, save, save_safetensors
 from cosa.config import Config, from_dict, upgraded
 from cosa.core.declared import Within, check
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import DAMAGE
 from cosa.core.foreign import parse_json
+from cosa.core.tensor_files import read_safetensors
 from cosa.network import CoSANetwork
 
 FORMAT = "cosa-1"
@@ -201,14 +201,7 @@ def _read_config(config: dict[str, Any]) -> Config:
 
 def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if path.suffix == ".safetensors":
-        check_readable(path)
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is no readable safetensors file: {one_line(error)}; "
-                            "copy it again") from error
+        tensors, metadata = read_safetensors(path, REMEDY)
         if "cosa" not in metadata:
             raise UserError(f"{path} holds tensors but no description of a CoSA network: "
                             "give a file written by train.py")

@@ -133,8 +133,18 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors_explained(remedy: str = LESS_MEMORY) -> Iterator[None]:
-    """Turn "out of memory" into one sentence.
+def memory_errors_as(told: Callable[[], UserError]) -> Iterator[None]:
+    """Turn "out of memory" within the context into the error that ``told`` makes, and raise it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise told() from error
+
+
+def memory_errors_explained(remedy: str = LESS_MEMORY) -> AbstractContextManager[None]:
+    """Turn "out of memory" within the context into one sentence.
 
     Args:
         remedy: what to do, for training and evaluation if it is not said.
@@ -142,10 +152,5 @@ def memory_errors_explained(remedy: str = LESS_MEMORY) -> Iterator[None]:
     Raises:
         UserError: naming the remedy.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError("the memory is too small, of the GPU if there is one: "
-                        f"{remedy}") from error
+    return memory_errors_as(lambda: UserError(
+        f"the memory is too small, of the GPU if there is one: {remedy}"))

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cosa.core.errors import UserError
+from cosa.core.errors import UserError, one_line
 
 Result = TypeVar("Result")
 
@@ -103,7 +103,7 @@ def processes(timeout: timedelta = TIMEOUT) -> Iterator[None]:
             raise UserError(
                 "one of the processes ended or cannot be reached, and the others cannot go on "
                 "without it: see what it said above, and start again, a training with --resume "
-                f"({' '.join(str(error).split())[:200]})"
+                f"({one_line(error)})"
             ) from error
     barrier()  # where one leaves with an exit code other than 0, torchrun ends the others
     time.sleep(_LETTING_GO)
@@ -122,9 +122,8 @@ def _start(timeout: timedelta) -> None:
             store=dist.PrefixStore("cosa", _store), rank=number, world_size=count, timeout=timeout,
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the processes do not find each other ({reason}): start them with "
-                        "torchrun, and check MASTER_ADDR and MASTER_PORT") from error
+        raise UserError(f"the processes do not find each other ({one_line(error)}): start them "
+                        "with torchrun, and check MASTER_ADDR and MASTER_PORT") from error
 
 
 def _leave_telling_to_another(message: str) -> None:

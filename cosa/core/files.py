@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -45,14 +44,13 @@ class Replacement:
         path: of the file that is to be; its folder must exist.
 
     Raises:
-        OSError: the folder cannot be written, or what is there is no regular file.
+        OSError: the folder cannot be written.
+        UserError: what is there is no regular file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        obstacle = irreplaceable(self.path)
-        if obstacle:
-            raise OSError(errno.EINVAL, f"{self.path} is {obstacle}", str(self.path))
+        check_replaceable(self.path)
         self.temporary = self.path.with_name(TEMPORARY.format(uuid.uuid4().hex))
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self.file: BinaryIO = os.fdopen(os.open(self.temporary, flags, 0o666), "w+b")
@@ -85,6 +83,16 @@ class Replacement:
 
 
 @contextmanager
+def _replacement(path: str | Path) -> Iterator[Replacement]:
+    new = Replacement(path)
+    try:
+        yield new
+        new.commit()
+    finally:
+        new.discard()
+
+
+@contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """A file, open for writing, that becomes ``path`` if the block ends without an exception.
 
@@ -92,14 +100,11 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
     exist.
 
     Raises:
-        OSError: it cannot be written, or what is there is no regular file.
+        OSError: it cannot be written.
+        UserError: what is there is no regular file.
     """
-    replacement = Replacement(path)
-    try:
-        yield replacement.file
-        replacement.commit()
-    finally:
-        replacement.discard()
+    with _replacement(path) as new:
+        yield new.file
 
 
 @contextmanager
@@ -111,24 +116,16 @@ def replacing(path: str | Path) -> Iterator[str]:
             file.
     """
     path = Path(path)
-    replacement = None
-    try:
-        _check_replaceable(path)
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replacement = Replacement(path)
-        yield str(replacement.temporary)
-        replacement.commit()
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        if replacement is not None:
-            replacement.discard()
+        with _replacement(path) as new:
+            yield str(new.temporary)
 
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Replace a file's content with UTF-8 text; see :func:`replacing`."""
     with replacing(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+        Path(temporary).write_bytes(text.encode())
 
 
 def append(path: str | Path, text: str) -> None:
@@ -137,23 +134,28 @@ def append(path: str | Path, text: str) -> None:
     Raises:
         UserError: the file cannot be written, or the disk is full.
     """
+    with writing(path), open(path, "ab", buffering=0) as file:
+        size, content = file.tell(), text.encode("utf-8")
+        try:
+            while content:
+                content = content[file.write(content):]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What is done in the block to a file or folder fails in one sentence.
+
+    Raises:
+        UserError: in place of an OSError.
+    """
     try:
-        with open(path, "ab", buffering=0) as file:
-            size, content = file.tell(), text.encode("utf-8")
-            try:
-                while content:
-                    content = content[file.write(content):]
-            except OSError:
-                file.truncate(size)
-                raise
+        yield
     except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: str | Path, error: OSError) -> UserError:
-    """One sentence about a file that could not be written, to be raised."""
-    return UserError(f"cannot write {path}: {error.strerror or error} ({free_space(path)}); check "
-                     "the folder's rights and the free space")
+        raise UserError(f"cannot write {path}: {error.strerror or error} ({free_space(path)}); "
+                        "check the folder's rights and the free space") from error
 
 
 def free_space(path: str | Path) -> str:
@@ -162,15 +164,13 @@ def free_space(path: str | Path) -> str:
     return f"{free / 2**20:.1f} MiB are free there"
 
 
-def irreplaceable(path: str | Path) -> str:
-    """What is at ``path``, as a noun, if it is there and no regular file; else ""."""
-    try:
+def check_replaceable(path: str | Path) -> None:
+    """Raise ``UserError`` if there is something at ``path`` that is no regular file."""
+    with suppress(FileNotFoundError, NotADirectoryError):
         mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "" if stat.S_ISREG(mode) else "a device, pipe or socket"
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+            raise UserError(f"cannot write {path}: it is {what}; choose another name")
 
 
 def check_target(path: str | Path) -> None:
@@ -181,7 +181,7 @@ def check_target(path: str | Path) -> None:
             made, or must not be written.
     """
     path = Path(path)
-    _check_replaceable(path)
+    check_replaceable(path)
     folder = existing(path.absolute().parent)
     if not folder.is_dir():
         raise UserError(f"cannot write {path}: {folder} is no folder; choose another name")
@@ -193,12 +193,6 @@ def check_target(path: str | Path) -> None:
 def existing(path: Path) -> Path:
     """The path itself, or else the lowest one above it that is there; ``path`` is absolute."""
     return next(above for above in (path, *path.parents) if os.path.lexists(above))
-
-
-def _check_replaceable(path: Path) -> None:
-    obstacle = irreplaceable(path)
-    if obstacle:
-        raise UserError(f"cannot write {path}: it is {obstacle}; choose another name")
 
 
 class FolderLock:

@@ -110,11 +110,9 @@ def read_lines(path: str | Path, what: str, remedy: str = "") -> list[tuple[int,
     Raises:
         UserError: see :func:`read_text`; or a line is longer than ``LONGEST``.
     """
-    text = read_text(path, what, remedy)
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
-    for number, line in lines:
-        _check_length(line, f"{path}, line {number}")
-    return [(number, line) for number, line in lines if line]
+    lines = enumerate(read_text(path, what, remedy).splitlines(), start=1)
+    stripped = [(number, _field(line, path, number)) for number, line in lines]
+    return [(number, line) for number, line in stripped if line]
 
 
 def read_csv(
@@ -135,29 +133,27 @@ def read_csv(
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
                         skipinitialspace=True)
     rows, line = [], 1
-    while True:
-        try:
-            fields = [field.strip() for field in next(reader)]
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            raise UserError(f"{path}, line {line}: {what} cannot be read ({error}); check the "
-                            "quotes") from error
-        # A quote that was not closed swallows the rows up to the next one.
-        if reader.line_num > line:
-            raise UserError(f"{path}, line {line}: a quote is opened and not closed in the line; "
-                            "close it, or double it if it is meant")
-        for field in fields:
-            _check_length(field, f"{path}, line {line}")
-        if any(fields):
-            rows.append((line, fields))
-        line = reader.line_num + 1
+    try:
+        for fields in reader:
+            # A quote that was not closed swallows the rows up to the next one.
+            if reader.line_num > line:
+                raise UserError(f"{path}, line {line}: a quote is opened and not closed in the "
+                                "line; close it, or double it if it is meant")
+            rows.append((line, [_field(field, path, line) for field in fields]))
+            line += 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: {what} cannot be read ({error}); check the "
+                        "quotes") from error
+    return [(line, fields) for line, fields in rows if any(fields)]
 
 
-def _check_length(text: str, where: str) -> None:
+def _field(text: str, path: str | Path, line: int) -> str:
+    """The text stripped, of an acceptable length."""
+    text = text.strip()
     if len(text) > LONGEST:
-        raise UserError(f"{where}: '{text[:40]}...' has {len(text)} characters, more than any "
-                        "name; correct the line")
+        raise UserError(f"{path}, line {line}: '{text[:40]}...' has {len(text)} characters, more "
+                        "than any name; correct the line")
+    return text
 
 
 def parse_json(text: str | bytes, where: str, kind: Any = Any) -> Any:

@@ -27,8 +27,13 @@ def resident(field: str = RESIDENT) -> int:
         OSError: the system has no such file, it is not Linux.
     """
     # Not resource.getrusage: its peak is that of the parent, if that was larger when it forked.
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+    return _told(Path("/proc/self/status"), field)
+
+
+def _told(path: Path, *fields: str) -> int:
+    """Bytes that a file of Linux tells of these fields, together."""
+    lines = path.read_text(encoding="ascii").splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(fields))
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -68,9 +73,7 @@ def available_memory(device: torch.device | None = None) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
     sizes = _limits()
     if _MEMORY.is_file():
-        lines = dict(line.split(":") for line in _MEMORY.read_text(encoding="ascii").splitlines())
-        free = [lines[key].split()[0] for key in ("MemAvailable", "SwapFree") if key in lines]
-        sizes.append(1024 * sum(map(int, free)))
+        sizes.append(_told(_MEMORY, "MemAvailable", "SwapFree"))
     return min(sizes, default=None)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cosa.core.declared import shown
+
 DOMAIN = "domain"
 """The key of a field's metadata under which its ``Domain`` is."""
-
-LONGEST = 60
-"""Characters of a value in a sentence about it."""
 
 
 class Domain(Protocol):
@@ -140,43 +139,34 @@ def check(options: Any, called: Callable[[str], str] = str) -> None:
         for name, value in _leaves(called(item.name), getattr(options, item.name)):
             reason = "" if value is None else domain.refusal(value)
             if reason:
-                raise ValueError(f"{name} is {_shown(value)}: {reason}")
+                value = list(value) if isinstance(value, tuple) else value
+                raise ValueError(f"{name} is {shown(value)}: {reason}")
 
 
-def whole_number(text: str) -> int:
-    """An integer of the command line, for argparse."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number") from None
+def reader(kind: type, domain: Range | None = None) -> Callable[[str], Any]:
+    """A reader of ints or floats, in a range if there is one, for argparse."""
 
-
-def number(text: str) -> float:
-    """A number of the command line, for argparse; NaN lies in no range."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a number") from None
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A reader of integers in a range, for argparse."""
-    return _reader(whole_number, Range(low, high))
-
-
-def real(low: float, high: float) -> Callable[[str], float]:
-    """A reader of numbers in a range, for argparse."""
-    return _reader(number, Range(low, high))
-
-
-def _reader(kind: Callable[[str], Any], domain: Range) -> Callable[[str], Any]:
     def read(text: str) -> Any:
-        value = kind(text)
-        if domain.refusal(value):
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"'{text}' must be {wanted}") from None
+        if domain is not None and domain.refusal(value):
             raise argparse.ArgumentTypeError(f"{text}: {domain.refusal(value)}")
         return value
 
     return read
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A reader of integers in a range, for argparse."""
+    return reader(int, Range(low, high))
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers in a range, for argparse; NaN lies in none."""
+    return reader(float, Range(low, high))
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -194,8 +184,3 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
-
-
-def _shown(value: Any) -> str:
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

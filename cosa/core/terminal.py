@@ -35,16 +35,20 @@ def say(*lines: object, error: bool = False) -> None:
         print(*map(shown, lines), sep="\n", file=stream, flush=True)
 
 
-def note(message: str) -> None:
-    """One line on stderr about a choice the program made for the user, from one process."""
+def tell(message: str) -> None:
+    """One line on stderr, from one process."""
     if distributed.is_main():
-        say(f"note: {message}", error=True)
+        say(message, error=True)
+
+
+def note(message: str) -> None:
+    """``tell`` of a choice that the program made for the user."""
+    tell(f"note: {message}")
 
 
 def warn(message: str) -> None:
-    """One line on stderr about something that is wrong but stops nothing, from one process."""
-    if distributed.is_main():
-        say(f"warning: {message}", error=True)
+    """``tell`` of something that is wrong but stops nothing."""
+    tell(f"warning: {message}")
 
 
 class Parser(argparse.ArgumentParser):

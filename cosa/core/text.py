@@ -34,10 +34,7 @@ def shown(value: object, most: int | None = LINE) -> str:
         most: characters; of a longer text the middle is left out, since messages end with the
             remedy. None leaves out nothing.
     """
-    text = str(value)
-    if most is not None and len(text) > 2 * most:
-        text = text[:most] + text[-most:]  # escapes only lengthen it
-    text = visible(text).replace("\n", _escaped("\n"))
+    text = visible(str(value)).replace("\n", _escaped("\n"))
     if most is None or len(text) <= most:
         return text
     kept = most - len(_CUT)

@@ -13,21 +13,10 @@ from typing import Annotated, Any
 from cosa.core.declared import Misfit, Within, check
 from cosa.core.errors import UserError, did_you_mean
 
-# What the network itself decides about the encoder.
-RESERVED_OPTIONS = (
-    "num_classes",
-    "in_chans",
-    "dynamic_img_size",
-    "dynamic_img_pad",
-    "strict_img_size",
-    "output_stride",
-    "features_only",
-    "patch_drop_rate",
-    "pretrained",
-)
-
 _Count = Annotated[int, Within(-1, 65536)]
+"""Of channels, blocks, pixels: as ``cosa.core.ranges.CHANNELS``; -1 is "none" to some models."""
 _Number = Annotated[float, Within(-65536, 65536)]
+"""Ratios and rates, of which none is beyond a count."""
 
 COUNTS = """
     img_size patch_size patch_sizes patch_kernel patch_stride embed_dim embed_dims dim dims
@@ -98,14 +87,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Hold options of ``model.encoder_options`` against the list.
 
     Raises:
-        UserError: one is set by the network, is none of a model's shape, or has another value.
+        UserError: one is none of a model's shape, or set by the network, or has another value.
     """
     for name, value in options.items():
         where = f"model.encoder_options.{name}"
-        if name in RESERVED_OPTIONS:
-            raise UserError(f"{where} is set by the network: remove it")
         if name not in OPTIONS:
-            raise UserError(f"{where} is none of the options that describe an encoder's shape"
+            raise UserError(f"{where} is none of the options that describe an encoder's shape and "
+                            "are not set by the network"
                             f"{did_you_mean(str(name), OPTIONS) or ': remove it'}")
         try:
             check(OPTIONS[name], value)

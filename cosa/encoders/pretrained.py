@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import urllib.request
 import zipfile
@@ -13,14 +12,12 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
-from cosa.core.files import DAMAGE, PROJECT_FOLDER
-from cosa.core.tensor_files import read_tensors
+from cosa.core.files import PROJECT_FOLDER
+from cosa.core.tensor_files import read_safetensors, read_tensors
 from cosa.encoders.packages import find_in_package, package_of
 from cosa.encoders.translation import COUNTER, convert, read_npz, strip_prefix, unnest
 
@@ -175,21 +172,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is a TorchScript program, as OpenAI's CLIP files are, and only data is read: "
             "take the weights of timm or open_clip instead"
         )
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)  # of a regular file: see find_file
-        else:
-            content = read_tensors(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, and only data is read: save its state dict as "
-            ".safetensors"
-        ) from error
-    except (SafetensorError, *DAMAGE) as error:
-        raise UserError(
-            f"cannot read the weight file {path}: copy it again ({one_line(error)})"
-        ) from error
-    return unnest(content)
+    remedy = "copy it again, or save the model's state dict as .safetensors"
+    if path.suffix == ".safetensors":
+        return unnest(read_safetensors(path, remedy)[0])
+    return unnest(read_tensors(path, remedy))
 
 
 def is_torchscript(path: Path) -> bool:

@@ -8,29 +8,13 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
-from cosa.core import distributed
+from cosa.core import distributed, ranges
 from cosa.core.errors import did_you_mean
-from cosa.core.ranges import (
-    BATCH,
-    DOMAIN,
-    SCALE,
-    SHARE,
-    SIDE,
-    THREADS,
-    WEIGHT,
-    Domain,
-    Range,
-    Several,
-    Tuple,
-    check,
-    number,
-    whole_number,
-)
+from cosa.core.ranges import DOMAIN, Domain, Range, Several, Tuple
 from cosa.core.terminal import Parser
 from cosa.core.text import shown
 from cosa.core.threads import core_count
 from cosa.crf import DEFAULT_PRESET
-from cosa.inference.argument_types import filled, kinds
 from cosa.inference.kinds import KINDS
 from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
 
@@ -45,6 +29,25 @@ BAND = Range(1, 10_000)
 def default_workers() -> int:
     """Threads that read, and that write: this process's part of the cores, at most 8."""
     return max(1, min(8, core_count() // distributed.local_world()))
+
+
+def kinds(text: str) -> tuple[str, ...]:
+    """The parts of a list such as "mask,cam", each a key of ``KINDS``."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = next((kind for kind in chosen if kind not in KINDS), None)
+    if unknown is not None or not chosen:
+        known = f"; choose from {','.join(KINDS)}"
+        raise argparse.ArgumentTypeError(
+            f"'{unknown or text}' cannot be saved{did_you_mean(unknown or '', KINDS) or known}"
+        )
+    return chosen
+
+
+def filled(text: str) -> str:
+    """A path: "" would be taken for the current folder, or for an option that is not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a path")
+    return text
 
 
 def option(sentence: str, domain: Domain | None = None, **rest: Any) -> Any:
@@ -88,11 +91,11 @@ class Options:
         type=filled, metavar="FILE", default=None,
     )
     threshold: float | None = option(
-        "of pseudo-labels; default: as trained", SHARE, metavar="T", default=None
+        "of pseudo-labels; default: as trained", ranges.SHARE, metavar="T", default=None
     )
     min_class_score: float | None = option(
         "leave out classes that the whole image holds with less than this probability, but for "
-        "the likeliest; 0: none; default: as evaluated", SHARE, metavar="P", default=None
+        "the likeliest; 0: none; default: as evaluated", ranges.SHARE, metavar="P", default=None
     )
     crf: str | None = option(
         "refine by a dense CRF: release (default), toco or deeplab",
@@ -104,34 +107,35 @@ class Options:
     )
     crf_gaussian: tuple[float, float] | None = option(
         "weight and sigma in pixels of the position kernel",
-        Tuple((WEIGHT, DEVIATION)), nargs=2, metavar=("W", "SXY"), default=None,
+        Tuple((ranges.WEIGHT, DEVIATION)), nargs=2, metavar=("W", "SXY"), default=None,
     )
     crf_bilateral: tuple[float, float, float] | None = option(
         "weight, sigma in pixels and in grey levels of the colour kernel",
-        Tuple((WEIGHT, DEVIATION, DEVIATION)), nargs=3, metavar=("W", "SXY", "SRGB"), default=None,
+        Tuple((ranges.WEIGHT, DEVIATION, DEVIATION)),
+        nargs=3, metavar=("W", "SXY", "SRGB"), default=None,
     )
     mode: str = option(
         "images squashed to a square (default), or windows of the image as it is",
         choices=MODES, default="whole",
     )
     window: int | None = option(
-        "side of the windows", SIDE, metavar="N", default=None
+        "side of the windows", ranges.SIDE, metavar="N", default=None
     )
     stride: int | None = option(
-        "step between windows", SIDE, metavar="N", default=None
+        "step between windows", ranges.SIDE, metavar="N", default=None
     )
     max_size: int = option(
         f"longer sides are shrunk to this for windows and CRF; default: {MAX_SIZE}",
-        SIDE, metavar="N", default=MAX_SIZE,
+        ranges.SIDE, metavar="N", default=MAX_SIZE,
     )
     scales: tuple[float, ...] | None = option(
-        "default: as evaluated", Several(SCALE), nargs="+", metavar="S", default=None
+        "default: as evaluated", Several(ranges.SCALE), nargs="+", metavar="S", default=None
     )
     flip: bool | None = option(
         "default: as evaluated", action=argparse.BooleanOptionalAction, default=None
     )
     size: int | None = option(
-        "side that images are squashed to", SIDE, metavar="N", default=None
+        "side that images are squashed to", ranges.SIDE, metavar="N", default=None
     )
     value_range: tuple[float, float] | None = option(
         "values in the image files that become black and white; default: as trained",
@@ -152,16 +156,16 @@ class Options:
         "of true masks in colours, which means which class; default: a labelmap.txt beside them",
         type=filled, metavar="FILE", default=None,
     )
-    batch_size: int = option("default: 4", BATCH, metavar="N", default=4)
+    batch_size: int = option("default: 4", ranges.BATCH, metavar="N", default=4)
     device: str = option("auto (default), cpu, cuda or cuda:N", default="auto")
     workers: int = option(
         "threads that read, and that write",
-        THREADS, metavar="N", default_factory=default_workers,
+        ranges.THREADS, metavar="N", default_factory=default_workers,
     )
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` for a number out of its range."""
-        check(self, _flag)
+        ranges.check(self, _flag)
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -218,7 +222,7 @@ class _Parser(Parser):
         """Add a field of ``Options``, which itself has the default: not given is None here."""
         how = dict(item.metadata)
         if how.pop(DOMAIN) is not None:
-            how["type"] = whole_number if "int" in item.type else number
+            how["type"] = ranges.reader(int if "int" in item.type else float)
         if how.pop("positional", False):
             self.add_argument(item.name, **how)
             return

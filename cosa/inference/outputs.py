@@ -55,10 +55,8 @@ def write(
     try:
         for kind, path in job.results.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "mask":
-                save_mask(path, results.mask, palette)
-            elif kind == "cpl":
-                save_mask(path, results.cpl, palette)
+            if kind in ("mask", "cpl"):
+                save_mask(path, getattr(results, kind), palette)
             elif kind == "overlay":
                 image = read_image(job.source, reading)
                 if results.mask.shape != (image.height, image.width):

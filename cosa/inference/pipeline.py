@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from cosa.checkpoint import TrainedNetwork
-from cosa.core.device import out_of_memory
+from cosa.core.device import memory_errors_as
 from cosa.core.errors import UserError
 from cosa.core.memory import memory_size
 from cosa.core.terminal import warn
@@ -134,12 +134,8 @@ def segment_files(
             while chunk := list(islice(loaded, batch_size)):
                 good = [work for work in chunk if work.outcome.error is None]
                 started = time.perf_counter()
-                try:
+                with memory_errors_as(segmenter.out_of_memory):
                     compute(good)
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    raise segmenter.out_of_memory() from error
                 for work in good:
                     work.outcome.seconds += (time.perf_counter() - started) / len(good)
                 yield from chunk
@@ -203,17 +199,13 @@ def _stage(
     def run(work: _Work) -> _Work:
         if work.outcome.error is None:
             try:
-                function(work)
+                with memory_errors_as(lambda: too_large(work.outcome.job)):
+                    function(work)
             except CannotGoOn:
                 raise
             except UserError as error:
                 work.outcome.error = error
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                work.outcome.error = too_large(work.outcome.job)
-            if work.outcome.error is not None:  # what is held of it may be large
-                work.prepared = work.maps = None
+                work.prepared = work.maps = None  # what is held of it may be large
         return work
 
     return run

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast
 from cosa.core.signals import Interrupts
-from cosa.core.terminal import progress_bar, say
+from cosa.core.terminal import progress_bar, say, tell
 from cosa.inference.command_line import Options, parse
 from cosa.inference.counts import Counts
 from cosa.inference.finished import in_order
@@ -59,9 +59,8 @@ def work(arguments: Sequence[str] | None, stop: Interrupts) -> int:
         distributed.from_main(task.start)  # after all looked, before any result
         counts = process(task, stop, summary)
     if counts.interrupted:
-        if distributed.is_main():
-            again = "starts over" if options.overwrite else "goes on where it left off"
-            say(f"stopped; the same command {again}", error=True)
+        again = "starts over" if options.overwrite else "goes on where it left off"
+        tell(f"stopped; the same command {again}")
         return 128 + (distributed.highest(stop.number) or signal.SIGINT)
     return 1 if counts.failed or counts.unscored else 0
 

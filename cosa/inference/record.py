@@ -17,8 +17,8 @@ from cosa.checkpoint import TrainedNetwork
 from cosa.core import distributed
 from cosa.core.declared import Misfit, check
 from cosa.core.errors import UserError
-from cosa.core.files import FolderLock, existing, replacing
-from cosa.core.foreign import MOST_BYTES, open_regular, parse_json
+from cosa.core.files import FolderLock, existing, write_atomically
+from cosa.core.foreign import parse_json, read_bytes
 from cosa.encoders.normalization import IMAGENET
 from cosa.inference.jobs import Plan
 from cosa.inference.kinds import KINDS
@@ -181,22 +181,12 @@ class Record:
             return dict.fromkeys(KINDS, SEVERAL)
 
     def _read(self, name: str) -> str | None:
-        try:
-            with open_regular(self.folder / name) as file:
-                return file.read(MOST_BYTES).decode(errors="replace")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise UserError(f"{self.folder / name} cannot be read: {error.strerror}") from error
+        path = self.folder / name
+        return read_bytes(path, "it").decode(errors="replace") if path.exists() else None
 
     def _write(self, marks: dict[str, Mark]) -> None:
-        files = {CLASSES_FILE: self.classes, MARKS_FILE: json.dumps(marks) + "\n"}
-        for name, text in files.items():
-            try:
-                with replacing(self.folder / name) as temporary:
-                    Path(temporary).write_bytes(text.encode())
-            except UserError as error:
-                raise UserError(f"--output {self.folder}: {error}") from error
+        write_atomically(self.folder / CLASSES_FILE, self.classes)
+        write_atomically(self.folder / MARKS_FILE, json.dumps(marks) + "\n")
 
 
 def classes_table(network: TrainedNetwork) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cosa.core import distributed
 from cosa.core.errors import UserError
-from cosa.core.files import Replacement, existing, irreplaceable, remove_leftovers
+from cosa.core.files import Replacement, check_target, remove_leftovers, writing
 from cosa.core.numbers import without_nan
 from cosa.inference.outcome import Outcome
 
@@ -35,18 +35,13 @@ class Summary:
         self.path, self.names = Path(path), ("background", *classes)
 
     def __enter__(self) -> Summary:
-        try:
+        check_target(self.path)
+        with writing(self.path):
             self._check_old()
-            above = existing(self.path.absolute().parent)
-            if not above.is_dir():
-                raise UserError(f"--json {self.path} cannot be written: {above} is no folder; "
-                                "choose another name")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # One process alone: it could take another's new file for a leftover.
             distributed.from_main(lambda: remove_leftovers(self.path.parent))
             self._new = Replacement(self.path)
-        except OSError as error:
-            raise self._refused(error) from error
         self._write(_HEAD)
         return self
 
@@ -77,7 +72,7 @@ class Summary:
 
         All processes come here; what the first one says of the run counts.
         """
-        try:
+        with writing(self.path):
             self._new.file.flush()
             parts = distributed.gather(str(self._new.temporary))
             if distributed.is_main():
@@ -85,8 +80,6 @@ class Summary:
                     self._append(part)
                 self._write(f'\n],\n"run": {_json(run)}}}\n')
                 self._new.commit()
-        except OSError as error:
-            raise self._refused(error) from error
         distributed.barrier()  # until now the others keep their files
 
     def _append(self, part: str) -> None:
@@ -101,9 +94,6 @@ class Summary:
 
     def _check_old(self) -> None:
         """A slip of the keyboard must not cost a photograph, or a file of annotations."""
-        obstacle = irreplaceable(self.path)
-        if obstacle:
-            raise UserError(f"--json {self.path} is {obstacle}: give the name of a file")
         if self.path.exists():
             with open(self.path, "rb") as file:
                 start = file.read(len(_HEAD))
@@ -113,15 +103,10 @@ class Summary:
 
     def _write(self, text: str, separator: str = "") -> None:
         """Write a text, and before it the separator unless it is the first item."""
-        try:
+        with writing(self.path):
             # The file itself tells what it holds, whenever Ctrl-C came.
             first = self._new.file.tell() <= len(_HEAD)
             self._new.file.write((text if first else separator + text).encode("ascii"))
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: OSError) -> UserError:
-        return UserError(f"--json {self.path} cannot be written: {error.strerror or error}")
 
 
 def _json(content: dict[str, Any]) -> str:

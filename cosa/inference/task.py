@@ -12,7 +12,7 @@ import torch
 from cosa import checkpoint
 from cosa.checkpoint import TrainedNetwork
 from cosa.core import distributed
-from cosa.core.device import choose_device, out_of_memory
+from cosa.core.device import choose_device, memory_errors_as
 from cosa.core.errors import UserError
 from cosa.core.files import remove_leftovers
 from cosa.core.memory import require_memory
@@ -118,13 +118,11 @@ def load_network(path: str, device: torch.device) -> TrainedNetwork:
     Raises:
         UserError: they are not, or cannot be loaded; see ``cosa.checkpoint.load``.
     """
-    try:
+    with memory_errors_as(lambda: UserError(
+        f"{path} takes more memory than {device} has free: end other programs, or choose another "
+        "--device"
+    )):
         network = checkpoint.load(path, device)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f"{path} takes more memory than {device} has free: end other programs, "
-                        "or choose another --device") from error
     checkpoint.check_finite(network, path)
     if network.num_classes > 255:
         raise UserError(f"{path} has {network.num_classes} classes: masks hold at most 255")

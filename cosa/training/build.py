@@ -60,16 +60,31 @@ def build_cotraining(
         UserError: the encoder, its weights or the loss weights are not usable, or the encoder
             cannot compute its activations twice.
     """
-    network = checkpoint.build_network(to_dict(config), num_classes)
+    network = build_online(config, num_classes)
     if config.model.pretrained and pretrained:
         say(load_encoder_weights(network.encoder, config.model.encoder, config.model.weights))
-    if config.model.freeze_position_embedding:
-        network.freeze_position_embedding()
-    network.freeze_first_layers(config.model.freeze_layers)
     cotraining = assemble(network.to(device).train(), config, autocast)
     if config.train.activation_checkpointing:
         checkpoint_activations(network)  # of the online network: its copy has no way back
     return cotraining
+
+
+def build_online(config: Config, num_classes: int) -> CoSANetwork:
+    """The network with random weights, of which those are frozen that are not to be trained."""
+    network = checkpoint.build_network(to_dict(config), num_classes)
+    if config.model.freeze_position_embedding:
+        network.freeze_position_embedding()
+    network.freeze_first_layers(config.model.freeze_layers)
+    return network
+
+
+def configured_regularizers(config: Config, network: CoSANetwork) -> nn.ModuleDict:
+    """The regularizers that are switched on, for the maps of a network, on its device."""
+    regularizers = build_regularizers(
+        config.regularizers, network.classifier.in_channels, network.num_classes,
+        vars(config.loss), config.method.cls_iterations,
+    )
+    return regularizers.to(next(network.parameters()).device)
 
 
 def assemble(
@@ -85,7 +100,7 @@ def assemble(
     """
     if not is_settled(config):
         raise ValueError("the schedule must be in iterations")
-    method, threshold, weights = config.method, config.threshold, vars(config.loss)
+    method, threshold = config.method, config.threshold
     fitted = {
         key: DynamicThreshold(
             queue_length=threshold.queue_length,
@@ -106,18 +121,14 @@ def assemble(
         temperature=method.temperature,
     )
     terms = loss_terms(
-        weights, method.cls_iterations, method.s2c_start, method.raw, method.csc_epsilon,
+        vars(config.loss), method.cls_iterations, method.s2c_start, method.raw, method.csc_epsilon,
         method.csc_temperature,
     )
-    regularizers = build_regularizers(
-        config.regularizers, network.classifier.in_channels, network.num_classes, weights,
-        method.cls_iterations,
-    ).to(next(network.parameters()).device)
     return CoTraining(
         network,
         terms=terms,
         labeller=labeller,
-        regularizers=regularizers,
+        regularizers=configured_regularizers(config, network),
         scales=config.teacher.scales,
         flip=config.teacher.flip,
         momentum=config.teacher.momentum,
@@ -176,10 +187,7 @@ def build_step(cotraining: CoTraining) -> Step:
     it keeps no gradient, as in a single process. Where there is nothing of the kind, PyTorch warns
     once that it looked in vain.
 
-    Raises:
-        UserError: several processes are to accumulate.
     """
-    _check_accumulation(cotraining.accumulate)
     if distributed.world() == 1:
         return cotraining.step
     # Buffers are constants, or the statistics that update_assignment makes equal: not to be sent.
@@ -195,11 +203,7 @@ def check_processes(config: Config) -> None:
         UserError: they cannot have equal parts of the batch, or several are to accumulate.
     """
     distributed.share_of_batch(config.train.batch_size)
-    _check_accumulation(config.train.accumulate)
-
-
-def _check_accumulation(parts: int) -> None:
-    if distributed.world() > 1 and parts > 1:
+    if distributed.world() > 1 and config.train.accumulate > 1:
         raise UserError("train.accumulate is for a single process, several split the batch by "
                         "their number already: set train.accumulate=1")
 

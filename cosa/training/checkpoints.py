@@ -11,6 +11,7 @@ from typing import Any
 
 from cosa import checkpoint
 from cosa.core.errors import UserError
+from cosa.core.files import writing
 from cosa.core.terminal import warn
 from cosa.training.run_folder import RunFolder
 
@@ -117,14 +118,10 @@ class Rotation:
         self._delete(self.run.older_checkpoints()[keep:])
 
     def _rename(self, source: Path, target: Path) -> None:
-        try:
+        with writing(target):
             os.replace(source, target)
-        except OSError as error:
-            raise self.run.unwritable(error) from error
 
     def _delete(self, paths: list[Path]) -> None:
-        try:
+        with writing(self.run.path):
             for path in paths:
                 path.unlink()
-        except OSError as error:
-            raise self.run.unwritable(error) from error

@@ -39,7 +39,7 @@ class Compiled:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # compilers fail in many ways, none of which is ours
-                note(f"torch.compile failed, going on without it ({one_line(error)[:200]}); "
+                note(f"torch.compile failed, going on without it ({one_line(error)}); "
                      "train.compile=false avoids the attempt")
                 self._compiled = None
         return self.network(images)

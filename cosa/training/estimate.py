@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cosa import checkpoint
-from cosa.config import Config, to_dict
+from cosa.config import Config
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.core.memory import require_memory
-from cosa.regularizers.registry import build_regularizers
+from cosa.training.build import build_online, configured_regularizers
 
 FLOAT = 4
 """Bytes of a number."""
@@ -86,15 +85,9 @@ def count_weights(config: Config, num_classes: int) -> tuple[Count, Count]:
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            network = checkpoint.build_network(to_dict(config), num_classes)
-            if config.model.freeze_position_embedding:
-                network.freeze_position_embedding()
-            network.freeze_first_layers(config.model.freeze_layers)
-            regularizers = build_regularizers(
-                config.regularizers, network.classifier.in_channels, num_classes,
-                vars(config.loss), config.method.cls_iterations,
-            )
-    except (UserError, RuntimeError, NotImplementedError):  # the same without "meta" tells
+            network = build_online(config, num_classes)
+            regularizers = configured_regularizers(config, network)
+    except (UserError, RuntimeError):  # the same without "meta" tells
         return (0, 0), (0, 0)
     return _count(network), _count(regularizers)
 

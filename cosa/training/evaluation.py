@@ -13,7 +13,7 @@ from torch import nn
 from cosa.config import Config, MethodConfig
 from cosa.core.device import choose_autocast
 from cosa.core.errors import NotFiniteError
-from cosa.core.files import unwritable
+from cosa.core.files import writing
 from cosa.data import SegmentationDataset
 from cosa.evaluate import ShownImage, evaluate
 from cosa.network import CoSANetwork, NetworkOutput
@@ -108,7 +108,7 @@ def panel_writer(
 
     def write(shown: ShownImage) -> None:
         path, image = folder / f"{dataset.names[shown.index]}.png", dataset.image(shown.index)
-        try:
+        with writing(path):
             save_prediction_panel(
                 path,
                 image=image,
@@ -123,8 +123,6 @@ def panel_writer(
                 classes=dataset.classes,
                 palette=dataset.palette,
             )
-        except OSError as error:
-            raise unwritable(path, error) from error
 
     return write
 

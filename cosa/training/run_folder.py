@@ -19,7 +19,7 @@ from cosa.config import Config, load_saved, to_yaml
 from cosa.core.declared import Misfit, check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import UserError
-from cosa.core.files import append, remove_leftovers, write_atomically
+from cosa.core.files import append, remove_leftovers, write_atomically, writing
 from cosa.core.foreign import MEGABYTE, parse_json, read_bytes, read_text
 
 MOST_LOG = 1000 * MEGABYTE
@@ -74,11 +74,9 @@ class RunFolder:
         if not is_main():
             yield
             return
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "w")
-        except OSError as error:
-            raise self.unwritable(error) from error
         with file:
             if fcntl is not None:
                 try:
@@ -125,14 +123,11 @@ class RunFolder:
             UserError: it holds a run already, or cannot be written.
         """
         self.check_free()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
             for path in (self.metrics, self.evaluations):
                 write_atomically(path, "")
             for path in (self.best, self.summary):
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise self.unwritable(error) from error
         self._remove_leftovers()
         self.write_config(config)
 
@@ -172,13 +167,13 @@ class RunFolder:
     @main_only
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        _append(self.metrics, record)
+        append(self.metrics, json.dumps(record) + "\n")
 
     @main_only
     def log_evaluation(self, iteration: int, scores: dict[str, Any]) -> None:
         """Append the scores to evaluations.jsonl, in place of others at or after the iteration."""
         _keep(self.evaluations, _records(self.evaluations), iteration - 1)
-        _append(self.evaluations, {"iteration": iteration, **scores})
+        append(self.evaluations, json.dumps({"iteration": iteration, **scores}) + "\n")
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl; none if there is no such file.
@@ -213,24 +208,13 @@ class RunFolder:
     def _summarised(self) -> int:
         """The iterations that summary.json speaks of."""
         text = read_text(self.summary, "the summary")
-        try:
-            return parse_json(text, f"{self.summary} is damaged", _Summary)["iterations"]
-        except UserError as error:
-            raise UserError(f"{error}; delete it") from error
+        where = f"{self.summary} is damaged, delete it"
+        return parse_json(text, where, _Summary)["iterations"]
 
     @main_only
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
-
-    def unwritable(self, error: OSError) -> UserError:
-        """One sentence about an error in writing, to be raised."""
-        return UserError(f"cannot write the run folder {self.path}: {error.strerror}; "
-                         "choose another with output=...")
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    append(path, json.dumps(record) + "\n")
 
 
 def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

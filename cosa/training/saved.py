@@ -34,21 +34,9 @@ class _Moments(TypedDict):
     exp_avg_sq: Tensor
 
 
-class _Group(TypedDict):
-    params: list[int]
-
-
 class _Optimizer(TypedDict):
     state: dict[int, _Moments]
-    param_groups: list[_Group]
-
-
-class _CpuRandom(TypedDict):
-    cpu: Tensor
-
-
-class _Random(_CpuRandom, total=False):
-    cuda: Tensor
+    param_groups: list[dict[str, Any]]
 
 
 class _Threshold(TypedDict):
@@ -72,7 +60,7 @@ class _Required(TypedDict):
     assignment: dict[str, Tensor]
     thresholds: dict[str, _Threshold]
     optimizer: _Optimizer
-    rng: _Random
+    rng: dict[str, Tensor]
     state: State
 
 

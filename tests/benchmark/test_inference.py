@@ -335,7 +335,7 @@ def test_what_cannot_be_measured_is_one_sentence(refusal, weights, drawn, tmp_pa
     assert "does not exist" in refusal(tmp_path / "nowhere", "--weights", weights)
     (tmp_path / "empty").mkdir()
     assert "no image in" in refusal(tmp_path / "empty", "--weights", weights)
-    assert "there is no file" in refusal(images, "--weights", tmp_path / "no.pt")
+    assert "no.pt cannot be read (No such file" in refusal(images, "--weights", tmp_path / "no.pt")
     message = refusal(images, "--weights", weights, "--masks", tmp_path / "nowhere")
     assert "--masks" in message and "is no folder" in message
     message = refusal(images, "--weights", weights, "--masks", tmp_path / "empty")

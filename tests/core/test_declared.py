@@ -1,6 +1,6 @@
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import pytest
 
@@ -25,7 +25,7 @@ class State:
 @pytest.mark.parametrize("kind, value", [
     (Any, object()), (int, 3), (list[int], [10**400]), (float, 3), (float, 0.5),
     (bool, True), (str, "é"), (None, None),
-    (Literal["a", 3], 3), (list[float], []), (list[float], [1, 2.5]), (tuple[int, ...], [1]),
+    (list[float], []), (list[float], [1, 2.5]), (tuple[int, ...], [1]),
     (tuple[int, str], (1, "a")), (dict[str, Any], OrderedDict(a=1)), (dict, {1: 2}),
     (dict[int, list[str]], {1: ["a"]}), (Annotated[int, Within(0, 9)], 9), (Entry, {
         "id": 1, "outline": [[1, 2.0]], "other": 3}), (Optional, {"id": 1, "outline": "x"}),
@@ -39,8 +39,8 @@ def test_what_fits(kind, value):
     (int, True, "its content must be of type int, not True"),
     (int, 1.0, "of type int"), (bool, 1, "of type bool, not 1"),
     (float, float("nan"), "a finite number, not nan"), (float, 10**400, "a finite number"),
-    (str, "a\0", "text without NUL"), (str, "\ud800", "text that UTF-8 can hold"),
-    (Literal["a", 3], "b", "one of a, 3, not 'b'"), (list[int], (1,), "a list, not (1,)"),
+    (str, "a\0", "text without NUL"), (str, "\ud800", "that UTF-8 can hold, not '\\ud800'"),
+    (list[int], (1,), "a list, not (1,)"),
     (list[float], [1, float("inf")], "[1] must be a finite number, not inf"),
     (list[float], [1, float("nan"), 2], "[1] must be a finite number, not nan"),
     (list[float], [1, 10**400], "[1] must be a finite number"),
@@ -48,7 +48,7 @@ def test_what_fits(kind, value):
     (list[Annotated[int, Within(0, 9)]], [3, -1], "[1] must be of type int, 0 to 9, not -1"),
     (tuple[int, str], [1], "a list of 2, not [1]"), (tuple[int, str], [1, 2], "[1] must be"),
     (dict[str, int], {"a": "b"}, "a must be of type int, not 'b'"),
-    (dict[str, int], {1: 2}, "has a key that must be of type str, not 1"),
+    (dict[str, int], {1: 2}, "[1] must be of type str, not 1"),
     (list[Entry], [{"id": 1, "outline": []}, {"id": 2}], "[1].outline is missing"),
     (list[Entry], [{"id": 1, "outline": [[1], [2, "x"]]}], "[0].outline[1][1] must be"),
     (Entry, {"id": 1, "outline": 3}, "outline must be a list or of type str, not 3"),
@@ -66,6 +66,6 @@ def test_values_are_shown_in_short():
     deep = []
     for _ in range(500):
         deep = [deep] * 9
-    assert len(shown(deep)) <= 200 and "thousands" in shown(10**5000)
+    assert len(shown(deep)) <= 400 and "thousands" in shown(10**5000)
     assert len(shown("x" * 10**6)) < 100 and len(shown(10**4000)) < 100
     assert shown(None) == "null" and "\n" not in shown("a\nb")

@@ -53,7 +53,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     for name, what in (("pipe", "a device"), ("link", "a device"), ("folder", "a folder")):
         with pytest.raises(UserError, match=f"cannot write .*{name}: it is {what}.*another name"):
             write_atomically(tmp_path / name, "text")
-        with pytest.raises(OSError, match=f"{name} is {what}"):
+        with pytest.raises(UserError, match=f"{name}: it is {what}"):
             with atomic(tmp_path / name):
                 pass
     assert stat.S_ISFIFO(os.stat(tmp_path / "link").st_mode)

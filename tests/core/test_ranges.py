@@ -38,7 +38,7 @@ def bare_numbers(source):
     return [node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
             for keyword in node.keywords if keyword.arg == "type"
             and isinstance(keyword.value, ast.Name)
-            and keyword.value.id in ("int", "float", "number", "whole_number")]
+            and keyword.value.id in ("int", "float")]
 
 
 def test_no_program_reads_a_number_without_a_range():

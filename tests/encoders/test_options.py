@@ -40,7 +40,7 @@ def test_an_option_that_is_none_of_the_shape_is_refused(tmp_path, name):
     ({"mlp_ratio": {"a": 1}}, "mlp_ratio must be"),
     ({"qkv_bias": 1}, "qkv_bias must be"),
     ({"norm_layer": torch.nn.Identity}, "norm_layer must be"),
-    ({"num_classes": 3}, "num_classes is set by the network"),
+    ({"num_classes": 3}, "num_classes is none of the options"),
 ])
 def test_values_are_plain_and_of_their_kind(options, told):
     with pytest.raises(UserError, match=told) as caught:

@@ -294,7 +294,7 @@ class Payload:
 
 def test_files_with_code_are_refused(source, encoder, tmp_path):
     torch.save({"model": source.state_dict(), "extra": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="only data is read"):
+    with pytest.raises(UserError, match="could run code"):
         load_encoder_weights(encoder, NAME, tmp_path / "evil.pth")
     assert not Payload.ran
 

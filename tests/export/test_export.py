@@ -323,7 +323,7 @@ def test_weights_too_large_for_one_onnx_file(network, tmp_path, monkeypatch):
     (["--format", "torch-export", "--opset", "18"], "--opset 18: it is for --format onnx"),
     (["--format", "onnx", "--opset", "17"], "at least 18"),
     (["--format", "torch-export", "--output", "best.pth"], "is the file of the weights"),
-    (["--format", "torch-export", "--weights", "gone.pth"], "there is no file gone.pth"),
+    (["--format", "torch-export", "--weights", "gone.pth"], "gone.pth cannot be read .No such"),
 ])
 def test_what_cannot_be_is_refused_at_once(folder, monkeypatch, arguments, reason):
     monkeypatch.chdir(folder)

@@ -127,10 +127,10 @@ def test_read_only_output(tmp_path, weights, program, number):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     with unwritable(empty, number):
         message = refusal(weights, path, empty)
-        assert message.startswith(f"--output {empty}: cannot write") and reason in message
+        assert message.startswith(f"cannot write {empty}") and reason in message
         assert reason in refusal(weights, path, empty / "new")
         message = refusal(weights, path, tmp_path / "other", "--json", json_file)
-        assert message == f"--json {json_file} cannot be written: {reason}"
+        assert message.startswith(f"cannot write {json_file}: {reason} (")
     with unwritable(done, number):
         assert reason in refusal(weights, path, done, "--overwrite")
         assert reason in refusal(weights, path, done, "--save", "cam")
@@ -165,7 +165,7 @@ def test_names_that_cannot_be_are_that_images_failure(tmp_path, program):
     for _ in range(2):
         code, text, err = program(tmp_path / "in", out, "--overlay")
         assert code == 1 and "1 skipped" in text and "2 failed" in text
-        assert f"in/b.jpg cannot be written: {out / 'b.overlay.png'} is a folder" in err
+        assert f"failed: cannot write {out / 'b.overlay.png'}: it is a folder" in err
         assert "n.jpg cannot be written: File name too long" in err
 
 
@@ -178,13 +178,13 @@ def test_devices_and_pipes_are_not_replaced(tmp_path, weights, program):
     os.mkfifo(tmp_path / "pipe")
     message = refusal(weights, tmp_path / "in", out, "--json", tmp_path / "pipe")
     assert message == (
-        f"--json {tmp_path / 'pipe'} is a device, pipe or socket: give the name of a file"
+        f"cannot write {tmp_path / 'pipe'}: it is a device, pipe or socket; choose another name"
     )
     assert "is a device" in refusal(weights, tmp_path / "in", out, "--json", os.devnull)
     os.mkfifo(out / "a.png")
     assert "unknown origin" in refusal(weights, tmp_path / "in", out)
     code, text, err = program(tmp_path / "in", out, "--overwrite")
-    assert code == 1 and "1 done" in text and f"{out / 'a.png'} is a device" in err
+    assert code == 1 and "1 done" in text and f"{out / 'a.png'}: it is a device" in err
     for path in (tmp_path / "pipe", out / "a.png"):
         assert stat.S_ISFIFO(path.stat().st_mode)
 
@@ -355,7 +355,7 @@ def test_probabilities_that_are_not_finite_are_null(tmp_path, weights, program):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that refuses all")
 def test_output_that_refuses_files(tmp_path, weights):
     message = refusal(weights, save(tmp_path / "a.png"), "/proc/self/masks")
-    assert message.startswith("--output /proc/self/masks: cannot write /proc/self/masks/")
+    assert message.startswith("cannot write /proc/self/masks/")
 
 
 def test_finished_output_is_not_written_to(tmp_path, program, weights):
@@ -413,7 +413,7 @@ def test_a_full_disk_is_no_defect_for_the_summary_either(tmp_path, weights):
         message = refusal(
             weights, tmp_path / "in", tmp_path / "out", "--json", tmp_path / "s.json"
         )
-    assert message.startswith(f"--json {tmp_path / 's.json'} cannot be written")
+    assert message.startswith(f"cannot write {tmp_path / 's.json'}: ")
     assert not (tmp_path / "s.json").exists() and not list(tmp_path.glob(".*"))
 
 

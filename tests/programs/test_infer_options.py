@@ -123,19 +123,20 @@ def test_a_folder_is_called_a_folder_and_a_file_a_file(tmp_path, photos, weights
     told = {
         ("--labels", tmp_path / "x"): f"{tmp_path / 'x'}: no such file or folder; set --labels to "
                                       "where the labels are",
-        ("--json", photos): f"--json {photos} is a folder: give the name of a file",
-        ("--json", file / "s"): f"--json {file / 's'} cannot be written: {file} is no folder; "
-                                "choose another name",
+        ("--json", photos): f"cannot write {photos}: it is a folder; choose another name",
+        ("--json", file / "s"): f"cannot write {file / 's'}: {file} is no folder; choose another "
+                                "name",
         ("--crf", "relese"): "--crf relese is no preset; did you mean 'release'?",
         ("--crf", "x"): "--crf x is no preset; choose one of release, toco, deeplab",
     }
     for options, sentence in told.items():
         assert refusal(weights, photos, out, *options) == sentence
     assert refusal(photos, photos, out) == (
-        f"{photos} is a folder: give a file, such as best.pth in it"
+        f"{photos} cannot be read (it is a folder): give the best.pth or last.pth of a run folder, "
+        "or a copy of the file"
     )
     assert refusal(file, photos, out) == (
-        f"{file} is empty: copy it again, or give another checkpoint"
+        f"{file} is empty: give the best.pth or last.pth of a run folder, or a copy of the file"
     )
     for output in (file, file / "x"):
         assert refusal(weights, photos, output) == (
@@ -389,7 +390,7 @@ def test_summary_takes_no_other_files_name(tmp_path, photos, weights):
         )
     assert "is a folder" in refusal(weights, photos, tmp_path / "out", "--json", tmp_path)
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refusal(
+    assert "cannot write" in refusal(
         weights, photos, tmp_path / "out", "--json", tmp_path / "file/s.json"
     )
     assert not (tmp_path / "out").exists()

@@ -220,7 +220,7 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(run, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.open", refuse)
-    with pytest.raises(UserError, match="cannot read .*last.pth: Permission denied") as caught:
+    with pytest.raises(UserError, match="last.pth cannot be read .Permission denied") as caught:
         Rotation(run, 2).read()
     assert not isinstance(caught.value, DamagedError)
 
@@ -253,7 +253,7 @@ def test_flipped_bits_that_pytorch_does_not_notice_are_found(tmp_path):
     assert not torch.equal(read(path)["weights"], torch.arange(1000.0)), "PyTorch reads on"
     with pytest.raises(DamagedError, match="a.pth is damaged: the check sum of .* is wrong"):
         verify(path)
-    with pytest.raises(UserError, match="cannot read .*gone.pth: No such file"):
+    with pytest.raises(UserError, match="gone.pth cannot be read .No such file"):
         verify(tmp_path / "gone.pth")
 
 

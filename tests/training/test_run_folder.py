@@ -50,7 +50,7 @@ def test_create_starts_anew_where_nothing_was_saved(run):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the run folder.*output="):
+    with pytest.raises(UserError, match="cannot write .*free space"):
         RunFolder(tmp_path / "file" / "run").create(from_dict(tiny_tree()))
 
 
@@ -209,25 +209,35 @@ def test_a_failed_write_leaves_the_old_files(run, monkeypatch):
 
 LOCK = """
 import sys
+from cosa.core.errors import UserError
 from cosa.training.run_folder import RunFolder
-with RunFolder(sys.argv[1]).locked():
-    print("locked", flush=True)
-    sys.stdin.read()
+for _ in range(2):
+    try:
+        with RunFolder(sys.argv[1]).locked():
+            print("locked", flush=True)
+            sys.stdin.read()
+    except UserError as error:
+        print(error, flush=True)
+        sys.stdin.readline()
 """
 
 
 def test_two_programs_never_train_into_one_folder(run):
     command = [sys.executable, "-c", LOCK, str(run.path)]
-    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    with subprocess.Popen(command, **options) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as other:
+        with run.locked():
+            assert b"another program trains into" in other.stdout.readline()
+        other.stdin.write(b"again\n")
+        other.stdin.flush()
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(UserError, match="another program trains into"):
             with run.locked():
                 pass
         other.kill()
     with run.locked():
-        done = subprocess.run(command, **options | {"stdin": subprocess.DEVNULL}, timeout=60)
-        assert done.returncode != 0 and b"another program" in done.stderr
+        pass
 
 
 def test_without_locks_it_goes_on(run, monkeypatch):

@@ -15,7 +15,7 @@ import torch
 from cosa.benchmark.timings.clock import clock, spread
 from cosa.benchmark.timings.memory import in_fresh_process, peak
 from cosa.checkpoint import TrainedNetwork
-from cosa.core.device import allow_tf32, choose_autocast, choose_device
+from cosa.core.device import allow_tf32, choose_autocast, choose_device, memory_errors_as
 from cosa.core.numbers import without_nan
 from cosa.data.images import read_image
 from cosa.data.masks import read_mask
@@ -131,10 +131,8 @@ def time_stages(
     for turn, start in enumerate([0, *range(0, len(jobs), batch_size)]):
         batch = [jobs[k] for k in range(start, min(start + batch_size, len(jobs)))]
         stages = measured if turn else [_Stages(device) for _ in rows]
-        try:
+        with memory_errors_as(segmenters[-1].out_of_memory):
             _time_batch(segmenters, batch, stages)
-        except torch.OutOfMemoryError as error:
-            raise segmenters[-1].out_of_memory() from error
     return [stages.seconds for stages in measured]
 
 
