@@ -53,8 +53,8 @@ from cosa.encoders.pretrained import load_encoder_weights
 from cosa.training.optimizer import learning_rate_factor
 
 AREA = (0.2, 1.0)
-"""Share of a photograph that a crop shows. 0.2 of a photograph of 500x375 pixels is one of 192x192:
-the largest scale at which configs/photographs.yaml shows it."""
+"""Share of a photograph that a crop shows. 0.2 of a photograph of 500x375 pixels is one of 194x194,
+about the least that a crop of configs/photographs.yaml shows of it."""
 ASPECT = 4 / 3
 """Most that a crop is stretched, in either direction."""
 JITTER = ("brightness", "contrast", "color")

@@ -153,11 +153,11 @@ def test_rows_are_those_of_the_ablation_and_the_regularizers(voc, empty):
 
 
 def test_regularizers_are_fitted_to_schedule_and_crops(empty):
-    """The examples are of crops of 192, with Seg2CAM from iteration 220 on."""
-    base = load_config(empty, ["augment.crop_size=384", "method.s2c_start=440"])
+    """The examples are of crops of 256, with Seg2CAM from iteration 330 on."""
+    base = load_config(empty, ["augment.crop_size=512", "method.s2c_start=660"])
     found = load_config(empty, photographs.regularizer_changes("all", base)).regularizers
     example = settled(load_config("configs/photographs_regularizers.yaml"), 311).regularizers
-    assert example.fsl.start == 150 and found.fsl.start == 300
+    assert example.fsl.start == 225 and found.fsl.start == 450
     assert found.dense_energy.sigma_xy == 2 * example.dense_energy.sigma_xy
     assert found.dense_energy.weight == pytest.approx(example.dense_energy.weight / 16)
     assert found.plca == example.plca and found.isl == example.isl
@@ -181,12 +181,12 @@ def test_all_rows_have_the_schedule_of_the_images_that_there_are(voc, monkeypatc
                          list(photographs.ROWS), [0], "out", 0, REVISION)
     for run in runs:
         train, method = run.config.train, run.config.method
-        assert (train.passes, train.iterations, train.batch_size) == (0, 360, 6)
-        assert (method.cls_iterations, method.s2c_start) == (120, 220)
-        every = 30 if run.row == "classification-only" else 180
+        assert (train.passes, train.iterations, train.batch_size) == (0, 540, 6)
+        assert (method.cls_iterations, method.s2c_start) == (180, 330)
+        every = 45 if run.row == "classification-only" else 270
         assert (train.evaluate_every, train.log_every) == (every, 20)
         assert run.config.optimizer.warmup_iterations == 20
-        assert run.config.regularizers.fsl.start == (150 if run.row in ("fsl", "all") else 0)
+        assert run.config.regularizers.fsl.start == (225 if run.row in ("fsl", "all") else 0)
 
 
 def test_a_schedule_of_ones_own_is_kept(folder):
