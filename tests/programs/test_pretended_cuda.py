@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import train
 from cosa.checkpoint import read as read_checkpoint
@@ -27,7 +28,7 @@ from cosa.training.step_log import StepLog
 from infer import main as infer
 from tests.helpers import cotraining as tiny_cotraining
 from tests.helpers.cotraining import ON
-from tests.helpers.inference import ALL, files, read, save_smooth
+from tests.helpers.inference import ALL, files, save_smooth
 from tests.helpers.tiny import ROOT, tiny_tree
 from tests.helpers.training import configure, evaluated, stop_after, training_lines
 
