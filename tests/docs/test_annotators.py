@@ -27,13 +27,6 @@ def test_commands():
     assert given[-1].save == ("mask", "index") and given[4].image_prefix.endswith("?d=photos/")
 
 
-def test_links_and_files_lead_somewhere():
-    for link in re.findall(r"\]\(([^)]+)\)", TEXT):
-        assert (ROOT / "docs" / link).exists(), link
-    for name in re.findall(r"`(cosa/[\w/.]+)`", TEXT):
-        assert (ROOT / name).exists(), name
-
-
 def test_the_page_from_the_command_to_the_files(tmp_path, weights, program, monkeypatch, capfd):
     pytest.importorskip("pycocotools")
     monkeypatch.chdir(tmp_path)
