@@ -17,6 +17,7 @@ from cosa.data.base import FileDataset, SegmentationDataset, existing_folder, ex
 from cosa.data.coco import CocoDataset
 from cosa.data.folder import FolderDataset, checked_classes, listed_classes
 from cosa.data.labels import LabelTable, read_labels, say_labels
+from cosa.data.masks import means_names
 from cosa.data.reading import Reading
 from cosa.data.scenes.dataset import ScenesDataset
 from cosa.data.subset import halves
@@ -131,8 +132,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
     if data.colors and masks is None:
         raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
                         "or leave it out")
-    named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
-    if masks is not None and not listed and not named:
+    if masks is not None and not listed and not means_names(masks, _path(data, "colors")):
         note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
     return FolderDataset(
         classes,

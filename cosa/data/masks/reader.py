@@ -47,6 +47,10 @@ class MaskReader(ABC):
     def source(self, name: str) -> str:
         """Where an image's mask comes from, for people; it exists, or is missed."""
 
+    def stated(self, name: str) -> list[int] | None:
+        """The classes, from 1, that an image's mask is said to hold; None: nothing says so."""
+        return None
+
     @abstractmethod
     def stored_size(self, name: str) -> Size | None:
         """The size of a mask, which exists, as it is stored; None if only the image tells."""
