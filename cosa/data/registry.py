@@ -17,7 +17,6 @@ from cosa.data.base import FileDataset, SegmentationDataset, existing_folder, ex
 from cosa.data.coco import CocoDataset
 from cosa.data.folder import FolderDataset, checked_classes, listed_classes
 from cosa.data.labels import LabelTable, read_labels, say_labels
-from cosa.data.masks import means_names
 from cosa.data.reading import Reading
 from cosa.data.scenes.dataset import ScenesDataset
 from cosa.data.subset import halves
@@ -132,9 +131,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
     if data.colors and masks is None:
         raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
                         "or leave it out")
-    if masks is not None and not listed and not means_names(masks, _path(data, "colors")):
-        note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
-    return FolderDataset(
+    dataset = FolderDataset(
         classes,
         own_images or images,
         table,
@@ -143,6 +140,9 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
         masked_only=not data.val_labels and masks is not None,
         colors=_path(data, "colors"),
     )
+    if masks is not None and not listed and not dataset.masks.by_name:
+        note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
+    return dataset
 
 
 def _labels(data: DataConfig, key: str, images: Path, known: Sequence[str]) -> LabelTable:

@@ -223,20 +223,21 @@ def masks_nearly_ignored(s: Statistics) -> Iterator[Finding]:
 
 
 def background_that_is_not_0(s: Statistics) -> Iterator[Finding]:
-    """0 is rare, and one value is in all masks, at their borders and beside classes.
+    """Another value is in all masks, at their borders and beside classes.
 
-    Where 0 occurs nowhere, it is an error. Else it may be right: of rooms, the wall is everywhere.
+    Where 0 occurs nowhere, it is an error. Else it may be right: in rooms, the wall is everywhere.
     """
     m = s.masks
-    if m is None or m.read < SEVERAL or m.masks[0] > m.read / 2:
+    if m is None or m.read < SEVERAL:
         return
-    value = m.border.value
+    value, found = m.border.value, error if m.masks[0] <= m.read / 50 else warning
+    if found is warning and value == IGNORE:  # as around pictures that were turned
+        return
     if value and m.border.masks >= NEARLY_ALL * m.read and m.border.share > 0.5 and (
         m.border.beside > m.read / 2
     ):
         name = "" if value == IGNORE else f", which means {quoted([s.classes[value - 1]])},"
         held = f"{m.masks[0]} of {m.read}" if m.masks[0] else f"none of {m.read}"
-        found = warning if m.masks[0] > m.read / 50 else error
         yield found(f"0, the background, is in {held} {s.split} masks, and {value}{name} is in "
                     f"{m.border.masks} and on most of their borders: it is the background, it "
                     f"seems; write 0 in its place, and the classes as 1..{len(s.classes)}")
@@ -267,5 +268,6 @@ OF_NAMES = (names_that_are_none, names_that_look_alike, names_that_are_several)
 RULES = (
     nothing_to_tell_apart, classes_everywhere, classes_nowhere, images_without_labels,
     images_of_one_colour, values_that_seem_misread, images_nearly_black,
-    masks_unreadable, masks_without_classes, masks_nearly_ignored, background_that_is_not_0, labels_against_masks,
+    masks_unreadable, masks_without_classes, masks_nearly_ignored, background_that_is_not_0,
+    labels_against_masks,
 )

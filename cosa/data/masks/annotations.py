@@ -203,6 +203,8 @@ class CocoMasks(MaskReader):
                             "file_name is the path of an image below it")
         return found
 
+    by_name = True
+
     def prepare(self) -> None:
         self.annotations  # noqa: B018 kept from now on
 

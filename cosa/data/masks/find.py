@@ -9,7 +9,6 @@ from cosa.core.errors import UserError
 from cosa.core.terminal import note
 from cosa.data.labels import Names
 from cosa.data.masks.annotations import CocoMasks
-from cosa.data.masks.colors import find_labelmap
 from cosa.data.masks.files import BLENDING_SUFFIXES, SUFFIXES, MaskFiles
 from cosa.data.masks.reader import MaskReader
 
@@ -42,15 +41,6 @@ def open_masks(
     if annotations:
         return CocoMasks(path, classes, Matching(written))
     return MaskFiles(find_files(path, written, {*images}), classes, path, colors)
-
-
-def means_names(path: Path, colors: Path | None = None) -> bool:
-    """Whether masks name their classes, by categories or a map of colours, and do not count them.
-
-    Args:
-        path, colors: see :func:`open_masks`.
-    """
-    return path.suffix.lower() == ".json" or colors is not None or find_labelmap(path) is not None
 
 
 def find_files(
