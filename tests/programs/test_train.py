@@ -460,8 +460,9 @@ def test_a_label_that_names_no_class_stops_before_training(train_program, tmp_pa
     text = (root / "labels.csv").read_text().splitlines(keepends=True)
     (root / "labels.csv").write_text("".join(t for t in text if "train_00000" not in t))
     code, _, errors = train_program(configure(tmp_path, data=section))
-    assert code == 2 and errors.count("\n") == 1
-    assert "labels.csv, line 11" in errors and "'boot' is no class" in errors
+    note, error = errors.splitlines()
+    assert code == 2 and note.startswith("note: ") and error.startswith("error: ")
+    assert "labels.csv, line 11" in error and "'boot' is no class" in error
     assert not (tmp_path / "runs").exists()
 
 

@@ -134,7 +134,7 @@ def _stated(path: Path) -> dict[int, str]:
     try:
         check(dict[int, str], found)
     except Misfit as error:
-        raise UserError(f"{path}: {error.below('.names')}") from error
+        raise UserError(f"{path}: {error.below('names')}") from error
     return {number: composed(name).strip() for number, name in sorted(found.items())}
 
 

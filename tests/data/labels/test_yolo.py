@@ -86,7 +86,7 @@ def test_lines_that_are_none(tmp_path, text, message):
 
 @pytest.mark.parametrize("text, message", [
     ("names: [axe, [saw]]", "names[1] must be of type str, not ['saw']"),
-    ("names: {a: b}", "names has a key that must be of type int"),
+    ("names: {a: b}", "names.a must be of type int"),
     ("names: 3", "names is missing"), ("- 3", "names is missing"), ("names: [", "line 1"),
 ])
 def test_data_yaml_that_is_none(tmp_path, text, message):
