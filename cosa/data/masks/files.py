@@ -66,7 +66,7 @@ class MaskFiles(MaskReader):
 
     @property
     def by_name(self) -> bool:
-        return self.colors is not None
+        return self._given is not None or self.colors is not None
 
     def prepare(self) -> None:
         self.colors  # noqa: B018 kept from now on
