@@ -32,7 +32,7 @@ MAY_SEE = {
     "evaluate": ("core", "cam", "predict", "metrics", "scores", "data"),
     "checkpoint": ("core", "config", "data", "encoders", "network", "pictures"),
     "training": (*SERVING, *STEP, *RESULTS),
-    "inference": (*SERVING, *METHOD, *RESULTS),
+    "inference": (*SERVING, *METHOD, *RESULTS, "export"),
     "export": (*SERVING, *METHOD),
     "distill": (*SERVING, *STEP, *RESULTS, "training", "inference"),
     "benchmark": (*SERVING, *STEP, *RESULTS, "training", "inference", "export"),

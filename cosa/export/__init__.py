@@ -1,5 +1,6 @@
-"""A trained network for use without this program: one forward pass as ONNX or torch.export.
+"""What other programs use: a trained network, and what it finds.
 
-``program``: what is exported; ``formats``: both files and their metadata; ``check``: their outputs
-compared with the network's; ``command``: all of it, as ``python -m cosa.export``.
+One forward pass as ONNX or torch.export. ``forward``: what is exported; ``formats``: both files and
+their metadata; ``check``: their outputs compared with the network's; ``command``: all of it, as
+``python -m cosa.export``. Masks for annotation tools: ``annotations``.
 """

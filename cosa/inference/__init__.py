@@ -9,6 +9,7 @@ options; ``settings`` and ``choose_settings``: the settings, and how they follow
 weights; ``jobs`` and ``search``: which files; ``windows``, ``segmenter``
 and ``pixels``: from an image to its maps and labels; ``labels``: image-level labels; ``pipeline``
 and ``memory_budget``: all of it at once, within the memory; ``kinds``, ``outputs`` and ``record``:
-what can be saved, how, and where it comes from; ``finished``: what is there already; ``outcome``,
-``scoring``, ``counts``, ``summary`` and ``summary_path``: what became of the images.
+what can be saved, how, and where it comes from; ``exports``: files for annotation tools;
+``finished``: what is there already; ``outcome``, ``scoring``, ``counts``, ``summary`` and
+``summary_path``: what became of the images.
 """

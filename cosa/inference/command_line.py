@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NoReturn
 
 from cosa.core import distributed, ranges
@@ -15,6 +16,7 @@ from cosa.core.terminal import Parser
 from cosa.core.text import shown
 from cosa.core.threads import core_count
 from cosa.crf import DEFAULT_PRESET
+from cosa.export.annotations import FORMATS
 from cosa.inference.kinds import KINDS
 from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
 
@@ -22,6 +24,10 @@ DEVIATION = Range(0.01, 1e5)
 """Of a kernel, in pixels or grey levels."""
 VALUE = Range(-1e38, 1e38)
 """In an image file."""
+AREA = Range(1, 10**9)
+"""In pixels."""
+TOLERANCE = Range(0, 1000)
+"""In pixels."""
 BAND = Range(1, 10_000)
 """Its number."""
 
@@ -31,16 +37,24 @@ def default_workers() -> int:
     return max(1, min(8, core_count() // distributed.local_world()))
 
 
-def kinds(text: str) -> tuple[str, ...]:
-    """The parts of a list such as "mask,cam", each a key of ``KINDS``."""
+def listed(table: Collection[str], what: str, text: str) -> tuple[str, ...]:
+    """The parts of a list such as "mask,cam", each a key of ``table``.
+
+    Args:
+        what: is wrong with another one, as a clause: "cannot be saved".
+    """
     chosen = tuple(part.strip() for part in text.split(",") if part.strip())
-    unknown = next((kind for kind in chosen if kind not in KINDS), None)
+    unknown = next((part for part in chosen if part not in table), None)
     if unknown is not None or not chosen:
-        known = f"; choose from {','.join(KINDS)}"
+        known = f"; choose from {','.join(table)}"
         raise argparse.ArgumentTypeError(
-            f"'{unknown or text}' cannot be saved{did_you_mean(unknown or '', KINDS) or known}"
+            f"'{unknown or text}' {what}{did_you_mean(unknown or '', table) or known}"
         )
     return chosen
+
+
+kinds = partial(listed, KINDS, "cannot be saved")
+formats = partial(listed, FORMATS, "is no format of --export")
 
 
 def filled(text: str) -> str:
@@ -69,7 +83,7 @@ class Options:
 
     The sentence of each field is the one of ``--help``. None stands for an option that is not
     given: ``choose_settings`` puts in its place what the weights say. ``save`` holds keys of
-    ``KINDS``, in its order, "overlay" among them if ``overlay`` is set.
+    ``KINDS``, in its order, "overlay" among them if ``overlay`` is set, "regions" if ``export`` is.
     """
 
     input: str = option(
@@ -84,6 +98,22 @@ class Options:
     )
     overlay: bool = option(
         "also write each image with its mask over it", action="store_true", default=False
+    )
+    export: tuple[str, ...] = option(
+        f"also write files for annotation tools, of {', '.join(FORMATS)}",
+        type=formats, metavar="TOOL,...", default=(),
+    )
+    min_area: int = option(
+        "leave out of these what has fewer connected pixels; default: 1",
+        AREA, metavar="N", default=1,
+    )
+    simplify: float = option(
+        "by how many pixels their polygons may leave the masks' outlines; 0: not at all, "
+        "default: 1", TOLERANCE, metavar="D", default=1.0,
+    )
+    image_prefix: str = option(
+        "of the images' paths in Label Studio's file; default: that of local files",
+        metavar="TEXT", default="/data/local-files/?d=",
     )
     overwrite: bool = option("compute finished files again", action="store_true", default=False)
     labels: str | None = option(
@@ -201,14 +231,20 @@ def parse(arguments: Sequence[str] | None) -> Options:
         ("stride", "--mode slide", options.mode == "slide"),
         ("size", "--mode whole", options.mode == "whole"),
         ("threshold", "--save cpl", "cpl" in options.save),
+        ("min_area", "--export", options.export),
+        ("simplify", "--export", options.export),
+        ("image_prefix", "--export labelstudio", "labelstudio" in options.export),
         ("colors", "--evaluate", options.evaluate),
     ):
         if name in values and not there:
             parser.error(f"{_flag(name)} is of use with {needed} only: add that, or leave it out")
     if options.value_range and options.value_range[0] >= options.value_range[1]:
         parser.error("--value-range: the first number must be below the second")
-    chosen = {*options.save, "overlay"} if options.overlay else set(options.save)
-    return replace(options, save=tuple(kind for kind in KINDS if kind in chosen))
+    chosen = {*options.save, *["overlay"] * options.overlay, *["regions"] * bool(options.export)}
+    return replace(
+        options, save=tuple(kind for kind in KINDS if kind in chosen),
+        export=tuple(name for name in FORMATS if name in options.export),
+    )
 
 
 def _flag(name: str) -> str:

@@ -24,6 +24,8 @@ class Counts:
     unscored: int = 0
     stale: int = 0
     """Images that failed and whose files are those of an earlier run."""
+    failures: list[str] = field(default_factory=list)
+    """Names of the images that failed."""
     interrupted: bool = False
     started: float = field(default_factory=time.perf_counter)
 
@@ -31,6 +33,7 @@ class Counts:
         """Count an image; ``unscored`` is why it has no part in the scores."""
         if outcome.error is not None:
             self.failed += 1
+            self.failures.append(outcome.job.name)
             self.stale += any(map(os.path.exists, outcome.job.results.values()))
         elif outcome.skipped:
             self.skipped += 1
@@ -51,12 +54,13 @@ class Counts:
         every = [asdict(counts) for counts in distributed.gather(self)]
         for name in ("done", "skipped", "failed", "unscored", "stale"):
             setattr(self, name, sum(counts[name] for counts in every))
+        self.failures = [name for counts in every for name in counts["failures"]]
         self.interrupted = any(counts["interrupted"] for counts in every)
 
     def report(self) -> dict[str, Any]:
         """For the summary."""
         counts = asdict(self)
-        del counts["stale"]
+        del counts["stale"], counts["failures"]
         seconds = time.perf_counter() - counts.pop("started")
         return {
             **counts,

@@ -30,5 +30,7 @@ KINDS = {
     "cam": Kind(".cam.npz", "CAMs", "cam"),
     "cpl": Kind(".cpl.png", "CAM pseudo-labels", "cam", at_threshold=True),
     "probabilities": Kind(".probabilities.npz", "probabilities", "seg"),
+    "index": Kind(".index.png", "index masks", "seg", of_labels=True),
+    "regions": Kind(".regions.npz", "regions", "seg", of_labels=True),
 }
 """Masks come first: theirs is the shortest suffix, in which others end, too."""

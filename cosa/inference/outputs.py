@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cosa.cam import resize
@@ -19,6 +20,7 @@ from cosa.core.errors import UserError
 from cosa.core.files import atomic, free_space
 from cosa.data.images import image_size, read_image
 from cosa.data.reading import BY_DEPTH, Reading
+from cosa.export.annotations import find_regions, to_arrays
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
@@ -36,7 +38,9 @@ class Results:
     """The content of an image's files; what is not saved is None."""
 
     mask: np.ndarray | None = None
-    """(H, W) uint8, of the image's size; also what an overlay shows."""
+    """(H, W) uint8, of the image's size; also what an overlay and regions show."""
+    probability: np.ndarray | None = None
+    """(H, W) float16, of the mask's classes, for regions."""
     cpl: np.ndarray | None = None
     """(H, W) uint8"""
     archives: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -62,6 +66,11 @@ def write(
                 if results.mask.shape != (image.height, image.width):
                     raise UserError(f"{job.source} changed while it was segmented; run again")
                 save_image(path, overlay(image, results.mask, palette))
+            elif kind == "index":
+                save_image(path, Image.fromarray(results.mask))
+            elif kind == "regions":
+                regions = find_regions(results.mask, results.probability)
+                save_arrays(path, to_arrays(regions, results.mask.shape))
             else:
                 save_arrays(path, results.archives[kind])
     except OSError as error:

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
+import torch
 
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import memory_errors_as
@@ -159,7 +160,7 @@ def segment_files(
         if labelled:
             if settings.crf:
                 work.maps = segmenter.refine(work.maps, work.prepared.photo)
-            _label(work, details)
+            _label(work, details, save)
         work.prepared = work.maps = None
 
     def finish_in_thread(work: _Work) -> _Work:
@@ -169,8 +170,9 @@ def segment_files(
     @_timed
     @stage
     def write(work: _Work) -> None:
-        # For an overlay, the image is read again.
-        need = decoding_memory(work.outcome.size) if "overlay" in save else 0
+        # For an overlay, the image is read again; of regions, each pixel has its number.
+        large = not {"overlay", "regions"}.isdisjoint(save)
+        need = decoding_memory(work.outcome.size, deep="regions" in save) if large else 0
         with images.take(need):
             outputs.write(work.outcome.job, work.results, network.palette, settings.reading)
 
@@ -236,11 +238,17 @@ def _collect(work: _Work, segmenter: Segmenter, save: Sequence[str]) -> None:
         work.results.cpl = np.array([0, *maps.cam_classes], dtype=np.uint8)[cpl]
 
 
-def _label(work: _Work, details: bool) -> None:
+def _label(work: _Work, details: bool, save: Sequence[str]) -> None:
     """The mask, and what it holds."""
     maps, size = work.maps, work.outcome.size
+    of_pixels = torch.empty(size, dtype=torch.float16) if "regions" in save else None
+    if details or of_pixels is not None:
+        mask, pixels, probabilities = argmax_and_probability(
+            maps.seg, size, maps.passes, of_pixels)
+        work.results.probability = None if of_pixels is None else of_pixels.numpy()
+    else:
+        mask = argmax_at_size(maps.seg, size)
     if details:
-        mask, pixels, probabilities = argmax_and_probability(maps.seg, size, maps.passes)
         work.outcome.found = [
             Found(label, count / mask.numel(), probability)
             for label, count, probability in zip(
@@ -248,6 +256,4 @@ def _label(work: _Work, details: bool) -> None:
             )
             if count
         ]
-    else:
-        mask = argmax_at_size(maps.seg, size)
     work.results.mask = np.array(maps.classes, dtype=np.uint8)[mask.numpy()]

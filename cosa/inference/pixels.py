@@ -24,7 +24,7 @@ def argmax_at_size(scores: Tensor, size: Size) -> Tensor:
 
 @torch.inference_mode()
 def argmax_and_probability(
-    scores: Tensor, size: Size, passes: int | None
+    scores: Tensor, size: Size, passes: int | None, of_pixels: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``argmax_at_size``, with how much of the image each label has, and how surely.
 
@@ -32,6 +32,7 @@ def argmax_and_probability(
         scores: (K, h, w) logits summed over ``passes``, or probabilities.
         size: (H, W).
         passes: number of passes in the sum; None for probabilities.
+        of_pixels: (H, W) on the CPU, filled with the probability of each pixel's label, if given.
 
     Returns:
         The mask, the pixels of each label (K,) int64, and the mean probability of each label
@@ -48,6 +49,8 @@ def argmax_and_probability(
             sure = ((wide - best.values) / passes).exp().sum(dim=0).reciprocal()
         flat = best.indices.flatten()
         mask[part] = best.indices.byte().cpu()
+        if of_pixels is not None:
+            of_pixels[part] = sure.cpu()
         pixels += torch.bincount(flat, minlength=len(scores)).cpu()
         total += torch.bincount(flat, sure.flatten().double(), minlength=len(scores)).cpu()
     return mask, pixels, total / pixels

@@ -12,6 +12,7 @@ from cosa.core.signals import Interrupts
 from cosa.core.terminal import progress_bar, say, tell
 from cosa.inference.command_line import Options, parse
 from cosa.inference.counts import Counts
+from cosa.inference.exports import export
 from cosa.inference.finished import in_order
 from cosa.inference.jobs import Plan, share
 from cosa.inference.outcome import Outcome
@@ -90,6 +91,8 @@ def process(task: Task, stop: Interrupts, summary: Summary | None) -> Counts:
             scorer.add_up()
             scores = scorer.scores()
             lines += scorer.table().split("\n")
+        if complete and task.writers:
+            lines += annotate(task, counts, stop)
         if summary is not None:
             summary.finish({
                 "input": options.input, "output": options.output, "weights": options.weights,
@@ -115,6 +118,17 @@ def segment(task: Task, jobs: Plan) -> Iterator[Outcome]:
         workers=options.workers,
         autocast=choose_autocast(device, training.precision),
     )
+
+
+def annotate(task: Task, counts: Counts, stop: Interrupts) -> list[str]:
+    """Write the files for annotation tools, in one process; returns lines that tell of them."""
+    options = task.options
+    failed, interrupted = distributed.from_main(
+        lambda: export(task.writers, task.jobs, {*counts.failures}, options, stop))
+    counts.failed += failed
+    counts.interrupted |= interrupted
+    places = (", ".join(writer.PLACES) for writer in task.writers)
+    return [] if interrupted else [f"for annotation tools: {', '.join(places)}"]
 
 
 def follow(

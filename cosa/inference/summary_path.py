@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cosa.core.errors import UserError
 from cosa.inference.command_line import Options
+from cosa.inference.exports import export_places
 from cosa.inference.jobs import Plan, mask_name
 from cosa.inference.record import CLASSES_FILE, MARKS_FILE
 
@@ -24,7 +25,7 @@ def check_json(options: Options, jobs: Plan) -> None:
 def _is_taken(target: Path, options: Options, jobs: Plan) -> bool:
     output, above = Path(options.output), [target, *target.parents]
     files = [options.weights, options.labels, output / CLASSES_FILE, output / MARKS_FILE,
-             options.colors]
+             options.colors, *export_places(options)]
     if options.evaluate and Path(options.evaluate).is_file():
         files.append(options.evaluate)
     if not {_real(file) for file in files if file}.isdisjoint(above):

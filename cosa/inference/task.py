@@ -16,8 +16,10 @@ from cosa.core.device import choose_device, memory_errors_as
 from cosa.core.errors import UserError
 from cosa.core.files import remove_leftovers
 from cosa.core.memory import require_memory
+from cosa.export.annotations import Writer
 from cosa.inference.choose_settings import choose_crf, choose_settings
 from cosa.inference.command_line import Options
+from cosa.inference.exports import choose_writers
 from cosa.inference.finished import find_finished
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import ImageLabels, read_image_labels
@@ -40,11 +42,13 @@ class Task:
     labels: ImageLabels | None
     scorer: Scorer | None
     record: Record
+    writers: list[Writer]
+    """Of files for annotation tools."""
 
     @property
     def writing(self) -> bool:
         """Whether there is anything left to do."""
-        return not all(self.finished)
+        return bool(self.writers) or not all(self.finished)
 
     def start(self) -> None:
         """Note new results, if there are to be any, and sweep up what killed programs left.
@@ -89,13 +93,14 @@ def look(options: Options) -> Iterator[Task]:
     if options.json:
         check_json(options, jobs)
     with Record(Path(options.output), network, settings, options.save) as record:
+        writers = choose_writers(options, network, record.digest)
         record.begin(options.overwrite, jobs)
         # Masks that are not saved can only be scored by computing them again.
         afresh = options.overwrite or (scorer is not None and "mask" not in options.save)
         finished = distributed.from_main(
             lambda: [False] * len(jobs) if afresh else find_finished(jobs, options.workers)
         )
-        yield Task(options, jobs, finished, network, settings, labels, scorer, record)
+        yield Task(options, jobs, finished, network, settings, labels, scorer, record, writers)
 
 
 def check_memory(settings: Settings, count: int, device: torch.device) -> None:

@@ -12,11 +12,12 @@ from PIL import Image
 
 from cosa.checkpoint import save_weights
 from cosa.config import from_dict, to_dict
+from cosa.inference.kinds import KINDS
 from cosa.network import CoSANetwork
 from cosa.pictures.palette import voc_palette
 from infer import main
 
-ALL = ("--save", "mask,overlay,cam,cpl,probabilities")
+ALL = ("--save", ",".join(KINDS))
 """Every kind of result."""
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,9 +3,9 @@
     python tests/helpers/outside.py < JOBS
 
 JOBS is a JSON list of objects with "arguments"; "await", a file before which no signal is sent;
-"signals", a list of [seconds to wait, number]; "stdout" and "stderr": "kept", "closed", "gone" (a
-pipe without a reader) or "full" (a disk). Prints a JSON list: "code", negative for a signal, "out"
-and "err".
+"signals", a list of [seconds to wait, number]; "dies", a file before which, whole as it is, gets
+its name the run kills itself; "stdout" and "stderr": "kept", "closed", "gone" (a pipe without a
+reader) or "full" (a disk). Prints a JSON list: "code", negative for a signal, "out" and "err".
 
 Importing PyTorch takes seconds, so it happens once, here; each run is a fork of this process,
 which itself computes nothing. Only the start of the interpreter is left out.
@@ -46,6 +46,8 @@ def start(job: dict) -> dict:
         child = os.fork()
         if not child:
             sys.argv = ["infer.py", *job["arguments"]]
+            if "dies" in job:
+                sys.addaudithook(lambda event, values: die(event, values, job["dies"]))
             for number, (name, file) in enumerate(zip(streams, (out, err), strict=True), start=1):
                 open_as(job.get(name, "kept"), number, file.fileno())
             sys.stdout = None if job.get("stdout") == "closed" else sys.stdout
@@ -57,6 +59,12 @@ def start(job: dict) -> dict:
             file.seek(0)
             printed.append(file.read().decode())
     return {"code": code, "out": printed[0], "err": printed[1]}
+
+
+def die(event: str, values: tuple, path: str) -> None:
+    """As if another process had sent it; nothing of Python runs any more."""
+    if event == "os.rename" and str(values[1]) == path:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def send(child: int, job: dict) -> int:

@@ -29,6 +29,7 @@ SIGNALS = {  # the first signal, and the longest time between further ones
     "batch": (signal.SIGTERM, 0.02),
 }
 EARLY = {"early": signal.SIGTERM}
+EXPORT = ["--export", "coco,yolo,labelme,labelstudio", "--simplify", "0"]
 UNREAD = {  # where standard streams lead, the exit code, and what is told
     "gone stdout": ({"stdout": "gone"}, 0, ""),
     "full disk": ({"stdout": "full"}, 1,
@@ -66,6 +67,8 @@ def ends(tmp_path_factory, weights):
     for name, number in EARLY.items():
         jobs[name] = job(name, "few", signals=[[0.03, number]] + [[0.0005, number]] * 40)
         jobs[name]["await"] = str(folder)
+    jobs["killed"] = job("killed", "few", dies=str(folder / "killed/out/yolo/labels/1.txt"))
+    jobs["killed"]["arguments"] += EXPORT
     for name, (streams, _, _) in UNREAD.items():
         jobs[name] = job(name, "few", **streams)
     done = subprocess.run(
@@ -105,6 +108,24 @@ def test_a_signal_before_the_first_image_leaves_nothing(ends, name):
         assert not list(folder.rglob("*.tmp"))
     else:
         assert end["err"] == "stopped before the first image\n"
+
+
+def test_files_for_annotators_are_complete_though_they_were_begun_by_a_killed_run(
+    ends, tmp_path, program
+):
+    folder, out = ends[0], ends[0] / "killed/out"
+    assert ends[1]["killed"]["code"] == -signal.SIGKILL
+    assert (out / "yolo/labels/0.txt").exists() and not (out / "coco.json").exists()
+    assert list(out.rglob("*.tmp"))
+    code, text, err = program(folder / "few", out, *EXPORT)
+    assert (code, err) == (0, "") and "3 skipped" in text
+    assert program(folder / "few", tmp_path / "whole", *EXPORT)[0] == 0
+    left = [name for name in files(out) if name.endswith(".tmp")]
+    assert all("yolo" in name or "/" not in name for name in left)  # of this very moment
+    assert [name for name in files(out) if name not in left] == files(tmp_path / "whole")
+    for name in files(tmp_path / "whole"):
+        if not name.endswith(".npz") and "labelme" not in name:  # where the images are from there
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("name", UNREAD)

@@ -91,6 +91,20 @@ def run_lengths(counts: list[int] | str) -> np.ndarray:
     return values
 
 
+def compressed(counts: np.ndarray) -> str:
+    """Lengths of runs (K,) int64 as the text that ``run_lengths`` reads."""
+    values = counts.copy()
+    values[3:] -= counts[1:-2]
+    letters = []
+    for value in values.tolist():
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            letters.append(chr(48 + bits + 32 * more))
+    return "".join(letters)
+
+
 def fill_polygon(corners: np.ndarray, size: Size) -> np.ndarray:
     """(H, W) bool: the pixels of an image of ``size`` whose centre is inside a polygon.
 
