@@ -87,7 +87,7 @@ class Choice:
     words: tuple[str, ...]
 
     def refusal(self, value: Any) -> str:
-        return "" if value in self.words else f"use one of {', '.join(self.words)}"
+        return "" if value in self.words else f"use one of {', '.join(map(repr, self.words))}"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from cosa.core.foreign import read_lines
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, label_rows
-from cosa.data.images import IMAGE_SUFFIXES, image_size
-from cosa.data.labels import ImageIndex, LabelTable, composed, match_rows
+from cosa.data.images import IMAGE_SUFFIXES, hidden, image_size
+from cosa.data.labels import ImageIndex, LabelTable, composed, is_background, match_rows
 from cosa.data.masks import open_masks
 
 
@@ -87,28 +87,32 @@ def checked_classes(names: Sequence[str], source: Path) -> tuple[str, ...]:
     Raises ``UserError`` for a name that occurs twice, for "background", which is implied, and for
     none or more than 254 classes.
     """
-    if "background" in names:
-        raise UserError(f"{source}: remove 'background'; it is implied and has the mask value 0")
+    background = next(filter(is_background, names), None)
+    if background is not None:
+        raise UserError(f"{source}: remove '{background}'; it is implied and has the mask value 0; "
+                        "images of nothing else have an empty label")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{source}: the class '{twice[0]}' is listed twice; remove one")
-    if not 0 < len(names) < IGNORE:
+    if not names:
+        raise UserError(f"{source}: there is no class in it: name the classes, or give labels that "
+                        "do")
+    if len(names) >= IGNORE:
         raise UserError(f"{source}: {len(names)} classes found; there must be 1 to {IGNORE - 1}")
     return tuple(names)
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """All images below ``folder``: name (see ``FolderDataset``) -> file."""
+    """All images below ``folder`` but hidden ones: name (see ``FolderDataset``) -> file."""
     existing_folder(folder, "data.images or data.val_images")
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    ]
-    if not files:
+    found = [(path, path.relative_to(folder)) for path in sorted(folder.rglob("*"))
+             if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = [(path, name) for path, name in found if not hidden(name) and path.is_file()]
+    if not found:
         raise UserError(f"{folder}: there is no image in this folder")
-    whole = [path.relative_to(folder).as_posix() for path in files]
-    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    files = [path for path, _ in found]
+    whole = [name.as_posix() for _, name in found]
+    stems = [name.with_suffix("").as_posix() for _, name in found]
     # A stem is a name if it means one file only, whether read as a stem or as a whole name.
     uses = Counter([*whole, *stems])
     names = [stem if uses[stem] == 1 else name for stem, name in zip(stems, whole, strict=True)]

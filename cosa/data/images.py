@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
@@ -57,6 +57,11 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Modes of Pillow that hold 16 bits or more."""
+
+
+def hidden(path: PurePath) -> bool:
+    """Whether a relative path is of what systems keep for themselves, as ``._a.jpg`` of macOS."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 class LazyFile(LazyImage):

@@ -131,10 +131,7 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
     if data.colors and masks is None:
         raise UserError("data.colors is of use with masks only: set data.masks or data.val_masks, "
                         "or leave it out")
-    named = masks is not None and (masks.suffix.lower() == ".json" or data.colors)
-    if masks is not None and not listed and not named:
-        note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
-    return FolderDataset(
+    dataset = FolderDataset(
         classes,
         own_images or images,
         table,
@@ -143,6 +140,9 @@ def _folder(data: DataConfig, training: bool) -> FolderDataset:
         masked_only=not data.val_labels and masks is not None,
         colors=_path(data, "colors"),
     )
+    if masks is not None and not listed and not dataset.masks.by_name:
+        note(f"without data.classes, mask value k is taken for the k-th class name in {order}")
+    return dataset
 
 
 def _labels(data: DataConfig, key: str, images: Path, known: Sequence[str]) -> LabelTable:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cosa.core import distributed
 from cosa.core.errors import UserError
-from cosa.data.images import IMAGE_SUFFIXES
+from cosa.data.images import IMAGE_SUFFIXES, hidden
 from cosa.inference.kinds import KINDS
 from cosa.inference.search import is_pattern, is_regular, matching, walk
 
@@ -234,9 +234,7 @@ def _find(source: str, left_out: Sequence[Path]) -> tuple[Path, list[str]]:
     files = set()
     for match in found:
         file = match.relative_to(root)
-        hidden = any(part.startswith(".") for part in file.parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or inside.intersection(file.parents):
-            continue
-        if is_regular(match):
+        is_image = file.suffix.lower() in IMAGE_SUFFIXES and not hidden(file)
+        if is_image and not inside.intersection(file.parents) and is_regular(match):
             files.add(file.as_posix())
     return root, sorted(files)

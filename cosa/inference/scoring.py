@@ -91,7 +91,7 @@ class Scorer:
             self.classes[1:],
             masked,
             read=lambda number: self._read(self.jobs[number]),
-            labels=lambda number: labels and labels.find(names[number]),
+            labels=lambda number: (labels.find if labels else self.masks.stated)(names[number]),
             source=lambda number: self.masks.source(names[number]),
         )
         report.require()

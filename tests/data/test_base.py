@@ -597,8 +597,9 @@ def test_folder_mistakes_in_paths_and_classes(folder):
     fails("for example c.png", lambda: own(folder, "val", masks="other"))
     for content, message in (
         ("background\ndog\n", "remove 'background'"),
+        ("Background\ndog\n", "remove 'Background'"),
         ("dog\ndog\n", "'dog' is listed twice"),
-        ("\n", "0 classes found"),
+        ("\n", "there is no class in it"),
     ):
         (folder / "classes.txt").write_text(content)
         fails(message, lambda: own(folder, classes="classes.txt"))

@@ -226,6 +226,29 @@ def test_all_are_read_before_a_sample_is_an_error(monkeypatch, capsys):
         made.require()
 
 
+def test_masks_of_which_none_can_be_read():
+    def read(index):
+        raise UserError(f"{index}.png: the mask holds the value 9")
+
+    made = examine_masks(("cat",), range(3), read, lambda index: None, str)
+    assert [f.sentence for f in made.findings] == [
+        "none of 3 true masks can be scored: 0.png: the mask holds the value 9"]
+    assert made.findings[0].severity == "error"
+
+
+def test_a_background_may_be_another_value_though_0_occurs(tmp_path):
+    """Where a class has the value 0: what looks so may be right, in rooms with walls."""
+    masks = three_classes(lambda k: blob(k % 3, 3), count=9, classes=("cat", "dog", "field"))
+    made = examine_masks(("cat", "dog", "field"), range(9), lambda k: list(masks.values())[k][1],
+                         lambda index: None, str)
+    (finding,) = made.findings
+    assert finding.severity == "warning"
+    assert "0, the background, is in 3 of 9 true masks, and 3, which means 'field'," in (
+        finding.sentence)
+    turned = examine_masks(("cat",), range(9), lambda k: blob(k % 2, 255), lambda index: None, str)
+    assert turned.findings == [], "what surrounds pictures may be 255"
+
+
 def test_images_are_sampled(tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "HEADERS", 4)
     monkeypatch.setattr(statistics, "DECODED", 3)
@@ -257,10 +280,10 @@ def test_a_single_class_is_told_from_images_without_it(tmp_path):
     """Where the user says that these show none of the classes."""
     images = {name: ("cat", blob(1)) for name in "abcdef"}
     (error,), _ = found(write_folder(tmp_path / "alone", images))
-    assert ("; add images without it, as rows with an empty label, and set data.negatives=true, or "
-            "add images of other things") in error
+    assert ("; add images without it, with an empty label (of subfolders: in one called "
+            "'background'), and set data.negatives=true, or add images of other things") in error
     (error,), _ = found(write_folder(tmp_path / "alone again", images) | {"negatives": True})
-    assert "; add images without it, as rows with an empty label, and set data.neg" in error
+    assert "; add images without it, with an empty label" in error and "set data.neg" in error
     data = write_folder(tmp_path / "own", images | {name: ("", blob(0)) for name in "gh"})
     (error,), warnings = found(data)
     assert "learns nothing; set data.negatives=true, or add" in error
@@ -327,7 +350,8 @@ def test_names_of_several_words_are_names():
 
 def test_names_of_a_labels_file(tmp_path):
     images = {"a": ("cat", None), "b": ("sofa", None), "c": ("cat sofa", None), "d": ("nan", None)}
-    errors, _ = found(write_folder(tmp_path / "own", images))
+    data = write_folder(tmp_path / "own", images) | {"label_separator": "none"}
+    errors, _ = found(data)
     assert len(errors) == 2 and "'nan'" in errors[0] and "'cat sofa'" in errors[1]
 
 

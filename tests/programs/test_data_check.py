@@ -63,8 +63,9 @@ def test_an_evaluation_with_bad_masks_does_not_begin(command_line, weights, tmp_
     told = f"note: {tmp_path}/labels.csv: 3 images, 2 classes, CSV, one label per image\n"
     assert (code, out) == (2, "") and err == (told if labels else "") + (
         f"error: 3 of 3 true masks hold no value but 0 and 255, such as {tmp_path}/truth/masks/"
-        "a.png: write the class index, 1..3, where the object is; 255 means 'does not count'; or "
-        "name white in a colour map (data.colors, --colors)\n"
+        "a.png: write the class index, 1..3, where the object is; 255 means 'does not count' (in "
+        "COCO's files: give each annotation its outline); or name white in a colour map "
+        "(data.colors, --colors)\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -90,3 +91,19 @@ def test_a_truth_without_classes_is_scored_with_a_warning(program, tmp_path):
                              tmp_path / "truth/masks")
     assert code == 0 and "2 images scored" in out
     assert err.startswith("warning: none of 2 true masks holds a class") and err.count("\n") == 1
+
+
+def test_a_file_of_objects_without_outlines_is_no_truth(command_line, weights, tmp_path):
+    """It names its classes itself: the score would be that of the background alone."""
+    truth_of(tmp_path, dict.fromkeys("ab", blob(1)))
+    tree = {"categories": [{"id": 4, "name": CLASSES[0]}],
+            "images": [{"id": k, "file_name": f"{name}.png"} for k, name in enumerate("ab")],
+            "annotations": [{"image_id": 0, "category_id": 4, "segmentation": []},
+                            {"image_id": 1, "category_id": 4, "segmentation": [[1, 1, 9, 9]]}]}
+    (tmp_path / "truth.json").write_text(json.dumps(tree))
+    code, out, err = command_line(
+        "infer.py", tmp_path / "in", "--weights", weights, "--output", tmp_path / "out",
+        "--evaluate", tmp_path / "truth.json", "--device", "cpu",
+    )
+    assert (code, out) == (2, "") and "give each annotation its outline" in err
+    assert err.startswith("error: 2 of 2 true masks hold the background alone though the labels")

@@ -26,8 +26,8 @@ SEVERAL = 3
 DARK = 15
 """The largest value of images that are nearly black."""
 
-NO_NAMES = {"nan", "none", "null", "n/a", "<na>"}
-"""What spreadsheets and programs write for a label that is missing."""
+NO_NAMES = {"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "-", "?", "unlabeled", "unlabelled"}
+"""What spreadsheets and programs write for a label that is missing; the last are Roboflow's."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def names_that_are_none(s: Statistics) -> Iterator[Finding]:
     missing = [name for name in s.classes if name.strip().casefold() in NO_NAMES]
     if missing:
         yield error(f"{quoted(missing)} is among the class names: a missing label was written so; "
-                    "leave the field of an image without labels empty in the labels file")
+                    "leave the field of an image without labels empty in the labels file, and "
+                    "remove a column of that name")
 
 
 def names_that_look_alike(s: Statistics) -> Iterator[Finding]:
@@ -107,7 +108,8 @@ def nothing_to_tell_apart(s: Statistics) -> Iterator[Finding]:
     everywhere = [c for c, n in zip(s.classes, s.labels.of_class, strict=True) if n == s.shown]
     if s.shown > 1 and present == everywhere:
         without = "" if s.labels.unlabelled else (
-            "add images without it, as rows with an empty label, and ")
+            "add images without it, with an empty label (of subfolders: in one called "
+            "'background'), and ")
         yield error(f"all {s.shown} training images that have a label have the same, "
                     f"{quoted(present)}: there is nothing to tell it from, and classification "
                     f"learns nothing; {without}set data.negatives=true, or add images of other "
@@ -185,7 +187,7 @@ def masks_without_classes(s: Statistics) -> Iterator[Finding]:
     last = len(s.classes)
     none, named = not any(m.masks[1:]), m.labelled.count
     instead = (f"write the class index, 1..{last}, where the object is; {IGNORE} means 'does not "
-               "count'")
+               "count' (in COCO's files: give each annotation its outline)")
     denied = s.split == "true" and m.known.count and not named  # labels say: no class here
     if m.ignored_alone.count > named / 2 or (none and m.ignored_masks and not denied):
         example = m.ignored_alone.example or m.first
@@ -196,13 +198,20 @@ def masks_without_classes(s: Statistics) -> Iterator[Finding]:
     elif m.background_alone.count > named / 2:
         yield error(f"{m.background_alone.count} of {m.read} {s.split} masks hold the background "
                     f"alone though the labels name classes{_such_as(m.background_alone.example)}: "
-                    f"{instead} (in COCO's files: give each annotation its outline)")
+                    f"{instead}")
     elif none:
         sentence = (f"none of {m.read} {s.split} masks holds a class: the score would be that of "
                     "the background alone")
         # Images without any class are a test of false alarms, if that is meant.
         yield warning(sentence) if s.split == "true" else error(
             f"{sentence}{_such_as(m.first)}: {instead}; or train without masks")
+
+
+def masks_unreadable(s: Statistics) -> Iterator[Finding]:
+    m = s.masks
+    if m is not None and m.unreadable.count and not m.read:
+        yield error(f"none of {m.unreadable.count} {s.split} masks can be scored: "
+                    f"{m.unreadable.example}")
 
 
 def masks_nearly_ignored(s: Statistics) -> Iterator[Finding]:
@@ -214,17 +223,22 @@ def masks_nearly_ignored(s: Statistics) -> Iterator[Finding]:
 
 
 def background_that_is_not_0(s: Statistics) -> Iterator[Finding]:
-    """0 occurs nowhere, and one value is in all masks, at their borders and beside classes."""
+    """Another value is in all masks, at their borders and beside classes.
+
+    Where 0 occurs nowhere, it is an error. Else it may be right: in rooms, the wall is everywhere.
+    """
     m = s.masks
-    if m is None or m.read < SEVERAL or m.masks[0] > m.read / 50:
+    if m is None or m.read < SEVERAL:
         return
-    value = m.border.value
+    value, found = m.border.value, error if m.masks[0] <= m.read / 50 else warning
+    if found is warning and value == IGNORE:  # as around pictures that were turned
+        return
     if value and m.border.masks >= NEARLY_ALL * m.read and m.border.share > 0.5 and (
         m.border.beside > m.read / 2
     ):
         name = "" if value == IGNORE else f", which means {quoted([s.classes[value - 1]])},"
         held = f"{m.masks[0]} of {m.read}" if m.masks[0] else f"none of {m.read}"
-        yield error(f"0, the background, is in {held} {s.split} masks, and {value}{name} is in "
+        yield found(f"0, the background, is in {held} {s.split} masks, and {value}{name} is in "
                     f"{m.border.masks} and on most of their borders: it is the background, it "
                     f"seems; write 0 in its place, and the classes as 1..{len(s.classes)}")
 
@@ -254,5 +268,6 @@ OF_NAMES = (names_that_are_none, names_that_look_alike, names_that_are_several)
 RULES = (
     nothing_to_tell_apart, classes_everywhere, classes_nowhere, images_without_labels,
     images_of_one_colour, values_that_seem_misread, images_nearly_black,
-    masks_without_classes, masks_nearly_ignored, background_that_is_not_0, labels_against_masks,
+    masks_unreadable, masks_without_classes, masks_nearly_ignored, background_that_is_not_0,
+    labels_against_masks,
 )

@@ -80,9 +80,10 @@ class Masks:
     """What some masks hold; index c of a list is the mask value c, 0 being the background."""
 
     there: int
-    """Masks of the data set, of which ``read`` were read, and ``unreadable`` could not be."""
+    """Masks of the data set, of which ``read`` were read."""
     read: int
-    unreadable: int
+    unreadable: Cases
+    """Masks that could not be read; the example says why."""
     pixels: list[int]
     masks: list[int]
     """Masks that hold the value."""
@@ -194,20 +195,20 @@ def count_masks(
         source: the file, for people.
     """
 
-    def counts(index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def counts(index: int) -> tuple[np.ndarray, np.ndarray] | UserError:
         try:
             mask = read(index)
-        except UserError:
-            return None
+        except UserError as error:
+            return error
         sides = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         return _histogram(mask.ravel()), _histogram(sides)
 
     pixels, border, masks, beside = np.zeros((4, 256), np.int64)
     cases: dict[str, Cases] = {}
-    unreadable, first = 0, ""
+    unreadable, first = Cases(), ""
     for index, found in zip(indices, in_threads(counts, indices), strict=True):
-        if found is None:
-            unreadable += 1
+        if isinstance(found, UserError):
+            unreadable = unreadable.and_one(str(found))
             continue
         present = found[0] > 0
         is_class = present.copy()
@@ -226,7 +227,7 @@ def count_masks(
             cases[kind] = cases.get(kind, Cases()).and_one(example)
     value = int(border.argmax())
     return Masks(
-        there=there, read=len(indices) - unreadable, unreadable=unreadable,
+        there=there, read=len(indices) - unreadable.count, unreadable=unreadable,
         pixels=pixels[: len(classes) + 1].tolist(), masks=masks[: len(classes) + 1].tolist(),
         ignored_pixels=int(pixels[IGNORE]), ignored_masks=int(masks[IGNORE]),
         border=Border(value, float(border[value] / max(1, border.sum())), int(masks[value]),

@@ -8,9 +8,9 @@
 
 from cosa.data.labels.choose import read_labels, say_labels
 from cosa.data.labels.matching import ImageIndex, Names, match_rows
-from cosa.data.labels.table import LabelTable, Row, composed
+from cosa.data.labels.table import LabelTable, Row, composed, is_background
 
 __all__ = [
-    "ImageIndex", "LabelTable", "Names", "Row", "composed", "match_rows", "read_labels",
-    "say_labels",
+    "ImageIndex", "LabelTable", "Names", "Row", "composed", "is_background", "match_rows",
+    "read_labels", "say_labels",
 ]

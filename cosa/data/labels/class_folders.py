@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from cosa.core.errors import UserError
 from cosa.data.labels.source import Reader, Source
-from cosa.data.labels.table import LabelTable, Row, composed
+from cosa.data.labels.table import LabelTable, Row, composed, is_background
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 """Names, in lower case, of folders that are parts of a data set, not classes."""
-
-NO_CLASS = "background"
-"""The subfolder of images that show none of the classes."""
 
 
 def _recognises(source: Source) -> bool:
@@ -18,13 +15,16 @@ def _recognises(source: Source) -> bool:
 
 
 def _read(source: Source) -> LabelTable:
-    """The first folder of an image's path is its class; folders within it are of no meaning."""
+    """The first folder of an image's path is its class; folders within it are of no meaning.
+
+    Images in one called background show none of the classes.
+    """
     images = [source.below(path) for path in source.pictures]
     beside = [image for image in images if "/" not in image]
     if beside:
         raise UserError(
             f"{source.path}: {len(beside)} images lie beside the subfolders, in no class, such as "
-            f"{beside[0]}: move them into that of their class, or into '{NO_CLASS}' if they show "
+            f"{beside[0]}: move them into that of their class, or into 'background' if they show "
             f"none, or set {source.key} to labels of another kind"
         )
     folders = list(dict.fromkeys(image.split("/")[0] for image in images))
@@ -35,7 +35,7 @@ def _read(source: Source) -> LabelTable:
             f"data.images to {source.path / splits[0]}, and data.val_images to that of the others"
         )
     names = {folder: composed(folder).strip() for folder in folders}
-    rows = [Row(image, image, [names[folder]] if folder != NO_CLASS else [])
+    rows = [Row(image, image, [] if is_background(folder) else [names[folder]])
             for image in images for folder in [image.split("/")[0]]]
     return LabelTable(source.path, "a subfolder per class", rows)
 

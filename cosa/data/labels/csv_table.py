@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.core.errors import UserError
 from cosa.core.foreign import read_csv, read_text
+from cosa.data.labels import label_studio
 from cosa.data.labels.label_fields import SEPARATORS, labels_of, told
 from cosa.data.labels.source import Reader, Source
-from cosa.data.labels.table import LabelTable, Row, composed
+from cosa.data.labels.table import LabelTable, Row, composed, merged
 
-OTHERS = {".json", ".xml", ".yaml", ".yml"}
-"""Suffixes of files that are no tables; any other may be one."""
+OTHERS = {".json", ".xml", ".yaml", ".yml", ".xlsx", ".xls", ".ods", ".parquet", ".zip"}
+"""Suffixes of files that are no tables of text; any other may be one."""
+
+BESIDE = ("_classes.csv", "_annotations.csv", "labels.csv")
+"""Names of tables that are found in the folder of the images; the first two are Roboflow's."""
 
 DELIMITERS = (",", ";", "\t")
 
 IMAGE = {
     "image", "images", "imagename", "imagefile", "imagefilename", "imagepath", "imageid",
-    "filename", "filenames", "file", "files", "filepath", "path", "paths", "img", "imgname",
-    "imgpath", "photo", "picture",
+    "filename", "filenames", "fname", "fnames", "file", "files", "filepath", "path", "paths",
+    "img", "imgname", "imgpath", "photo", "picture",
 }
 """Headers, in lower case and without blanks and such, of the column that names the images."""
 
@@ -35,8 +39,14 @@ LABELS = {
 }
 """Headers of the column of labels."""
 
-OBJECTS = {"xmin", "x1", "left", "bbox", "x"}
+OBJECTS = {"xmin", "x1", "left", "bbox", "bboxx", "x"}
 """Headers of tables with a row for each object, not for each image."""
+
+ABOUT = {"isvalid", "isval", "istrain", "istest", "split", "subset", "fold", "width", "height"}
+"""Headers of what is about an image and no class of it, whatever its values."""
+
+VERIFIED = {"imageid", "labelname", "confidence"}
+"""Headers of Open Images: a row for each label that was asked for, of confidence 0 if denied."""
 
 YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 
@@ -49,11 +59,21 @@ class Columns:
     labels: int | None
     classes: list[int]
     left_out: list[int]
-    by_object: bool
+    by_object: bool = False
+    confidence: int | None = None
+    """Of Open Images: 0 where the label was found to be wrong."""
 
 
 def _recognises(source: Source) -> bool:
-    return not source.is_folder and source.path.suffix.lower() not in OTHERS
+    return _table(source) is not None and not label_studio.is_table(source)
+
+
+def _table(source: Source) -> Path | None:
+    """The file, or the table in the folder."""
+    if not source.is_folder:
+        return source.path if source.path.suffix.lower() not in OTHERS else None
+    paths = (source.path / name for name in BESIDE)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read(source: Source) -> LabelTable:
@@ -61,8 +81,8 @@ def _read(source: Source) -> LabelTable:
 
     Lines count from 1, the header included.
     """
-    path = source.path
-    header, lines = _lines(source)
+    path = _table(source)
+    header, lines = _lines(path, source.key)
     columns = _columns(path, header, lines)
     images = [fields[columns.image] for _, fields in lines]
     if columns.labels is None:
@@ -72,11 +92,14 @@ def _read(source: Source) -> LabelTable:
         fields = [(f"{path}, line {number}", fields[columns.labels]) for number, fields in lines]
         _refuse_numbers(path, header[columns.labels], [field for _, field in fields])
         found, separator = labels_of(fields, source.known, source.separator, _remedy(source.key))
-        how = told(separator, found)
+        how = "one row per label" if columns.by_object else told(separator, found)
+        if columns.confidence is not None:
+            found = [[] if fields[columns.confidence] in NO else labels
+                     for (_, fields), labels in zip(lines, found, strict=True)]
     rows = [Row(f"line {number}", image, labels)
             for (number, _), image, labels in zip(lines, images, found, strict=True)]
     if columns.by_object:
-        rows = _merged(rows)
+        rows = merged(rows)
     classes = tuple(header[index] for index in columns.classes)
     left_out = [f"'{header[index]}'" for index in columns.left_out if header[index]]
     if left_out:
@@ -94,21 +117,17 @@ def _remedy(key: str) -> str:
     return f"set data.label_separator to what is between labels ({choices})"
 
 
-def _lines(source: Source) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _lines(path: Path, key: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header, and the rows below it with their line numbers, all as long as the header."""
-    path, what = source.path, "the CSV file"
-    text = read_text(path, what, f"set {source.key} to where the labels are")
-    delimiter, skip = _delimiter(text)
+    what = "the CSV file"
+    text = read_text(path, what, f"set {key} to where the labels are")
+    delimiter, skip = _delimiter(path, text)
     lines = read_csv(path, what, text=text, delimiter=delimiter)[skip:]
-    lines = [(number, [composed(field) for field in fields]) for number, fields in lines]
+    lines = _trimmed([(number, list(map(composed, fields))) for number, fields in lines])
     number, header = lines[0] if lines else (1, [])
     twice = next((name for name, count in Counter(header).items() if count > 1), None)
     if len(header) < 2 or _image_column(path, header) is None:
-        raise UserError(
-            f"{path}: the first line must be the header 'image,labels' (or like it: file, path; "
-            "label, tags, class), or 'image' and one column per class; it is "
-            f"'{delimiter.join(header)[:80]}'"
-        )
+        raise _no_header(path, delimiter.join(header))
     if twice is not None or "" in header[1:]:
         told_twice = f"two columns are named '{twice}'" if twice else "a column has no name"
         raise UserError(f"{path}, line {number}: {told_twice}; remove or rename one")
@@ -125,7 +144,23 @@ def _lines(source: Source) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, lines[1:]
 
 
-def _delimiter(text: str) -> tuple[str, int]:
+def _trimmed(lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Without the empty columns that spreadsheets leave behind the last one."""
+    width = len(lines[0][1]) if lines else 0
+    while width and not any(any(fields[width - 1 : width]) for _, fields in lines):
+        width -= 1
+    return [(number, fields if any(fields[width:]) else fields[:width]) for number, fields in lines]
+
+
+def _no_header(path: Path, line: str) -> UserError:
+    return UserError(
+        f"{path}: the first line must be the header 'image,labels' (or like it: file, path; label, "
+        "tags, class), or 'image' and one column per class, with ',', ';' or tabs between them; it "
+        f"is '{line[:80]}'"
+    )
+
+
+def _delimiter(path: Path, text: str) -> tuple[str, int]:
     """What separates columns, by the header; and how many lines there are above it (0 or 1)."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     excel = re.fullmatch(r"sep=([,;\t|])", first.strip("\r\n"), re.IGNORECASE)
@@ -135,6 +170,8 @@ def _delimiter(text: str) -> tuple[str, int]:
     for mark, fields in header.items():
         if len(fields) > 1 and not (IMAGE | PERHAPS).isdisjoint(map(_plain, fields)):
             return mark, 0
+    if all(len(fields) < 2 for fields in header.values()):
+        raise _no_header(path, first)
     return max(header, key=lambda mark: len(header[mark])), 0
 
 
@@ -161,18 +198,24 @@ def _columns(path: Path, header: Sequence[str], lines: list[tuple[int, list[str]
     others = [k for k in others if k not in index]
     if header[0] == "" and 0 in others:
         raise UserError(f"{path}: the first column has no name; remove or rename it")
+    about = [k for k in others if _plain(header[k]) in ABOUT]
+    others = [k for k in others if k not in about]
+    if not others:
+        raise UserError(f"{path}: beside the images no column names labels or a class: add one")
     named = [k for k in others if _plain(header[k]) in LABELS]
     flags = YES | NO
     per_class = len(others) > 1 and all(
         fields[k].casefold() in flags for k in others for _, fields in lines)
     if per_class or not named:
-        return Columns(image, None, others, [], False)
+        return Columns(image, None, others, about)
     if len(named) > 1:
         raise UserError(f"{path}: the columns '{header[named[0]]}' and '{header[named[1]]}' could "
                         "both be the labels; rename or remove one")
-    left_out = [k for k in others if k not in named]
-    by_object = any(_plain(header[k]) in OBJECTS for k in left_out)
-    return Columns(image, named[0], [], left_out, by_object)
+    left_out = sorted({*others, *about} - {*named})
+    plain = [_plain(name) for name in header]
+    if VERIFIED <= set(plain):
+        return Columns(image, named[0], [], left_out, True, plain.index("confidence"))
+    return Columns(image, named[0], [], left_out, any(plain[k] in OBJECTS for k in left_out))
 
 
 def _is_index(name: str, values: Sequence[str]) -> bool:
@@ -195,7 +238,8 @@ def _present(path: Path, header: Sequence[str], columns: Columns, number: int,
         elif value not in NO:
             raise UserError(
                 f"{path}, line {number}: '{fields[index][:80]}' in the column '{header[index]}' "
-                "where 0 or 1 belongs; for label names call their column 'labels'"
+                "where 0 or 1 belongs: call a column of label names 'labels', and remove those "
+                "that are no class"
             )
     return present
 
@@ -207,15 +251,6 @@ def _refuse_numbers(path: Path, header: str, fields: Sequence[str]) -> None:
             f"{path}: the column '{header}' holds nothing but 0 and 1: write the names of the "
             "classes, or name the column after the class of which it says whether it is there"
         )
-
-
-def _merged(rows: list[Row]) -> list[Row]:
-    """The rows of an image, of which there is one for each object, as one."""
-    of_image = defaultdict(list)
-    for row in rows:
-        of_image[row.image].append(row)
-    return [Row(own[0].place, image, list(dict.fromkeys(sum((row.labels for row in own), []))))
-            for image, own in of_image.items()]
 
 
 def _shown(delimiter: str) -> str:

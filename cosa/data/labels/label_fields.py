@@ -78,14 +78,14 @@ def find_separator(
         _ask(places, field, "labels are joined by ';' in some fields and by '|' in others", remedy)
     if sure:
         return sure[0]
-    # Blanks are in many names: the check of the data set tells of "cat sofa" beside "cat".
-    for mark in (",", "/", "+"):
+    # Blanks are in many names ("red car", "red bus"), so that they are never taken for sure.
+    for mark, unsure in ((",", "unclear"), ("/", ""), ("+", ""), ("space", "several")):
         verdict = _verdict(places, mark)
+        if verdict == unsure:
+            field = next(field for field in places if SEPARATORS[mark] in field)
+            _ask(places, field, f"'{field[:80]}' may be one label or several", remedy)
         if verdict == "several":
             return mark
-        if verdict == "unclear" and mark == ",":
-            field = next(field for field in places if "," in field)
-            _ask(places, field, f"'{field[:80]}' may be one label or several", remedy)
     return "none"
 
 
@@ -129,8 +129,9 @@ def labels_of(
 
 def told(separator: str, rows: Iterable[list[str]]) -> str:
     """How labels were told apart, for people."""
-    if separator == "list":
+    several = any(len(row) > 1 for row in rows)
+    if separator == "list" or several and separator == "none":
         return "labels as lists"
-    if separator == "none" or not any(len(row) > 1 for row in rows):
+    if not several:
         return "one label per image"
     return "labels between " + ("blanks" if separator == "space" else f"'{separator}'")

@@ -1,16 +1,21 @@
-"""Labels in Label Studio's exports, JSON and JSON-MIN: choices, taxonomies, labels of regions."""
+"""Labels in Label Studio's exports, JSON, JSON-MIN and CSV: choices, taxonomies, labels of regions.
+
+CSV is JSON-MIN in a table: what is no text is written as JSON.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 from cosa.core.errors import UserError
+from cosa.core.foreign import parse_json, read_csv
 from cosa.data.images import IMAGE_SUFFIXES
 from cosa.data.labels.matching import spellings
 from cosa.data.labels.source import Reader, Source, fitting
-from cosa.data.labels.table import LabelTable, Row, label_set
+from cosa.data.labels.table import LabelTable, Row, label_set, merged
 
 REGIONS = ("rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels", "keypointlabels",
            "vectorlabels", "labels")
@@ -59,7 +64,16 @@ class _Task(_Given, total=False):
 
 
 def _recognises(source: Source) -> bool:
-    return isinstance(source.json, list) and len(source.of_kind(".json")) == 1
+    is_list = isinstance(source.json, list) and len(source.of_kind(".json")) == 1
+    return is_list or is_table(source)
+
+
+def is_table(source: Source) -> bool:
+    """Whether the file is a CSV or TSV export."""
+    if source.is_folder or source.path.suffix.lower() not in (".csv", ".tsv"):
+        return False
+    first = source.text.partition("\n")[0]
+    return {"annotation_id", "lead_time"} <= set(re.split(r"[,\t]", first.strip()))
 
 
 def _read(source: Source) -> LabelTable:
@@ -67,18 +81,37 @@ def _read(source: Source) -> LabelTable:
 
     Of several annotations of a task those marked as ground truth count, else all together.
     """
+    if is_table(source):
+        return _short(source.path, "Label Studio CSV", _tasks(source))
     (path,) = source.of_kind(".json")
     if any(isinstance(task, dict) and "data" in task for task in source.json):
         tasks = fitting(source.json, list[_Task], path)
         rows = [row for number, task in enumerate(tasks) for row in _row(path, number, task)]
         return LabelTable(path, "Label Studio JSON", rows)
     tasks = fitting(source.json, list[dict[str, Any]], path)
+    return _short(path, "Label Studio JSON-MIN", tasks)
+
+
+READER = Reader("Label Studio", _recognises, _read)
+
+
+def _tasks(source: Source) -> list[dict[str, Any]]:
+    """The rows of a table as the tasks of JSON-MIN."""
+    path = source.path
+    delimiter = "\t" if "\t" in source.text.partition("\n")[0] else ","
+    (_, header), *lines = read_csv(path, "the CSV file", text=source.text, delimiter=delimiter)
+    return [
+        {key: parse_json(field, f"{path}, line {number}") if field.startswith(("[", "{")) else field
+         for key, field in zip(header, fields, strict=False)}
+        for number, fields in lines
+    ]
+
+
+def _short(path: Path, kind: str, tasks: list[dict[str, Any]]) -> LabelTable:
+    """Each annotation is a task of its own here; those of one task count together."""
     results = _result_keys(path, tasks)
-    return LabelTable(path, "Label Studio JSON-MIN", [
-        _short_row(path, number, task, results) for number, task in enumerate(tasks)])
-
-
-READER = Reader("Label Studio JSON", _recognises, _read)
+    rows = [_short_row(path, number, task, results) for number, task in enumerate(tasks)]
+    return LabelTable(path, kind, merged(rows, key=lambda row: (row.place, row.image)))
 
 
 def _row(path: Path, number: int, task: _Task) -> Iterator[Row]:

@@ -175,7 +175,7 @@ def match_rows(table: LabelTable, index: ImageIndex, all_of_them: bool = True) -
             further = index.shared(row.image, key) - index.shared(earlier.image, key)
             if further == 0:
                 raise UserError(f"{table.where(row)}: the image '{row.image}' has a row already; "
-                                "remove one")
+                                "remove one, or join the labels of both in one")
             rows[key], stray = (row, earlier) if further > 0 else (earlier, row)
             strays.append(stray)
     if strays and all_of_them:

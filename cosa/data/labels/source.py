@@ -12,8 +12,8 @@ from xml.etree.ElementTree import Element
 
 from cosa.core.declared import Misfit, check
 from cosa.core.errors import UserError
-from cosa.core.foreign import MEGABYTE, read_json, read_xml
-from cosa.data.images import IMAGE_SUFFIXES
+from cosa.core.foreign import MEGABYTE, read_json, read_text, read_xml
+from cosa.data.images import IMAGE_SUFFIXES, hidden
 from cosa.data.labels.table import LabelTable
 
 MOST_BYTES = 4000 * MEGABYTE
@@ -49,9 +49,9 @@ class Source:
 
         files, inner = [], []
         for folder, folders, names in os.walk(self.path, onerror=refuse):
-            folders[:] = [name for name in folders if not hidden(name)]
+            folders[:] = [name for name in folders if not hidden(Path(name))]
             inner += [Path(folder, name) for name in folders]
-            files += [Path(folder, name) for name in names if not hidden(name)]
+            files += [Path(folder, name) for name in names if not hidden(Path(name))]
         return sorted(files), sorted(inner)
 
     @property
@@ -80,6 +80,11 @@ class Source:
         return read_json(files[0], "the file", Any, most=MOST_BYTES) if files else None
 
     @cached_property
+    def text(self) -> str:
+        """The content of a file of text."""
+        return read_text(self.path, "the CSV file", f"set {self.key} to where the labels are")
+
+    @cached_property
     def xml(self) -> Element | None:
         """The root of the first XML file; None if there is none."""
         files = self.of_kind(".xml")
@@ -101,11 +106,6 @@ class Reader:
     """What people call it."""
     recognises: Callable[[Source], bool]
     read: Callable[[Source], LabelTable]
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder is one that systems keep for themselves."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def fitting(content: Any, kind: Any, where: str | Path) -> Any:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from cosa.core.errors import UserError, did_you_mean
+
+
+def is_background(name: str) -> bool:
+    """Whether the name of a class is that of what belongs to none, in any case."""
+    return name.casefold() == "background"
 
 
 def composed(text: str) -> str:
@@ -56,7 +62,7 @@ class LabelTable:
         """
         used = {label for row in self.rows for label in row.labels}
         names = self.classes if self.ordered else sorted({*self.classes, *used})
-        return tuple(name for name in names if name != "background" or name in used)
+        return tuple(name for name in names if name in used or not is_background(name))
 
     def where(self, row: Row) -> str:
         """The place of a row, for errors: "labels.csv, line 3"."""
@@ -72,6 +78,15 @@ def label_set(labels: Iterable[str]) -> list[str]:
     """Label names without surrounding blanks, composed, each once, in their order."""
     stripped = (composed(label).strip() for label in labels)
     return list(dict.fromkeys(label for label in stripped if label))
+
+
+def merged(rows: Iterable[Row], key: Callable[[Row], Hashable] = attrgetter("image")) -> list[Row]:
+    """Rows of one image, of which there is one for each label or annotation, as one."""
+    found: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return [own[0]._replace(labels=label_set(label for row in own for label in row.labels))
+            for own in found.values()]
 
 
 def known_label(label: str, classes: Iterable[str], where: str) -> str:

@@ -65,7 +65,8 @@ def _read(source: Source) -> LabelTable:
             index = _class_number(line)
             if index is None:
                 raise UserError(f"{where}: '{line[:80]}' is no object of YOLO: the number of a "
-                                "class and four or more coordinates belong there")
+                                "class and four or more coordinates belong there; set "
+                                f"{source.key} to the folder of such files alone")
             if index not in names:
                 raise UserError(f"{where}: there is no class {index} in {stating}, which names "
                                 f"{len(names)}")

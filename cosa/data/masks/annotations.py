@@ -123,10 +123,11 @@ class Annotations:
 
     def labels(self) -> dict[str, list[int]]:
         """Image name -> class indices from 0, sorted; crowds count as present."""
-        return {
-            name: sorted({item.label for item in self._objects.get(name, ())})
-            for name in sorted(self.sizes)
-        }
+        return {name: self.present(name) for name in sorted(self.sizes)}
+
+    def present(self, name: str) -> list[int]:
+        """The class indices of an image; see ``labels``."""
+        return sorted({item.label for item in self._objects.get(name, ())})
 
     def check(self, name: str, size: Size) -> None:
         """Raise ``UserError`` if an outline in an image is none."""
@@ -202,6 +203,8 @@ class CocoMasks(MaskReader):
                             "file_name is the path of an image below it")
         return found
 
+    by_name = True
+
     def prepare(self) -> None:
         self.annotations  # noqa: B018 kept from now on
 
@@ -210,6 +213,9 @@ class CocoMasks(MaskReader):
 
     def source(self, name: str) -> str:
         return f"{self.path}, image {name}"
+
+    def stated(self, name: str) -> list[int]:
+        return [index + 1 for index in self.annotations.present(name)]
 
     def stored_size(self, name: str) -> Size | None:
         return self.annotations.sizes[name]

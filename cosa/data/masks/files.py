@@ -64,6 +64,10 @@ class MaskFiles(MaskReader):
     def stored_size(self, name: str) -> Size:
         return image_size(self.path(name))
 
+    @property
+    def by_name(self) -> bool:
+        return self._given is not None or self.colors is not None
+
     def prepare(self) -> None:
         self.colors  # noqa: B018 kept from now on
 

@@ -47,6 +47,15 @@ class MaskReader(ABC):
     def source(self, name: str) -> str:
         """Where an image's mask comes from, for people; it exists, or is missed."""
 
+    @property
+    def by_name(self) -> bool:
+        """Whether masks name their classes, and the order of the classes does not matter."""
+        return False
+
+    def stated(self, name: str) -> list[int] | None:
+        """The classes, from 1, that an image's mask is said to hold; None: nothing says so."""
+        return None
+
     @abstractmethod
     def stored_size(self, name: str) -> Size | None:
         """The size of a mask, which exists, as it is stored; None if only the image tells."""

@@ -24,16 +24,20 @@ def test_the_first_folder_is_the_class(root, capsys):
     assert capsys.readouterr().err.count("note") == 2, "the same images are told of once"
 
 
-def test_what_systems_leave_behind_is_no_class(root):
+def test_what_systems_leave_behind_is_no_class(root, capsys):
     save_images(root / "images", ".thumbs/a.jpg", "__MACOSX/cat/a.jpg")
+    (root / "images/cat/._a.jpg").write_bytes(b"\0\5\x16\7Mac OS X")
     (root / "images/readme.txt").write_bytes(b"\xff no text of ours")
     (root / "images/empty").mkdir()
+    capsys.readouterr()
     assert labels_of(root) == EXPECTED
+    assert "take no part" not in capsys.readouterr().err, "they are no images"
 
 
-def test_the_folder_background_holds_images_of_no_class(root):
-    save_images(root / "images", "background/n.jpg")
-    assert labels_of(root) == EXPECTED | {"background/n": set()}
+@pytest.mark.parametrize("name", ["background", "Background"])
+def test_the_folder_background_holds_images_of_no_class(root, name):
+    save_images(root / "images", f"{name}/n.jpg")
+    assert labels_of(root) == EXPECTED | {f"{name}/n": set()}
     assert dataset_of(root).classes == ("bird", "cat", "hot dog")
 
 

@@ -98,3 +98,28 @@ def test_the_labels_are_those_of_pycocotools(root):
              {names[item["category_id"]] for item in theirs.imgToAnns[identity]}
              for identity, image in theirs.imgs.items()}
     assert found == labels_of(root, labels="x.json")
+
+
+def test_a_category_of_categories_is_no_class(root):
+    """Roboflow lists the name of the project with the id 0."""
+    tree = content()
+    tree["categories"] = [{"id": 0, "name": "tools", "supercategory": "none"}, *(
+        category | {"supercategory": "tools"} for category in tree["categories"])]
+    (root / "x.json").write_text(json.dumps(tree))
+    assert dataset_of(root, labels="x.json").classes == ("axe", "saw", "wood  peg")
+    tree["annotations"][3]["category_id"] = 0
+    (root / "x.json").write_text(json.dumps(tree))
+    assert labels_of(root, labels="x.json")["b"] == {"tools"}, "it is annotated"
+    tree = content()
+    tree["categories"][2]["supercategory"] = "saw"  # COCO's person is a person
+    (root / "x.json").write_text(json.dumps(tree))
+    assert "saw" in dataset_of(root, labels="x.json").classes, "its own supercategory alone"
+
+
+def test_ids_of_images_may_be_text_in_one_place(root):
+    """VIA writes them so."""
+    tree = content()
+    for annotation in tree["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    (root / "x.json").write_text(json.dumps(tree))
+    assert labels_of(root, labels="x.json") == EXPECTED

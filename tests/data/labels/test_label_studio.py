@@ -1,5 +1,6 @@
 """Label Studio's exports: choices and taxonomies of images, labels of regions."""
 
+import csv
 import json
 
 import pytest
@@ -138,3 +139,42 @@ def test_what_label_studio_makes_of_its_json_says_the_same(root, tmp_path):
     made = converter.Converter(CONFIG, str(tmp_path))
     made.convert_to_json_min(str(tmp_path / "tasks.json"), str(tmp_path / "min"), is_dir=False)
     assert labels_of(root, labels="min/result.json") == expected
+
+
+def write_csv(path, tasks, delimiter=","):
+    """As Label Studio does: JSON-MIN in a table, what is no text as JSON."""
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, delimiter=delimiter)
+        table.writerow(tasks[0])
+        for one in tasks:
+            table.writerow([v if isinstance(v, str) else json.dumps(v) for v in one.values()])
+
+
+@pytest.mark.parametrize("order", [list, sorted])
+@pytest.mark.parametrize("name, delimiter", [("export.csv", ","), ("export.tsv", "\t")])
+def test_csv(root, capsys, order, name, delimiter):
+    tasks = [short(1, "/data/upload/1/ab12cd34-a.jpg", animal={"choices": ["cat", "dog"]}),
+             short(2, "sub/my photo.png", animal="bird"), short(4, "d.jpg", animal="")]
+    write_csv(root / name, [dict(order(one.items())) for one in tasks], delimiter)
+    assert labels_of(root, labels=name) == {
+        "a": {"cat", "dog"}, "sub/my photo": {"bird"}, "d": set()}
+    assert f"{name}: 3 images, 3 classes, Label Studio CSV" in capsys.readouterr().err
+
+
+def test_regions_in_csv(root):
+    place = {"x": 1.5, "y": 2, "width": 3, "height": 4}
+    tasks = [short(k, image, label=[place | {"rectanglelabels": [name]}])
+             for k, image, name in ((1, "a.jpg", "cat"), (2, "c.JPG", "dog"))]
+    write_csv(root / "export.csv", tasks)
+    assert labels_of(root, labels="export.csv") == {"a": {"cat"}, "c": {"dog"}}
+
+
+def test_annotations_of_one_task_are_tasks_of_json_min_and_count_together(root):
+    assert read(root, [short(1, "a.jpg", kind="cat"), short(1, "a.jpg", kind="dog")]) == {
+        "a": {"cat", "dog"}}
+    (root / "export.json").write_text(json.dumps([
+        short(1, "a.jpg", kind="cat"), short(2, "a.jpg", kind="dog")]))
+    assert "has a row already" in refusal(root, labels="export.json")
+    (root / "export.json").write_text(json.dumps([
+        {"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {"x": 1}}]}]))
+    assert "there is no class in it" in refusal(root, labels="export.json"), "CreateML"
