@@ -165,6 +165,8 @@ def test_every_kind_has_a_name_of_its_own(tmp_path):
         "cam": "a.b.cam.npz",
         "cpl": "a.b.cpl.png",
         "probabilities": "a.b.probabilities.npz",
+        "index": "a.b.index.png",
+        "regions": "a.b.regions.npz",
     }
 
 
