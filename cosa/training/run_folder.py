@@ -85,7 +85,7 @@ class RunFolder:
                     if error.errno in (errno.EACCES, errno.EAGAIN):
                         raise UserError(
                             f"another program trains into {self.path} at this moment: "
-                            "stop it, or choose another name=..."
+                            "stop it, or choose another folder (name=..., --output)"
                         ) from error
                     # Some network file systems have no locks: go on without.
             yield

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 
@@ -21,6 +22,7 @@ from cosa.data import SegmentationDataset
 from cosa.data.images import LazyFile, open_image
 from cosa.data.loader import TrainingViews
 from cosa.data.scenes.dataset import ScenesDataset
+from cosa.training import run_folder
 from cosa.training.build import assemble
 from tests.helpers.tiny import BENCHMARK_TINY
 
@@ -379,6 +381,18 @@ def test_runs_stop_when_the_program_changes(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "report.md").exists() and not (out / "ablation.json").exists()
     assert json.loads((out / "supervised-seed0" / MARKER).read_text())["finished"] is False
     assert not (out / "supervised-seed1").exists()
+
+
+def test_two_campaigns_never_fill_one_folder(tiny, tmp_path, monkeypatch):
+    def held(*_):
+        raise BlockingIOError(errno.EAGAIN, "held")
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", held)
+    arguments = ["--config", tiny, "--seeds", "0", "--output", str(tmp_path / "out"),
+                 "--report", str(tmp_path / "report.md"), "--rows", "supervised", *BENCHMARK_TINY]
+    with pytest.raises(UserError, match="another program trains into .*out at this moment"):
+        ablation.main(arguments)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_the_threshold_is_timed_against_scikit_learn(tmp_path, capsys):

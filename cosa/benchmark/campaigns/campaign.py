@@ -124,7 +124,8 @@ def execute(
                 given.output, share - 1, started.revision, details)
     device = choose_device(runs[0].config.device)
     tables.read_report(given.report, started.topic)
-    with terminate_as_interrupt():
+    # Two at once would each delete the runs that the other has begun.
+    with RunFolder(given.output).locked(), terminate_as_interrupt():
         Runner(given.jobs, share, started.require_unchanged).complete(runs)
     return runs, {
         **started.facts(device),
