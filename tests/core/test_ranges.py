@@ -46,3 +46,7 @@ def test_no_program_reads_a_number_without_a_range():
              for path in (*(ROOT / "cosa").rglob("*.py"), *ROOT.glob("*.py"))}
     assert [path for path, lines in found.items() if lines] == []
     assert bare_numbers("add('--n', type=int)\nadd('--m', type=whole(1, 2))") == [1]
+
+
+def test_choices_are_told_apart():
+    assert Choice(("", ";", "|")).refusal(",") == "use one of '', ';', '|'"

@@ -71,6 +71,7 @@ class Instance:
     """Whether it fills its outline in part only: a crowd, or an object of which there is a box."""
     area: float | None
     """In pixels."""
+    crowd: bool
     label: int
     """Counted from 0."""
     outline: Outline
@@ -123,11 +124,14 @@ class Annotations:
 
     def labels(self) -> dict[str, list[int]]:
         """Image name -> class indices from 0, sorted; crowds count as present."""
-        return {name: self.present(name) for name in sorted(self.sizes)}
+        return {
+            name: sorted({item.label for item in self._objects.get(name, ())})
+            for name in sorted(self.sizes)
+        }
 
-    def present(self, name: str) -> list[int]:
-        """The class indices of an image; see ``labels``."""
-        return sorted({item.label for item in self._objects.get(name, ())})
+    def outlined(self, name: str) -> list[int]:
+        """The class indices of an image that its mask should hold: of all but crowds."""
+        return sorted({item.label for item in self._objects.get(name, ()) if not item.crowd})
 
     def check(self, name: str, size: Size) -> None:
         """Raise ``UserError`` if an outline in an image is none."""
@@ -164,11 +168,11 @@ class Annotations:
 
 def _instance(item: _Annotation, identity: int, label: int) -> Instance:
     outline, box = item.get("segmentation"), item.get("bbox", ())
-    unknown = bool(item.get("iscrowd", 0))
+    unknown = crowd = bool(item.get("iscrowd", 0))
     if not outline and len(box) == 4:
         x, y, width, height = box
         outline, unknown = [[x, y, x + width, y, x + width, y + height, x, y + height]], True
-    return Instance(identity, unknown, item.get("area"), label, outline or [])
+    return Instance(identity, unknown, item.get("area"), crowd, label, outline or [])
 
 
 def _size(image: _Image) -> Size | None:
@@ -215,7 +219,7 @@ class CocoMasks(MaskReader):
         return f"{self.path}, image {name}"
 
     def stated(self, name: str) -> list[int]:
-        return [index + 1 for index in self.annotations.present(name)]
+        return [index + 1 for index in self.annotations.outlined(name)]
 
     def stored_size(self, name: str) -> Size | None:
         return self.annotations.sizes[name]
