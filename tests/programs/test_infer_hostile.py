@@ -198,7 +198,8 @@ def test_the_summary_replaces_nothing_but_a_summary(tmp_path, weights, program):
         assert message.startswith(f"--json {tmp_path / name} is there and no summary")
         assert (tmp_path / name).read_text() == text
     save(tmp_path / "in/c.png")
-    save(tmp_path / "truth/a.png", mode="L")
+    (tmp_path / "truth").mkdir()
+    Image.new("L", Image.open(path).size, 1).save(tmp_path / "truth/a.png")
     for name in ("truth/a.png", "truth/../truth/c.png"):  # there is no mask of c
         message = refusal(weights, tmp_path / "in", tmp_path / "out", "--evaluate",
                           tmp_path / "truth", "--json", tmp_path / name)
@@ -273,12 +274,14 @@ def test_an_image_beyond_the_memory_for_images_is_not_even_decoded(tmp_path, pro
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices of POSIX")
 def test_pipes_and_devices_fail_alone(tmp_path, program):
     save(tmp_path / "in/a.png", (20, 12))
+    save(tmp_path / "in/b.png", (20, 12))
     (tmp_path / "in/zero.png").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "in/pipe.png")
     (tmp_path / "truth").mkdir()
     os.mkfifo(tmp_path / "truth/a.png")
+    Image.new("L", (20, 12), 1).save(tmp_path / "truth/b.png")
     code, text, err = program(tmp_path / "in", tmp_path / "out", "--evaluate", tmp_path / "truth")
-    assert code == 1 and "1 done" in text
+    assert code == 1 and "2 done" in text and "1 images scored" in text
     assert f"{tmp_path / 'truth/a.png'} cannot be read as an image: it is a device, pipe" in err
 
 
