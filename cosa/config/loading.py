@@ -9,7 +9,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cosa.config.sections import Config
 from cosa.core.declared import Misfit, check, shown
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.foreign import Written, parse_yaml, read_text
+from cosa.core.ranges import DOMAIN
 
 MOST_BYTES = 250_000
 """Of a configuration; the whole of one has 7,000."""
@@ -132,6 +133,16 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         out[item.name] = to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
     return out
+
+
+def each_option(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and domain (``cosa.core.ranges``; None without one) of each option, in order."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from each_option(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value, item.metadata.get(DOMAIN)
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from cosa.config.loading import each_option
 from cosa.config.sections import Config
 from cosa.core.errors import UserError
 from cosa.core.ranges import DOMAIN, Moment
@@ -47,14 +48,11 @@ def is_settled(config: Config) -> bool:
     )
 
 
-def moments(config: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+def moments(config: Config) -> Iterator[tuple[str, int | float]]:
     """Key and value of each option that is a point in the training, or a distance."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from moments(value, f"{prefix}{item.name}.")
-        elif isinstance(item.metadata.get(DOMAIN), Moment):
-            yield prefix + item.name, value
+    for key, value, domain in each_option(config):
+        if isinstance(domain, Moment):
+            yield key, value
 
 
 def settings(config: Config, given: Config) -> list[str]:

@@ -6,14 +6,12 @@ import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
 from cosa.core.errors import UserError
 from cosa.core.terminal import note
 from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, expanded, label_rows
 from cosa.data.labels import read_labels
-from cosa.data.masks import CocoMasks, MaskFiles, MaskReader, read_mask
+from cosa.data.masks import CocoMasks, MaskFiles, MaskReader, classes_of, read_mask
 from cosa.data.masks.annotations import Annotations
 
 CLASSES = (
@@ -104,8 +102,7 @@ def labels_of_masks(paths: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def _classes_of(path: Path) -> list[int]:
-    present = np.flatnonzero(np.bincount(read_mask(path, len(CLASSES)).ravel(), minlength=256))
-    return [int(value) - 1 for value in present if 0 < value <= len(CLASSES)]
+    return classes_of(read_mask(path, len(CLASSES)))
 
 
 def cached_labels(

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from cosa.core import IGNORE
 from cosa.core.errors import UserError, did_you_mean
 from cosa.core.foreign import read_lines
@@ -16,7 +14,7 @@ from cosa.core.threads import in_threads
 from cosa.data.base import FileDataset, existing_folder, label_rows
 from cosa.data.images import IMAGE_SUFFIXES, hidden, image_size
 from cosa.data.labels import ImageIndex, LabelTable, composed, is_background, match_rows
-from cosa.data.masks import open_masks
+from cosa.data.masks import classes_of, open_masks
 
 
 class FolderDataset(FileDataset):
@@ -145,9 +143,3 @@ def written_names(files: dict[str, Path]) -> dict[str, str]:
     """How images may be called, with or without suffix -> their names."""
     return {**{name + file.suffix: name for name, file in files.items()},
             **{name: name for name in files}}
-
-
-def classes_of(mask: np.ndarray) -> list[int]:
-    """Class indices from 0 that occur in a mask (H, W)."""
-    values = set(np.unique(mask).tolist()) - {0, IGNORE}
-    return sorted(value - 1 for value in values)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from cosa.config import Config, from_dict, upgraded
+from cosa.config.loading import each_option
 from cosa.config.schedule import beyond, settings
 from cosa.core.declared import shown
 from cosa.core.terminal import note, say
@@ -40,9 +40,9 @@ def told(saved: Any, now: Config, iteration: int) -> str:
         UserError: ``saved`` is no configuration.
     """
     before = from_dict(_known(upgraded(saved), now), "the checkpoint's configuration")
-    old = dict(_options(before))
-    changed = [f"{key}={shown(value)} instead of {shown(old[key])}"
-               for key, value in _options(now) if value != old[key]]
+    pairs = zip(each_option(before), each_option(now), strict=True)
+    changed = [f"{key}={shown(value)} instead of {shown(old)}"
+               for (_, old, _), (key, value, _) in pairs if value != old]
     if not changed:
         return ""
     was, becomes = (_rate(config, iteration) for config in (before, now))
@@ -67,13 +67,3 @@ def _known(saved: Any, section: Any) -> Any:
         for item in fields(section) if item.name in saved
         for value in (getattr(section, item.name),)
     }
-
-
-def _options(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of each option."""
-    for item in fields(section):
-        value = getattr(section, item.name)
-        if is_dataclass(value):
-            yield from _options(value, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.core.errors import UserError
-from cosa.core.foreign import read_csv, read_text
+from cosa.core.foreign import read_csv
 from cosa.data.labels import label_studio
 from cosa.data.labels.label_fields import SEPARATORS, labels_of, told
 from cosa.data.labels.source import Reader, Source
@@ -82,7 +82,8 @@ def _read(source: Source) -> LabelTable:
     Lines count from 1, the header included.
     """
     path = _table(source)
-    header, lines = _lines(path, source.key)
+    text = (Source(path, source.key) if source.is_folder else source).text
+    header, lines = _lines(path, text)
     columns = _columns(path, header, lines)
     images = [fields[columns.image] for _, fields in lines]
     if columns.labels is None:
@@ -117,12 +118,10 @@ def _remedy(key: str) -> str:
     return f"set data.label_separator to what is between labels ({choices})"
 
 
-def _lines(path: Path, key: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header, and the rows below it with their line numbers, all as long as the header."""
-    what = "the CSV file"
-    text = read_text(path, what, f"set {key} to where the labels are")
     delimiter, skip = _delimiter(path, text)
-    lines = read_csv(path, what, text=text, delimiter=delimiter)[skip:]
+    lines = read_csv(path, "the CSV file", text=text, delimiter=delimiter)[skip:]
     lines = _trimmed([(number, list(map(composed, fields))) for number, fields in lines])
     number, header = lines[0] if lines else (1, [])
     twice = next((name for name, count in Counter(header).items() if count > 1), None)

@@ -8,6 +8,6 @@ geometry in them; ``find``: which of these a path is.
 from cosa.data.masks.annotations import CocoMasks
 from cosa.data.masks.files import MaskFiles, read_mask
 from cosa.data.masks.find import open_masks
-from cosa.data.masks.reader import MaskReader
+from cosa.data.masks.reader import MaskReader, classes_of
 
-__all__ = ["CocoMasks", "MaskFiles", "MaskReader", "open_masks", "read_mask"]
+__all__ = ["CocoMasks", "MaskFiles", "MaskReader", "classes_of", "open_masks", "read_mask"]

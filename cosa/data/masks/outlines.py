@@ -56,11 +56,13 @@ def area(outline: Outline) -> float:
     """Pixels within an outline, about: of polygons, the sum of their areas."""
     if isinstance(outline, dict):
         return float(run_lengths(outline["counts"])[1::2].sum())
-    total = 0.0
-    for polygon in outline:
-        x, y = np.reshape(polygon, (-1, 2)).T
-        total += abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-    return total
+    return sum((abs(enclosed(np.reshape(polygon, (-1, 2)))) for polygon in outline), 0.0)
+
+
+def enclosed(ring: np.ndarray) -> float:
+    """What a closed outline (K, 2) encloses: positive if it goes clockwise, as an image is seen."""
+    x, y = ring.T.astype(np.float64)
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def run_lengths(counts: list[int] | str) -> np.ndarray:

@@ -8,6 +8,7 @@ from os import PathLike
 import numpy as np
 from PIL import Image
 
+from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.terminal import note
 
@@ -16,6 +17,12 @@ Size = tuple[int, int]
 
 PERCENT = 1
 """By so much, of each side of the image, a mask may be larger or smaller than it."""
+
+
+def classes_of(mask: np.ndarray) -> list[int]:
+    """Class indices from 0, ascending, that occur in a mask (H, W) uint8."""
+    values = np.flatnonzero(np.bincount(mask.ravel()))
+    return [value - 1 for value in values.tolist() if value not in (0, IGNORE)]
 
 
 class Once:

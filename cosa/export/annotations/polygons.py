@@ -6,13 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cosa.data.masks.outlines import Size
-
-
-def area(ring: np.ndarray) -> float:
-    """What a closed outline (K, 2) encloses: positive if it goes clockwise, as an image is seen."""
-    x, y = ring.T.astype(np.float64)
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+from cosa.data.masks.outlines import Size, enclosed
 
 
 def simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
@@ -44,7 +38,7 @@ def simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
                 kept[middle] = True
                 open_ += [(start, middle), (middle, end)]
     left = ring[kept[:-1]]
-    return left if len(left) > 2 and area(left) * area(ring) > 0 else ring
+    return left if len(left) > 2 and enclosed(left) * enclosed(ring) > 0 else ring
 
 
 def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:

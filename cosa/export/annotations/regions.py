@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from cosa.data.masks.outlines import Size
-from cosa.export.annotations.polygons import area, bridged, simplified
+from cosa.data.masks.outlines import Size, enclosed
+from cosa.export.annotations.polygons import bridged, simplified
 from cosa.export.annotations.tracing import connected, outlines
 
 
@@ -27,7 +27,7 @@ class Region:
     @cached_property
     def area(self) -> int:
         """In pixels."""
-        return round(sum(map(area, self.rings)))
+        return round(sum(map(enclosed, self.rings)))
 
     @property
     def box(self) -> tuple[int, int, int, int]:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cosa.data.masks.outlines import compressed, fill_polygon, region, run_lengths
+from cosa.data.masks.outlines import compressed, enclosed, fill_polygon, region, run_lengths
 from cosa.export.annotations import find_regions, from_arrays, to_arrays
-from cosa.export.annotations.polygons import area, bridged, run_lengths_of, simplified
+from cosa.export.annotations.polygons import bridged, run_lengths_of, simplified
 from cosa.export.annotations.tracing import connected, outlines
 
 
@@ -63,8 +63,8 @@ def test_outlines_by_hand():
     assert [ring.tolist() for ring in second] == [[[3, 2], [4, 2], [4, 3], [3, 3]]]
     parts[2, 2] = 1
     outer, hole = outlines(parts)[0]
-    assert outer.tolist() == [[0, 0], [3, 0], [3, 3], [0, 3]] and area(outer) == 9
-    assert sorted(hole.tolist()) == [[1, 1], [1, 2], [2, 1], [2, 2]] and area(hole) == -1
+    assert outer.tolist() == [[0, 0], [3, 0], [3, 3], [0, 3]] and enclosed(outer) == 9
+    assert sorted(hole.tolist()) == [[1, 1], [1, 2], [2, 1], [2, 2]] and enclosed(hole) == -1
     assert outlines(np.zeros((3, 2), np.int32)) == []
 
 
@@ -75,7 +75,8 @@ def test_what_the_outlines_enclose_is_the_very_mask():
         for found in find_regions(mask, np.ones(mask.shape)):
             inside = filled(found.rings, mask.shape)
             assert found.area == inside.sum() and not again[inside].any()
-            assert area(found.rings[0]) > 0 and all(area(hole) < 0 for hole in found.rings[1:])
+            assert enclosed(found.rings[0]) > 0
+            assert all(enclosed(hole) < 0 for hole in found.rings[1:])
             rows, columns = np.nonzero(inside)
             assert found.box == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
             # The same as a single outline, and as run lengths.
