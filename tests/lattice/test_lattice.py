@@ -245,6 +245,7 @@ def test_scaled_and_normalized():
 # The sparse product, which is the splat on CUDA
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # pytest forgets the program's
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_splat_as_a_sparse_matrix_is_that_of_bags(dtype):
     lattice = Lattice(bilateral_features(photograph(12, 16), 8, 30).to(dtype)).normalized()
