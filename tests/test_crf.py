@@ -391,3 +391,11 @@ def test_what_has_no_meaning_is_reported():
             dense_crf(image, p, **options)
     with pytest.raises(ValueError, match="backend is 'numpy'"):
         dense_crf(image, p, backend="numpy")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_a_gpu_it_is_that_on_the_cpu(preset):
+    image, p = photograph(60, 80), segmentation(6, 60, 80)
+    refined = dense_crf(image, p, device="cuda", **PRESETS[preset])
+    torch.testing.assert_close(refined, dense_crf(image, p, **PRESETS[preset]), rtol=0, atol=1e-3)
