@@ -184,9 +184,10 @@ def limit_memory(device: torch.device, gibibytes: float) -> None:
     """
     if device.type != "cuda":
         raise UserError("--memory-limit is for a GPU: leave it out, or add device=cuda")
-    whole_memory = torch.cuda.get_device_properties(device).total_memory
+    number = torch.cuda.current_device() if device.index is None else device.index
+    whole_memory = torch.cuda.get_device_properties(number).total_memory
     torch.cuda.set_per_process_memory_fraction(
-        min(1.0, gibibytes * 2**30 / whole_memory), device)
+        min(1.0, gibibytes * 2**30 / whole_memory), number)
 
 
 def matmul_rate(device: torch.device, bf16: bool) -> float:
