@@ -11,7 +11,10 @@ __version__ = "0.1.0"
 
 
 def load(path: str, device: str = "cpu") -> TrainedNetwork:
-    """Load trained weights for inference; see :func:`cosa.checkpoint.load`."""
+    """Load trained weights for inference, of a file or a model on the hub ("hf-hub:user/name").
+
+    See :func:`cosa.checkpoint.load`.
+    """
     from cosa.checkpoint import load as load_network
 
     return load_network(path, device)

@@ -170,7 +170,8 @@ class ModelConfig(Section):
     """Start from pretrained weights: a file in weights/, else an installed package that brings
     them, else timm's hub; see weights/README.md."""
     weights: str = ""
-    """A file with encoder weights; empty: weights/<encoder>.*, if there is one."""
+    """A file with encoder weights, or a model on the hub, hf-hub:user/name; empty:
+    weights/<encoder>.*, if there is one."""
     normalization: str | tuple[tuple[float, ...], ...] = option(
         "encoder", Normalization(("encoder", "imagenet"))
     )

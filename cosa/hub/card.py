@@ -15,7 +15,7 @@ from cosa.hub.run import Trained
 
 SCORES = {
     "miou": "mIoU of the segmentation, label-free: the network sees nothing but the image",
-    "miou_label_filtered": "the same with the classes left out that the image's labels exclude",
+    "miou_label_filtered": "mIoU of the segmentation, label-filtered: it is told the image's classes",
     "boundary_f": "contour quality F, label-free",
     "jf": "mean of mIoU and F (J&F), label-free",
     "cmiou": "mean IoU of classes that occur together, label-free",
@@ -161,7 +161,7 @@ def _training(trained: Trained) -> list[str]:
     if trained.seconds is not None:
         facts.append(f"time: {trained.seconds:.0f} s, evaluations included")
     if trained.peak_memory_mb is not None:
-        facts.append(f"memory of the device, at most: {trained.peak_memory_mb:.0f} MiB")
+        facts.append(f"memory, at most: {trained.peak_memory_mb:.0f} MiB")
     return ["## Training", "", *(f"- {fact}" for fact in facts), ""]
 
 
@@ -181,7 +181,7 @@ def _panels(count: int) -> list[str]:
     if not count:
         return []
     pictures = [f"![Panel {number}]({name})" for number, name in enumerate(panel_names(count), 1)]
-    return ["## Panels", "", "Of the last evaluation: image, CAM, pseudo-label, segmentation and, "
+    return ["## Panels", "", "Of the last evaluations: image, CAM, pseudo-label, segmentation and, "
             "where there is one, the true mask.", "", *_apart(pictures)]
 
 

@@ -79,7 +79,7 @@ def read_run(folder: str | Path, best: bool = False, panels: bool = True) -> Tra
     """The final network of a run, from last.pth, or the best, from best.pth.
 
     Args:
-        panels: take the pictures of the last evaluation, which are of the final network.
+        panels: take the pictures of the last evaluations, if these were of this very network.
 
     Raises:
         UserError: the folder holds no such network, or a file of it is damaged.
@@ -95,7 +95,8 @@ def read_run(folder: str | Path, best: bool = False, panels: bool = True) -> Tra
     checkpoint.check_finite(network, str(file))
     config = load_saved(run.config, [])
     found = _of_the_best(run, config) if best else _of_the_last(run)
-    pictures = _read_panels(run) if panels and not best else []
+    of_this_network = not best and found["scores"] is not None
+    pictures = _read_panels(run) if panels and of_this_network else []
     return Trained(**{"network": network, "config": config, "panels": pictures, **found})
 
 
@@ -134,7 +135,7 @@ def _of_the_best(run: RunFolder, config: Config) -> dict[str, Any]:
 
 
 def _read_panels(run: RunFolder) -> list[bytes]:
-    """The pictures of the last evaluation, at most ``MOST_PANELS``, by sorted name.
+    """The pictures of the last evaluations, at most ``MOST_PANELS``, by sorted name.
 
     Raises:
         UserError: one is no PNG file, or too large.

@@ -90,7 +90,9 @@ class Options:
         "folder (with its subfolders), image file, or glob in quotes",
         positional=True, type=filled,
     )
-    weights: str = option("a checkpoint of CoSA", type=filled, metavar="FILE")
+    weights: str = option(
+        "a checkpoint of CoSA, or hf-hub:user/name", type=filled, metavar="FILE"
+    )
     output: str = option("where the results go", type=filled, metavar="FOLDER")
     save: tuple[str, ...] = option(
         f"what to write, of {', '.join(KINDS)}; default: mask",

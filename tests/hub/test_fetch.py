@@ -1,9 +1,9 @@
 """Weights from the hub: what is fetched, from where, and one sentence where that fails."""
 
-import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +17,10 @@ from cosa.core.errors import UserError
 from cosa.core.hub import is_model, parse_model
 from cosa.encoders.build import build_encoder
 from cosa.encoders.pretrained import load_encoder_weights
-from cosa.export.command import main as export
+from cosa.export.command import default_output
 from tests.helpers.hub_server import TOKEN, Repository
 from tests.helpers.inference import refusal, run_main, save, write_weights
+from tests.helpers.pages import page
 from tests.helpers.tiny import ROOT
 
 NAME = "hf-hub:joe/pets"
@@ -204,7 +205,7 @@ def test_infer_segments_with_it(pets, tmp_path):
     output = tmp_path / "masks"
     assert run_main(NAME, tmp_path / "images", output, "--json", tmp_path / "s.json") == 0
     assert (output / "a.png").is_file()
-    assert json.loads((tmp_path / "s.json").read_text())["weights"] == NAME
+    assert f'"weights": "{NAME}"' in (tmp_path / "s.json").read_text()
     assert "no revision" in refusal(f"{NAME}@v9", tmp_path / "images", tmp_path / "more")
 
 
@@ -221,10 +222,9 @@ def test_infer_as_a_program(pets, tmp_path, hub):
                            "HF_TOKEN\n")
 
 
-def test_export_writes_beside_the_caller(pets, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert export(["--weights", f"{NAME}@main", "--format", "torch-export"]) == 0
-    assert [path.name for path in tmp_path.glob("*.pt2")] == ["pets.pt2"]
+def test_an_export_goes_to_the_working_directory():
+    assert default_output(f"{NAME}@main", ".onnx") == Path("pets.onnx")
+    assert default_output("runs/pets/best.pth", ".onnx") == Path("runs/pets/best.onnx")
 
 
 def test_an_encoder_starts_from_it(pets, file):
@@ -234,3 +234,10 @@ def test_an_encoder_starts_from_it(pets, file):
     assert not same(encoder, network.encoder)
     report = load_encoder_weights(encoder, "vit_tiny_patch16_224", NAME)
     assert same(encoder, network.encoder) and "models--joe--pets" in report
+
+
+def test_the_example_of_the_page(pets, hub, tmp_path, capfd):
+    hub.repositories["user/name"] = pets
+    (example,) = page("docs/hub.md").blocks("python")
+    exec(compile(example, "docs/hub.md", "exec"), {})
+    assert capfd.readouterr().out == "('cat', 'dog, big', 'ship')\n"
