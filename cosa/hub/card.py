@@ -15,7 +15,7 @@ from cosa.hub.run import Trained
 
 SCORES = {
     "miou": "mIoU of the segmentation, label-free: the network sees nothing but the image",
-    "miou_label_filtered": "mIoU of the segmentation, label-filtered: it is told the image's classes",
+    "miou_label_filtered": "the same, label-filtered: the network is told the image's classes",
     "boundary_f": "contour quality F, label-free",
     "jf": "mean of mIoU and F (J&F), label-free",
     "cmiou": "mean IoU of classes that occur together, label-free",
