@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cosa.checkpoint import TrainedNetwork
 
 __version__ = "0.1.0"
+
+# PyTorch reads it when it is imported, which for the programs is later: what an Apple GPU cannot do
+# is done by the CPU then.
+if sys.platform == "darwin":
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def load(path: str, device: str = "cpu") -> TrainedNetwork:

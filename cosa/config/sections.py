@@ -401,7 +401,7 @@ class Config(Section):
     """Of all random numbers: weights, the order of the images, their augmentation; in
     0..2^63 - 1."""
     device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    """auto (CUDA if there is one), cpu, cuda, cuda:N or mps."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -189,7 +189,7 @@ class Options:
         type=filled, metavar="FILE", default=None,
     )
     batch_size: int = option("default: 4", ranges.BATCH, metavar="N", default=4)
-    device: str = option("auto (default), cpu, cuda or cuda:N", default="auto")
+    device: str = option("auto (default), cpu, cuda, cuda:N or mps", default="auto")
     workers: int = option(
         "threads that read, and that write",
         ranges.THREADS, metavar="N", default_factory=default_workers,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosa.core.tensors import move
+from cosa.core.tensors import in_float64, move
 
 _KEY_BITS = 62
 
@@ -125,7 +125,7 @@ def _ranges(
 ) -> tuple[list[float], list[float], int, int]:
     """Lowest and highest of each coordinate, and of the groups (0 without), in one transfer."""
     ends = [*torch.aminmax(corner, dim=1), *([] if group is None else torch.aminmax(group))]
-    numbers = torch.cat([end.double().flatten() for end in ends]).tolist()
+    numbers = torch.cat([in_float64(end).flatten() for end in ends]).tolist()
     first, last = map(int, numbers[2 * len(corner) :] or (0, 0))
     return numbers[: len(corner)], numbers[len(corner) : 2 * len(corner)], first, last
 

@@ -165,6 +165,8 @@ class Session:
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            rng["mps"] = torch.mps.get_rng_state()
         content = {
             "about": self._describe(),
             **self.cotraining.state_dict(),
@@ -214,6 +216,8 @@ class Session:
             torch.set_rng_state(content["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in content["rng"]:
                 torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
+            if self.device.type == "mps" and "mps" in content["rng"]:
+                torch.mps.set_rng_state(content["rng"]["mps"])
         except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             reason = one_line(error)
             raise UserError(f"{path} does not fit this configuration ({reason}): "
