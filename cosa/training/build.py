@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import timm
 import torch
@@ -16,7 +17,7 @@ from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
 from cosa.core.terminal import say
-from cosa.cotrain import CoTraining, Mark, Network
+from cosa.cotrain import Calls, CoTraining, Mark, Network
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.encoders.pretrained import load_encoder_weights
@@ -26,7 +27,7 @@ from cosa.targets import Labeller
 from cosa.terms import loss_terms
 from cosa.threshold import DynamicThreshold
 from cosa.training.compile import Compiled
-from cosa.training.graphs import Graphed
+from cosa.training.graphs import Graphed, Replays
 
 WORTH_COMPILING = 10_000
 """Iterations that are shorter by more than compiling takes: of VOC's size by 5 of 32 ms on an H200,
@@ -141,13 +142,13 @@ def assemble(
         iterations=config.train.iterations,
         accumulate=config.train.accumulate,
         autocast=autocast,
-        wrap=choose_calls(config, next(network.parameters()).device),
+        **choose_calls(config, next(network.parameters()).device),
         all_mean=distributed.all_mean,
     )
 
 
-def choose_calls(config: Config, device: torch.device) -> Callable[[nn.Module], Network]:
-    """How the step calls its networks: as they are, compiled, by CUDA graphs."""
+def choose_calls(config: Config, device: torch.device) -> dict[str, Any]:
+    """How the step calls its networks and its functions, as arguments of ``CoTraining``."""
     options, on_gpu = config.train, device.type == "cuda"
     compiles = options.compile
     if compiles is None:
@@ -161,7 +162,7 @@ def choose_calls(config: Config, device: torch.device) -> Callable[[nn.Module], 
         call = Compiled(network) if compiles else network
         return Graphed(call) if graphs else call
 
-    return wrap
+    return {"wrap": wrap, "replay": Replays() if graphs else Calls()}
 
 
 def checkpoint_activations(network: CoSANetwork) -> None:

@@ -2,7 +2,7 @@ import torch
 
 from cosa.training import graphs
 from cosa.training.build import choose_calls
-from cosa.training.graphs import WARM_UP, Graphed
+from cosa.training.graphs import WARM_UP, Graphed, Replays
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from tests.helpers.cotraining import build, configuration, make_batch
 from tests.helpers.pretended_graphs import pretended_graphs
@@ -20,6 +20,7 @@ def follow(graphed, autocast=None, **sections):
     if graphed:
         cotraining._student = Graphed(cotraining.online)
         cotraining._teacher = Graphed(cotraining.assignment)
+        cotraining.replay = Replays()
     optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
     losses, trained = [], []
     for iteration in range(ITERATIONS):
@@ -32,37 +33,75 @@ def follow(graphed, autocast=None, **sections):
     return losses, trained, cotraining.state_dict()
 
 
+HALF = {"threshold": {"cell": 8, "dynamic": False, "fixed": 0.5}}
+"""A threshold that is the same in double and in single precision."""
+
+
 def assert_same(one, other):
+    assert one[1] == other[1]
     for mine, theirs in zip(one[0], other[0], strict=True):
         assert torch.equal(mine, theirs)
-    assert one[1] == other[1]
     for part in ("online", "assignment"):
         for name, weight in one[2][part].items():
             assert torch.equal(weight, other[2][part][name]), name
 
 
 def test_a_training_by_graphs_is_the_training_without():
-    plain = follow(graphed=False)
+    plain = follow(graphed=False, **HALF)
     with pretended_graphs() as made:
-        replayed = follow(graphed=True)
+        replayed = follow(graphed=True, **HALF)
     assert_same(plain, replayed)
-    # The student's forward and backward, for two sets of losses; the teacher's two scales.
-    assert len(made) == 6 and all(graph.replays > 0 for graph in made)
+    # The student's forward and backward, for two sets of outputs; the teacher's two scales, and its
+    # maps, without and with the segmentation; the losses of three phases.
+    assert len(made) == 4 + 2 + 2 + 3 and all(graph.replays > 0 for graph in made)
     assert plain[1] == [False] * 5 + [True] * 9, "before, the decoder has no gradient and no decay"
+
+
+def test_the_threshold_moves_between_replays():
+    plain = follow(graphed=False)
+    with pretended_graphs():
+        replayed = follow(graphed=True)
+    for mine, theirs in zip(plain[0], replayed[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=5e-3, atol=1e-4)
+    values = plain[2]["thresholds"]["cam"]["value"], replayed[2]["thresholds"]["cam"]["value"]
+    assert abs(values[0] - values[1]) < 1e-3 and values[0] != 0.5
+
+
+def test_losses_are_recorded_anew_for_another_number_of_classes():
+    def follow_batches(graphed):
+        cotraining = build(**HALF)
+        if graphed:
+            cotraining.replay = Replays()
+        losses = []
+        for iteration in range(12):
+            batch = make_batch(seed=iteration)
+            if iteration % 2:
+                batch["image_labels"][:, 2:] = 1
+            loss, terms = cotraining.step(batch, iteration)
+            loss.backward()
+            losses.append(torch.stack([loss.detach(), *terms.values()]))
+        return losses, [p.grad for p in cotraining.online.parameters()]
+
+    losses, grads = follow_batches(graphed=False)
+    with pretended_graphs() as made:
+        others, found = follow_batches(graphed=True)
+    assert len(made) == 4 and all(graph.replays == 4 for graph in made)
+    for mine, theirs in zip(losses + grads, others + found, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_under_autocast_weights_are_cast_in_each_graph():
     def autocast():
         return torch.autocast("cpu", torch.bfloat16)
 
-    plain = follow(graphed=False, autocast=autocast)
+    plain = follow(graphed=False, autocast=autocast, **HALF)
     with pretended_graphs():
-        replayed = follow(graphed=True, autocast=autocast)
+        replayed = follow(graphed=True, autocast=autocast, **HALF)
     assert_same(plain, replayed)
 
 
 def test_regularizers_call_the_network_beside_the_graphs():
-    regularizers = {"regularizers": {"isl": {"weight": 0.5}, "plca": {"weight": 0.5}}}
+    regularizers = {"regularizers": {"isl": {"weight": 0.5}, "plca": {"weight": 0.5}}} | HALF
     plain = follow(graphed=False, **regularizers)
     with pretended_graphs() as made:
         replayed = follow(graphed=True, **regularizers)
@@ -95,7 +134,7 @@ def test_a_driver_that_refuses_is_left_with_one_warning(monkeypatch, capsys):
         replayed = follow(graphed=True)
     assert_same(follow(graphed=False), replayed)
     told = capsys.readouterr().err
-    assert told.count("CUDA graphs failed") == 2, "one for each network"
+    assert told.count("CUDA graphs failed") == 3, "each network, and the losses"
     assert "not permitted" in told and "train.cuda_graphs=false" in told
 
 
@@ -103,7 +142,10 @@ def test_which_trainings_use_graphs_and_compile():
     network, gpu, cpu = build().online, torch.device("cuda", 0), torch.device("cpu")
 
     def chosen(device, **options):
-        return choose_calls(configuration(train={"iterations": 12} | options), device)(network)
+        calls = choose_calls(configuration(train={"iterations": 12} | options), device)
+        wrapped = calls["wrap"](network)
+        assert isinstance(calls["replay"], Replays) == isinstance(wrapped, Graphed)
+        return wrapped
 
     assert chosen(cpu) is network
     assert isinstance(chosen(gpu), Graphed)
