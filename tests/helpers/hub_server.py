@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 TOKEN = "hf_right"
 LICENCES = ("mit", "apache-2.0", "cc-by-nc-4.0", "other", "unknown")
@@ -51,6 +51,8 @@ class Hub:
         """Method and path of each request."""
         self.broken = False
         """Answers 503 to everything."""
+        self.stranger = False
+        """Answers as any web server would."""
         self.address = self.elsewhere = ""
         """Of the hub, and of the host that serves large files, which must see no token."""
 
@@ -89,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {path}")
         if self.hub.broken:
             return self.refuse(503, message="the hub is being mended")
+        if self.hub.stranger:
+            return self.answer(b"<html>")
         for route, act in _ROUTES:
             match = re.fullmatch(f"{route}", f"{self.command} {path}")
             if match:
@@ -227,6 +231,9 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
               "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}"}
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value, raising=False)
+    template = "HUGGINGFACE_CO_URL_TEMPLATE"
+    if hasattr(file_download, template):  # older versions have copied it
+        monkeypatch.setattr(file_download, template, values[template])
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("HF_HOME", str(folder / "home"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")

@@ -150,9 +150,8 @@ def test_a_hub_that_is_broken(pets, hub):
     assert "503" in told() and "try again later" in told()
 
 
-def test_a_server_that_is_no_hub(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                        hub.address + "/elsewhere/{repo_id}{revision}{filename}")
+def test_a_server_that_is_no_hub(hub):
+    hub.stranger = True
     assert "check HF_ENDPOINT" in told()
 
 
