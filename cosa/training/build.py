@@ -147,8 +147,8 @@ def assemble(
     )
 
 
-def choose_calls(config: Config, device: torch.device) -> dict[str, Any]:
-    """How the step calls its networks and its functions, as arguments of ``CoTraining``."""
+def calls_of(config: Config, device: torch.device) -> tuple[bool, bool]:
+    """Whether the step's networks are compiled, and whether it is replayed as CUDA graphs."""
     options, on_gpu = config.train, device.type == "cuda"
     compiles = options.compile
     if compiles is None:
@@ -157,6 +157,12 @@ def choose_calls(config: Config, device: torch.device) -> dict[str, Any]:
     # while they are made; what is computed twice looks at the random generator's state.
     graphs = (on_gpu and options.cuda_graphs and options.accumulate == distributed.world() == 1
               and not options.activation_checkpointing)
+    return compiles, graphs
+
+
+def choose_calls(config: Config, device: torch.device) -> dict[str, Any]:
+    """How the step calls its networks and its functions, as arguments of ``CoTraining``."""
+    compiles, graphs = calls_of(config, device)
 
     def wrap(network: nn.Module) -> Network:
         call = Compiled(network) if compiles else network

@@ -137,7 +137,7 @@ def test_odd_grids_and_small_batches(batch, size, side, bfloat16):
                if p.grad is not None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_the_step_on_cuda_is_that_on_the_cpu(batch):
     on = {name: options for name, options in ON.items() if name not in ("isl", "plda")}
     on["plda"] = ON["plda"] | {"dropout": 0.0}  # the draws of the devices differ

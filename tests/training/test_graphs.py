@@ -1,11 +1,14 @@
+import pytest
 import torch
 
+from cosa.core.tensors import present_index
 from cosa.training import graphs
 from cosa.training.build import choose_calls
 from cosa.training.graphs import WARM_UP, Graphed, Replays
 from cosa.training.optimizer import build_optimizer, optimizer_step
 from tests.helpers.cotraining import build, configuration, make_batch
 from tests.helpers.pretended_graphs import pretended_graphs
+from tests.helpers.tiny import CNN
 
 PHASES = {"method": {"cls_iterations": 5, "s2c_start": 9}}
 ITERATIONS = 14
@@ -33,6 +36,11 @@ def follow(graphed, autocast=None, **sections):
     return losses, trained, cotraining.state_dict()
 
 
+def used(made):
+    """The graphs but for those that keep a recorder's memory."""
+    return [graph for graph in made if graph.replays]
+
+
 HALF = {"threshold": {"cell": 8, "dynamic": False, "fixed": 0.5}}
 """A threshold that is the same in double and in single precision."""
 
@@ -53,7 +61,7 @@ def test_a_training_by_graphs_is_the_training_without():
     assert_same(plain, replayed)
     # The student's forward and backward, for two sets of outputs; the teacher's two scales, and its
     # maps, without and with the segmentation; the losses of three phases.
-    assert len(made) == 4 + 2 + 2 + 3 and all(graph.replays > 0 for graph in made)
+    assert len(used(made)) == 4 + 2 + 2 + 3
     assert plain[1] == [False] * 5 + [True] * 9, "before, the decoder has no gradient and no decay"
 
 
@@ -85,7 +93,7 @@ def test_losses_are_recorded_anew_for_another_number_of_classes():
     losses, grads = follow_batches(graphed=False)
     with pretended_graphs() as made:
         others, found = follow_batches(graphed=True)
-    assert len(made) == 4 and all(graph.replays == 4 for graph in made)
+    assert [graph.replays for graph in used(made)] == [4] * 4
     for mine, theirs in zip(losses + grads, others + found, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -117,7 +125,7 @@ def test_two_scales_of_one_size_do_not_share_their_maps():
         for _ in range(WARM_UP):
             graphed(first)
         one, other = graphed(first), graphed(second)
-    assert len(made) == 1 and made[0].replays == 2
+    assert [graph.replays for graph in used(made)] == [2]
     for images, output in ((first, one), (second, other)):
         with torch.no_grad():
             expected = network(images)
@@ -159,3 +167,60 @@ def test_which_trainings_use_graphs_and_compile():
     assert chosen(cpu, iterations=10_000) is network
     assert chosen(cpu, compile=True).network is network
     assert graphs.DEVICE == "cuda"
+
+
+# With a GPU
+
+
+def follow_on_gpu(graphed, **sections):
+    """Losses and final weights of a training on CUDA, and its graphs."""
+    sections = {"train": {"iterations": ITERATIONS, "cuda_graphs": graphed, "precision": "fp32",
+                          "tf32": False},
+                "teacher": TEACHER} | PHASES | HALF | sections
+    config = configuration(**sections)
+    cotraining = build(device="cuda", **sections)
+    optimizer = build_optimizer(cotraining.online, config.optimizer, cotraining.regularizers)
+    losses = []
+    for iteration in range(ITERATIONS):
+        batch = make_batch(seed=iteration)
+        batch["present"] = present_index(batch["image_labels"])
+        batch = {key: value.cuda() for key, value in batch.items()}
+        optimizer.zero_grad()
+        loss, terms = cotraining.step(batch, iteration)
+        _, norm = optimizer_step(optimizer, loss, config.optimizer, iteration, ITERATIONS)
+        cotraining.update_assignment(iteration)
+        loss = loss.detach()
+        losses.append(torch.stack([loss, norm, *terms.values()]))
+    return losses, cotraining
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("model", [{}, CNN], ids=["ViT", "CNN"])
+def test_on_a_gpu_graphs_make_the_same_training(model, capsys):
+    plain, _ = follow_on_gpu(False, **({"model": model} if model else {}))
+    replayed, cotraining = follow_on_gpu(True, **({"model": model} if model else {}))
+    assert "CUDA graphs failed" not in capsys.readouterr().err
+    for call in (cotraining._student, cotraining._teacher):
+        assert all(known.recorded for known in call._passes.values())
+    assert {name: len(known) for name, (_, known) in cotraining.replay._known.items()} == {
+        "maps": 1, "losses": 1}
+    for mine, theirs in zip(plain, replayed, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_recording_that_fails_leaves_the_random_numbers_alone(capsys):
+    network = build().online.cuda()
+
+    def waits(images):
+        output = network(images)
+        output.seg.sum().item()
+        return output
+
+    waits.stride, waits.network = network.stride, network
+    graphed = Graphed(waits)
+    for _ in range(WARM_UP + 2):
+        output = graphed(torch.rand(2, 3, 48, 48, device="cuda"))
+    assert "CUDA graphs failed" in capsys.readouterr().err
+    output.seg.sum().backward()
+    assert torch.rand(3, device="cuda").isfinite().all()
