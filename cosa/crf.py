@@ -114,7 +114,7 @@ def dense_crf(
     if backend == "torch":
         where = given.device if device is None else torch.device(device)
         refined = _mean_field(
-            image.to(where), given.to(where, torch.float32), iterations, gaussian, bilateral,
+            image.to(where), given.to(torch.float32).to(where), iterations, gaussian, bilateral,
             negligible,
         )
     elif backend == "pydensecrf":
@@ -122,7 +122,7 @@ def dense_crf(
     else:
         raise ValueError(f"backend is {backend!r}: use torch or pydensecrf")
     double = given.dtype == torch.float64
-    refined = refined.to(given.device, torch.float64 if double else torch.float32)
+    refined = refined.to(given.device).to(torch.float64 if double else torch.float32)
     return refined.numpy() if isinstance(probabilities, np.ndarray) else refined
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from cosa.checkpoint.files import check_new_safetensors, save_safetensors
 from cosa.core.device import (
+    DEVICES,
     allow_tf32,
     choose_autocast,
     choose_device,
@@ -347,7 +348,7 @@ def fit(
     student.train()
     with progress_bar(total=given.steps, desc="distill", unit="step") as bar:
         for step, batch in enumerate(pixels):
-            images = to_planes(batch.to(device, non_blocking=True))
+            images = to_planes(batch.to(device, non_blocking=device.type == "cuda"))
             factor = learning_rate_factor(step, given.steps, warmup, power=1.0)
             for group in optimizer.param_groups:
                 group["lr"] = given.lr * factor
@@ -411,7 +412,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=real(1e-12, 1e30), default=1e-3,
                         help="learning rate at its peak (%(default)s)")
     parser.add_argument("--seed", type=whole(0, SEED.high), default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto",
                         help="auto: bf16 on CUDA, fp32 on the CPU, where bf16 is faster if the "
                              "processor has it")

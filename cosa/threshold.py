@@ -148,6 +148,7 @@ class DynamicThreshold:
     def _take(self, counts: Tensor, ready: torch.cuda.Event | None) -> None:
         if ready is not None:
             ready.synchronize()
+        counts = counts.cpu()
         missing = int(counts[_MISSING])
         if missing:
             raise NotFiniteError(f"{missing} of {int(counts.sum())} confidences are NaN")

@@ -34,6 +34,7 @@ MAY_SEE = {
     "training": (*SERVING, *STEP, *RESULTS),
     "inference": (*SERVING, *METHOD, *RESULTS, "export"),
     "export": (*SERVING, *METHOD),
+    "hub": (*SERVING, "training"),
     "distill": (*SERVING, *STEP, *RESULTS, "training", "inference"),
     "benchmark": (*SERVING, *STEP, *RESULTS, "training", "inference", "export"),
     "__init__": ("checkpoint",),

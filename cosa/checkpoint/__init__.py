@@ -12,9 +12,10 @@ from cosa.checkpoint.networks import (
     describe,
     load,
     save_weights,
+    shareable,
 )
 
 __all__ = [
     "DamagedError", "TrainedNetwork", "build_network", "check_finite", "describe",
-    "holds", "load", "read", "save", "save_weights", "verify",
+    "holds", "load", "read", "save", "save_weights", "shareable", "verify",
 ]

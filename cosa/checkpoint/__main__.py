@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from cosa.checkpoint.files import check_new_safetensors
-from cosa.checkpoint.networks import check_finite, load, save_weights
-from cosa.config import Config, DataConfig, to_dict
+from cosa.checkpoint.networks import check_finite, load, save_weights, shareable
+from cosa.config import to_dict
 from cosa.core.errors import run_program
 from cosa.core.terminal import Parser, say
 
@@ -27,12 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_new_safetensors(path)
     network = load(given.checkpoint)
     check_finite(network, given.checkpoint)
-    # Where somebody's images were is no part of what others get.
-    config = dataclasses.replace(
-        network.config, data=DataConfig(name=network.config.data.name), output=Config.output
-    )
     save_weights(
-        path, network, config=to_dict(config), classes=network.classes,
+        path, network, config=to_dict(shareable(network.config)), classes=network.classes,
         palette=network.palette, thresholds=network.thresholds, half=given.half,
     )
     say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, of {len(network.classes)} classes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -12,12 +13,13 @@ from torch import nn
 
 from cosa.checkpoint import released
 from cosa.checkpoint.files import REMEDY, read, save, save_safetensors
-from cosa.config import Config, from_dict, upgraded
+from cosa.config import Config, DataConfig, from_dict, upgraded
 from cosa.core.declared import Within, check
 from cosa.core.device import out_of_memory
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import DAMAGE
 from cosa.core.foreign import parse_json
+from cosa.core.hub import fetch, is_model
 from cosa.core.tensor_files import read_safetensors
 from cosa.network import CoSANetwork
 
@@ -103,6 +105,18 @@ def describe(
     }
 
 
+def shareable(config: Config) -> Config:
+    """The configuration as others get it: without where somebody's files were."""
+    reading = {key: getattr(config.data, key) for key in READING}
+    weights = config.model.weights
+    return replace(
+        config,
+        data=DataConfig(name=config.data.name, **reading),
+        model=replace(config.model, weights=weights if is_model(weights) else Path(weights).name),
+        output=Config.output,
+    )
+
+
 def build_network(config: dict[str, Any], num_classes: int) -> CoSANetwork:
     """The network that the ``model`` section of a configuration describes, random weights."""
     return CoSANetwork(num_classes, **{key: config["model"][key] for key in ARCHITECTURE})
@@ -140,7 +154,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
 
     Args:
         path: best.pth, last.pth or a .safetensors file written by this program, or a .pth file
-            of the authors' released program (see :mod:`cosa.checkpoint.released`).
+            of the authors' released program (see :mod:`cosa.checkpoint.released`); or the name of
+            a model on the hub, ``hf-hub:user/name`` or ``hf-hub:user/name@revision``.
 
     Returns:
         The network in eval mode without gradients. Of its ``config``, what inference reads (the
@@ -149,8 +164,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
         all of them are the defaults.
 
     Raises:
-        UserError: no such file, damaged, altered, or not written by this program.
+        UserError: no such file, damaged, altered, or not written by this program; or the hub does
+            not give it (see :func:`cosa.core.hub.fetch`).
     """
+    path = fetch(str(path)) if is_model(path) else path
     about, tensors = _read_weights(Path(path))
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path} is not of the format {FORMAT} that this version reads: "

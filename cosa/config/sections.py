@@ -170,7 +170,8 @@ class ModelConfig(Section):
     """Start from pretrained weights: a file in weights/, else an installed package that brings
     them, else timm's hub; see weights/README.md."""
     weights: str = ""
-    """A file with encoder weights; empty: weights/<encoder>.*, if there is one."""
+    """A file with encoder weights, or a model on the hub, hf-hub:user/name; empty:
+    weights/<encoder>.*, if there is one."""
     normalization: str | tuple[tuple[float, ...], ...] = option(
         "encoder", Normalization(("encoder", "imagenet"))
     )
@@ -400,7 +401,7 @@ class Config(Section):
     """Of all random numbers: weights, the order of the images, their augmentation; in
     0..2^63 - 1."""
     device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    """auto (CUDA if there is one), cpu, cuda, cuda:N or mps."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

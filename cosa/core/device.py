@@ -10,10 +10,16 @@ from torch import nn
 
 from cosa.core import distributed
 from cosa.core.errors import UserError
+from cosa.core.terminal import note
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 
 def choose_device(name: str, option: str = "device=") -> torch.device:
-    """The device for "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+    """The device for "auto" (CUDA if there is one), "cpu", "cuda", "cuda:N" or "mps".
+
+    An Apple GPU ("mps") is used where it is named alone: nobody has compared its results with those
+    of other devices, and PyTorch had operations that were silently wrong there.
 
     A CUDA device that is named becomes the current one. Of several processes, each gets one of
     its own.
@@ -28,13 +34,18 @@ def choose_device(name: str, option: str = "device=") -> torch.device:
     if gpu and distributed.world() > 1 and torch.cuda.is_available():
         return _own_device(name, option)
     if name == "auto":
+        if not torch.cuda.is_available() and torch.backends.mps.is_available():
+            note(f"computing on the CPU; {option}mps tries the Apple GPU, which nobody has "
+                 "measured")
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"device '{name}' is unknown: use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device '{name}' is not supported: use auto, cpu, cuda or cuda:N")
+        raise UserError(f"device '{name}' is unknown: use {DEVICES}") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device '{name}' is not supported: use {DEVICES}")
+    if device.type == "mps":
+        _check_apple(name, device, option)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not there ({torch.cuda.device_count()} CUDA "
                         f"devices found): use {option}auto or {option}cpu")
@@ -46,6 +57,16 @@ def choose_device(name: str, option: str = "device=") -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # events and pinned memory are the current device's
     return device
+
+
+def _check_apple(name: str, device: torch.device, option: str) -> None:
+    """Raise ``UserError`` unless there is this Apple GPU, for a single process."""
+    if device.index or not torch.backends.mps.is_available():
+        raise UserError(f"device '{name}' is not there, or PyTorch {torch.__version__} cannot use "
+                        f"it (an Apple GPU, from macOS 14 on): use {option}auto or {option}cpu")
+    if distributed.world() > 1:
+        raise UserError(f"device '{name}' is for a single process: start the program without "
+                        f"torchrun, or use {option}cpu")
 
 
 def _own_device(name: str, option: str) -> torch.device:
@@ -75,10 +96,12 @@ def choose_autocast(
     """A factory of autocast contexts.
 
     Args:
-        precision: "auto" (bf16 on CUDA devices that have it, float32 elsewhere), "bf16" or
-            "fp32".
+        precision: "auto" (bf16 on CUDA devices that have it, float32 elsewhere), "bf16" (float32
+            all the same on an Apple GPU that lacks it) or "fp32".
     """
     bf16 = precision == "bf16"
+    if device.type == "mps":
+        bf16 = bf16 and torch.backends.mps.is_macos_or_newer(14, 0)
     if precision == "auto" and device.type == "cuda":
         # Older devices only emulate it, slower than float32.
         bf16 = torch.cuda.get_device_capability(device)[0] >= 8
@@ -89,7 +112,8 @@ def choose_autocast(
 
 def describe(device: torch.device, autocast: Callable[[], AbstractContextManager]) -> str:
     """Where and how networks run, such as "NVIDIA H100 80GB HBM3 in bfloat16"."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    name = {"cpu": "the CPU", "mps": "the Apple GPU"}.get(device.type)
+    name = name or torch.cuda.get_device_name(device)
     with autocast():
         lower = torch.is_autocast_enabled(device.type)
     return f"{name} in {'bfloat16' if lower else 'float32'}"
@@ -140,8 +164,9 @@ def full_precision() -> Iterator[None]:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's memory, or the machine's, is too small."""
     # PyTorch raises RuntimeError, whose text alone tells, for main memory (another one on
-    # Windows) and where a library of CUDA wants memory for itself.
-    told = ("DefaultCPUAllocator", "bad_alloc", "_STATUS_ALLOC_FAILED", "error: out of memory")
+    # Windows), where a library of CUDA wants memory for itself, and on Apple's GPUs.
+    told = ("DefaultCPUAllocator", "bad_alloc", "_STATUS_ALLOC_FAILED", "error: out of memory",
+            "MPS backend out of memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in told)
     )

@@ -37,6 +37,11 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where its device has no such numbers, as Apple's GPUs."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or as it is where it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -37,11 +37,12 @@ def to_device(
     device.
     """
     device = torch.device(device)
+    cuda = device.type == "cuda"
     moved = {
-        key: value if key == "partner_class" else value.to(device, non_blocking=True)
+        key: value if key == "partner_class" else value.to(device, non_blocking=cuda)
         for key, value in batch.items()
     }
-    if device.type == "cuda":
+    if cuda:
         moved["host_labels"] = batch["image_labels"]
     for key in _VALID.keys() & moved.keys():
         valid = moved[_VALID[key]][:, None]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
-import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import PROJECT_FOLDER
+from cosa.core.hub import fetch, hub_is_reachable, is_model
 from cosa.core.tensor_files import read_safetensors, read_tensors
 from cosa.encoders.packages import find_in_package, package_of
 from cosa.encoders.translation import COUNTER, convert, read_npz, strip_prefix, unnest
@@ -43,7 +41,7 @@ def load_encoder_weights(
     Args:
         encoder: see ``cosa.encoders.build.build_encoder``.
         name: its timm name, such as ``vit_base_patch16_224.augreg2_in21k_ft_in1k``.
-        file: an explicit weight file.
+        file: an explicit weight file, or ``hf-hub:user/name``: the ``model.safetensors`` there.
         folder: where files are looked up by name.
 
     Returns:
@@ -53,7 +51,7 @@ def load_encoder_weights(
         UserError: nothing was found, or the file is unreadable or does not fit the encoder.
     """
     if file:
-        path = find_file(file)
+        path = fetch(str(file)) if is_model(file) else find_file(file)
         if path is None:
             raise UserError(f"the weight file {file} does not exist: correct model.weights")
     else:
@@ -146,21 +144,6 @@ def download(name: str, folder: str | Path) -> Path:
         "model.weights to a file, or "
         f"model.pretrained=false to start from random weights ({reason})"
     )
-
-
-def hub_is_reachable(timeout: float = 5.0) -> bool:
-    """Whether the hub's host answers; the hub's own client would retry for a minute."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(constants.ENDPOINT)
-    if address.scheme in urllib.request.getproxies():
-        return True  # only the proxy can tell
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname, port), timeout).close()
-    except OSError:
-        return False
-    return True
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

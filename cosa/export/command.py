@@ -20,6 +20,7 @@ import cosa
 from cosa.checkpoint import TrainedNetwork, check_finite
 from cosa.core.errors import UserError, one_line
 from cosa.core.files import check_target, replacing
+from cosa.core.hub import is_model, parse_model
 from cosa.core.ranges import SIDE, whole
 from cosa.core.terminal import Parser, note, say
 from cosa.export.check import TOLERANCE, check_cases, compare, verify, within_tolerance
@@ -187,6 +188,13 @@ def export(
     return [f"{output}: {INPUT} to {', '.join(OUTPUTS)}; any batch size, {sizes}", verdict]
 
 
+def default_output(weights: str, suffix: str) -> Path:
+    """Beside the file of the weights; of a model on the hub, in the working directory."""
+    if is_model(weights):
+        return Path(parse_model(weights).repository.partition("/")[2] + suffix)
+    return Path(weights).with_suffix(suffix)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export a trained network for inference, with its metadata, and verify the file.
 
@@ -206,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.opset is not None and (args.format != "onnx" or args.opset < MIN_OPSET):
         raise UserError(f"--opset {args.opset}: it is for --format onnx and at least {MIN_OPSET}")
-    output = Path(args.output or Path(args.weights).with_suffix(SUFFIXES[args.format]))
+    output = Path(args.output or default_output(args.weights, SUFFIXES[args.format]))
     if output.resolve() == Path(args.weights).resolve():
         raise UserError(f"--output {output} is the file of the weights: name another")
     network = cosa.load(args.weights)

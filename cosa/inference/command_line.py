@@ -90,7 +90,9 @@ class Options:
         "folder (with its subfolders), image file, or glob in quotes",
         positional=True, type=filled,
     )
-    weights: str = option("a checkpoint of CoSA", type=filled, metavar="FILE")
+    weights: str = option(
+        "a checkpoint of CoSA, or hf-hub:user/name", type=filled, metavar="FILE"
+    )
     output: str = option("where the results go", type=filled, metavar="FOLDER")
     save: tuple[str, ...] = option(
         f"what to write, of {', '.join(KINDS)}; default: mask",
@@ -187,7 +189,7 @@ class Options:
         type=filled, metavar="FILE", default=None,
     )
     batch_size: int = option("default: 4", ranges.BATCH, metavar="N", default=4)
-    device: str = option("auto (default), cpu, cuda or cuda:N", default="auto")
+    device: str = option("auto (default), cpu, cuda, cuda:N or mps", default="auto")
     workers: int = option(
         "threads that read, and that write",
         ranges.THREADS, metavar="N", default_factory=default_workers,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cosa.cam import strips
+from cosa.core.tensors import in_float64
 from cosa.targets import cam_pseudo_labels
 
 Size = tuple[int, int]
@@ -51,8 +52,9 @@ def argmax_and_probability(
         mask[part] = best.indices.byte().cpu()
         if of_pixels is not None:
             of_pixels[part] = sure.cpu()
+        sure = in_float64(sure.flatten())
         pixels += torch.bincount(flat, minlength=len(scores)).cpu()
-        total += torch.bincount(flat, sure.flatten().double(), minlength=len(scores)).cpu()
+        total += torch.bincount(flat.to(sure.device), sure, minlength=len(scores)).cpu()
     return mask, pixels, total / pixels
 
 

@@ -150,9 +150,13 @@ class Segmenter:
 
     @property
     def crf_in_threads(self) -> bool:
-        """Whether the CRF runs on the CPU."""
+        """Whether the CRF runs on the CPU, as it does beside an Apple GPU.
+
+        PyTorch has long lacked parts there that the lattice is made of.
+        """
         crf = self.settings.crf
-        return crf is not None and (self.device.type == "cpu" or crf.backend == "pydensecrf")
+        return crf is not None and (
+            self.device.type in ("cpu", "mps") or crf.backend == "pydensecrf")
 
     @property
     def finishes_in_threads(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cosa.core.tensors import move
+from cosa.core.tensors import in_float64, move
 
 _KEY_BITS = 62
 
@@ -159,7 +159,8 @@ def _ranges(
         numbers = torch.cat([low, high]).tolist()
     else:
         first, last = torch.aminmax(group)
-        numbers = torch.cat([low.double(), high, first[None], last[None]]).tolist()
+        ends = (low, high, first[None], last[None])
+        numbers = torch.cat([in_float64(end) for end in ends]).tolist()
     first, last = map(int, numbers[2 * len(low) :] or (0, 0))
     return numbers[: len(low)], numbers[len(low) : 2 * len(low)], first, last
 

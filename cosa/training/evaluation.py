@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cosa.config import Config, MethodConfig
+from cosa.config import Config, LossConfig, MethodConfig
 from cosa.core.device import choose_autocast
 from cosa.core.errors import NotFiniteError
 from cosa.core.files import writing
@@ -130,3 +130,13 @@ def panel_writer(
 def scored_split(config: Config) -> str:
     """Where final scores come from: "test" where there are images that no choice is made on."""
     return "test" if config.data.name == "scenes" or config.data.hold_out else "val"
+
+
+def validation_score(loss: LossConfig, scores: Mapping[str, Any]) -> float | None:
+    """The one by which best.pth is chosen, in [0, 1]; None if it is undefined.
+
+    It is the label-free mIoU; where no segmentation is trained the CAM's best mIoU, and without
+    masks the classification's mean average precision.
+    """
+    name = "miou" if loss.c2s > 0 or loss.c2s_aux > 0 else "cam_best_miou"
+    return scores.get(name, scores["classification_map"])

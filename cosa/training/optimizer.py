@@ -83,6 +83,8 @@ def optimizer_step(
     whole = distributed.all_mean(loss.detach())  # so that all processes make the step, or none
     # How GradScaler tells PyTorch's fused optimizers to skip a step, without reading the flag.
     optimizer.found_inf = (~torch.isfinite(whole + norm)).float()
+    if norm.device.type == "mps" and optimizer.found_inf.item():
+        return options.lr * factor, norm  # on Apple's GPUs PyTorch has long ignored the flag
     optimizer.grad_scale = None
     optimizer.step()
     return options.lr * factor, norm

@@ -21,7 +21,7 @@ from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
 from cosa.training.changes import told
 from cosa.training.checkpoints import Rotation
-from cosa.training.evaluation import score
+from cosa.training.evaluation import score, validation_score
 from cosa.training.run_folder import RunFolder
 from cosa.training.saved import Saved, State
 from cosa.training.step_log import StepLog
@@ -139,14 +139,8 @@ class Session:
         )
 
     def keep_best(self, scores: dict[str, Any]) -> None:
-        """Write best.pth if the validation score is the highest so far.
-
-        The score is the label-free mIoU; where no segmentation is trained the CAM's best mIoU,
-        and without masks the classification's mean average precision.
-        """
-        loss = self.config.loss
-        name = "miou" if loss.c2s > 0 or loss.c2s_aux > 0 else "cam_best_miou"
-        value = scores.get(name, scores["classification_map"])
+        """Write best.pth if the validation score is the highest so far."""
+        value = validation_score(self.config.loss, scores)
         if value is not None and value > self.state.best:
             self.state.best = value
             self.save_best()
@@ -171,6 +165,8 @@ class Session:
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type == "mps":
+            rng["mps"] = torch.mps.get_rng_state()
         content = {
             "about": self._describe(),
             **self.cotraining.state_dict(),
@@ -220,6 +216,8 @@ class Session:
             torch.set_rng_state(content["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in content["rng"]:
                 torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
+            if self.device.type == "mps" and "mps" in content["rng"]:
+                torch.mps.set_rng_state(content["rng"]["mps"])
         except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             reason = one_line(error)
             raise UserError(f"{path} does not fit this configuration ({reason}): "

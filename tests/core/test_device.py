@@ -29,9 +29,9 @@ def test_cpu():
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "mps", "meta", "cuda:x", "tpu:0"])
+@pytest.mark.parametrize("name", ["gpu", "", "mps:x", "meta", "cuda:x", "tpu:0"])
 def test_unknown_devices_are_named_with_the_choices(name):
-    with pytest.raises(UserError, match="use auto, cpu, cuda or cuda:N") as caught:
+    with pytest.raises(UserError, match="use auto, cpu, cuda, cuda:N or mps") as caught:
         choose_device(name)
     assert f"'{name}'" in str(caught.value)
 

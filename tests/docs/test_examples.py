@@ -13,9 +13,10 @@ from cosa.pictures.palette import voc_palette
 from tests.helpers.pages import PAGES, README, page
 from tests.helpers.tiny import ROOT
 
-EXAMPLES = {"docs/annotators.md", "docs/code.md", "docs/crf.md", "docs/inference.md",
-            "docs/pictures.md"}
-"""Those of the first are run by test_annotators, of the last by tests/programs/test_depths.py."""
+EXAMPLES = {"docs/annotators.md", "docs/code.md", "docs/crf.md", "docs/hub.md",
+            "docs/inference.md", "docs/pictures.md"}
+"""Those of the first are run by test_annotators, of the last by tests/programs/test_depths.py, of
+the hub by tests/hub/test_fetch.py."""
 
 
 def run(name, folder, monkeypatch):

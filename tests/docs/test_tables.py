@@ -8,6 +8,7 @@ import infer
 from cosa.crf import PRESETS
 from cosa.evaluate import evaluate
 from cosa.export.command import main as export
+from cosa.hub.push import main as push
 from cosa.inference.kinds import KINDS
 from cosa.training.run_folder import RunFolder
 from tests.helpers.pages import page
@@ -17,6 +18,7 @@ OPTION = r"--[a-z][a-z-]*"
 
 @pytest.mark.parametrize("name, program", [
     ("docs/inference.md", infer.parse), ("docs/export.md", export),
+    ("docs/hub.md", lambda words: push(["push", *words])),
 ])
 def test_all_options_are_listed(name, program, capsys):
     with pytest.raises(SystemExit):

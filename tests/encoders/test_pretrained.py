@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
+from cosa.core import hub
 from cosa.core.errors import UserError
 from cosa.encoders import pretrained as weights
 from cosa.encoders.build import build_encoder
@@ -338,9 +339,9 @@ def test_models_that_the_hub_does_not_have(encoder, tmp_path):
 
 def test_offline_flag_needs_no_network(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", True)
-    assert weights.hub_is_reachable() is False
-    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(weights.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(weights.constants, "ENDPOINT", "http://localhost:9")  # discard: closed
-    assert weights.hub_is_reachable(timeout=1.0) is False
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.hub_is_reachable() is False
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://localhost:9")  # discard: closed
+    assert hub.hub_is_reachable(timeout=1.0) is False

@@ -81,8 +81,9 @@ class _Calls(TorchFunctionMode):
 
 
 def _translated(value: Any) -> Any:
-    cuda = isinstance(value, torch.device) and value.type == "cuda"
-    return META if cuda or (isinstance(value, str) and value.split(":")[0] == "cuda") else value
+    kind = OnCuda.where.type
+    there = isinstance(value, torch.device) and value.type == kind
+    return META if there or (isinstance(value, str) and value.split(":")[0] == kind) else value
 
 
 def _from_values(func: Any, name: str, args: tuple, kwargs: dict) -> torch.Tensor:
@@ -220,11 +221,15 @@ def _autocast_of(original: Any) -> Any:
     return autocast
 
 
-def _patches() -> Iterator[Any]:
-    for module, names in ((torch.cuda, _CUDA), (torch.accelerator, _ACCELERATOR)):
-        for name, value in names.items():
-            if hasattr(module, name):
-                yield mock.patch.object(module, name, value)
+def patched(module: Any, names: dict[str, Any]) -> Iterator[Any]:
+    """Patches of those of the names that this version of PyTorch has."""
+    for name, value in names.items():
+        if hasattr(module, name):
+            yield mock.patch.object(module, name, value)
+
+
+def patches() -> Iterator[Any]:
+    """What makes the device of ``OnCuda.where``, whichever that is."""
     for name in ("__enter__", "__exit__"):
         yield mock.patch.object(torch.inference_mode, name, getattr(_NoGrad, name))
     yield mock.patch.object(torch, "autocast", _autocast_of(torch.autocast))
@@ -245,6 +250,7 @@ def pretended_cuda() -> Iterator[Pretended]:
     program for instance, is of no use afterwards.
     """
     with contextlib.ExitStack() as stack:
-        for patch in _patches():
+        for patch in (*patched(torch.cuda, _CUDA), *patched(torch.accelerator, _ACCELERATOR),
+                      *patches()):
             stack.enter_context(patch)
         yield OnCuda.noted

@@ -1,6 +1,7 @@
 """Tensors "on cuda" that lie in main memory, and what each operation on them would ask of a host.
 
-The lower half of ``pretended_cuda``, below autograd: see there.
+The lower half of ``pretended_cuda``, below autograd: see there. ``pretended_mps`` gives the device
+another name, and the numbers that it lacks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-CUDA = torch.device("cuda", 0)
+CUDA, MPS = torch.device("cuda", 0), torch.device("mps", 0)
 META = torch.device("meta")
 """What PyTorch's C++ takes the device for."""
 
@@ -24,7 +25,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 # Besides the pointwise ones: operations that take a scalar tensor of the CPU, too.
 _SCALARS = ("masked_fill", "masked_fill_", "fill_", *_INDEXING)
-_NUMPY = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first"
+_NUMPY = "can't convert {} device type tensor to numpy. Use Tensor.cpu() first"
 
 
 class Wait(NamedTuple):
@@ -55,10 +56,11 @@ class Pretended:
 
 
 class OnCuda(torch.Tensor):
-    """A tensor that says it is on CUDA; ``inner`` holds its values on the CPU."""
+    """A tensor that says it is on the device ``where``; ``inner`` holds its values on the CPU."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     noted = Pretended()  # that of the context manager in force
+    where = CUDA
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> OnCuda:
@@ -73,8 +75,9 @@ class OnCuda(torch.Tensor):
         tensor.inner = inner
         return tensor
 
-    device = property(lambda self: CUDA)
-    is_cuda = property(lambda self: True)
+    device = property(lambda self: OnCuda.where)
+    is_cuda = property(lambda self: OnCuda.where is CUDA)
+    is_mps = property(lambda self: OnCuda.where is MPS)
     is_cpu = is_meta = property(lambda self: False)
     data = property(lambda self: self.detach())
 
@@ -88,10 +91,10 @@ class OnCuda(torch.Tensor):
         return self.inner.__reduce_ex__(protocol)
 
     def numpy(self, **options: Any) -> np.ndarray:
-        raise TypeError(_NUMPY)
+        raise TypeError(_NUMPY.format(OnCuda.where))
 
     def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
-        raise TypeError(_NUMPY)
+        raise TypeError(_NUMPY.format(OnCuda.where))
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -120,7 +123,8 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     tensors = list(_tensors((*args, *kwargs.values())))
     on = [x for x in tensors if isinstance(x, OnCuda)]
     device = kwargs.get("device")
-    to_cuda = bool(on) if device is None else torch.device(device).type in ("cuda", "meta")
+    kind = None if device is None else torch.device(device).type
+    to_cuda = bool(on) if device is None else kind in (OnCuda.where.type, "meta")
     if not (on or to_cuda):
         return func(*args, **kwargs)
     if name in ("_to_copy", "copy_"):
@@ -130,6 +134,8 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
         _note_waits(func, name, args, kwargs)
     if kwargs.get("generator") is not None:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    if name == "_fused_adamw_" and OnCuda.where is MPS:
+        kwargs = {**kwargs, "found_inf": None}  # older versions of PyTorch do not look at it there
     if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     result = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
@@ -154,6 +160,9 @@ def _dressed(value: Any, args: tuple, on: list[OnCuda], to_cuda: bool) -> Any:
                 raise NotImplementedError("a change of shape in place")
             return tensor
     known = any(value is x for x in args)
+    if to_cuda and not known and OnCuda.where is MPS and value.dtype == torch.float64:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't "
+                        "support float64. Please use float32 instead.")
     return OnCuda(value) if to_cuda and not known else value
 
 

@@ -19,6 +19,7 @@ from cosa.benchmark.stamp import Revision
 from cosa.config import Config, to_dict
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
+from cosa.core.hub import fetch, is_model
 from cosa.core.terminal import progress_bar
 
 MARKER = "benchmark.json"
@@ -195,8 +196,9 @@ def _weights_digest(config: Config) -> str:
     """SHA-256 of the encoder's weight file, if the configuration names one."""
     if not config.model.pretrained or not config.model.weights:
         return ""
+    hub = is_model(config.model.weights)
     for folder in (Path(), PROJECT_FOLDER):
-        file = folder / config.model.weights
+        file = fetch(config.model.weights) if hub else folder / config.model.weights
         if file.is_file():
             return _sha256(file, file.stat().st_mtime_ns)
     raise UserError(f"model.weights: there is no file {config.model.weights}: make it, or set "

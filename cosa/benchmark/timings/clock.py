@@ -13,6 +13,8 @@ def clock(device: torch.device) -> float:
     """Seconds, when the device has done what it was told so far."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 
