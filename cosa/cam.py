@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,19 @@ from cosa.core.tensors import at_least_float32
 
 MAX_VALUES = 2**22
 """Upsampled values held at once (16 MB); whole images of 30 megapixels would need gigabytes."""
+
+
+class MapRows(Protocol):
+    """Maps (K, h, w) that are not held: rows are made or read when they are asked for.
+
+    They are asked for from the top down; see ``strips``.
+    """
+
+    shape: tuple[int, int, int]
+    device: torch.device
+
+    def __getitem__(self, places: tuple[slice, slice | Tensor]) -> Tensor:
+        """``maps[:, rows]``: all of them, or those of an ascending (n,) int64 index."""
 
 
 def normalize(cam: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -69,7 +83,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def strips(
-    maps: Tensor, size: tuple[int, int], at_once: int | None = None
+    maps: Tensor | MapRows, size: tuple[int, int], at_once: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Maps (K, h, w), resized bilinearly to ``size`` (H, W), a few rows at a time.
 
@@ -81,11 +95,10 @@ def strips(
     Yields:
         The rows, and their values (K, rows, W) in float32.
     """
-    maps = maps.float()
     height, width = size
     rows_at_once = (at_once or MAX_VALUES) // (maps.shape[0] * width)
     if max(1, rows_at_once) >= height:
-        yield slice(0, height), resize(maps[None], size)[0]
+        yield slice(0, height), resize(maps[:, :].float()[None], size)[0]
         return
     source = (torch.arange(height, dtype=torch.float64) + 0.5) * maps.shape[1] / height - 0.5
     source = source.clamp(min=0)
@@ -94,7 +107,8 @@ def strips(
     weight = (source - above).float()
     above, below, weight = (values.to(maps.device) for values in (above, below, weight))
     for part in parts(height, rows_at_once):
-        rows = torch.lerp(maps[:, above[part]], maps[:, below[part]], weight[part, None])
+        ends = (maps[:, index[part]].float() for index in (above, below))
+        rows = torch.lerp(*ends, weight[part, None])
         yield part, resize(rows[None], (rows.shape[1], width))[0]
 
 
