@@ -19,14 +19,14 @@ MAX_VALUES = 2**22
 class MapRows(Protocol):
     """Maps (K, h, w) that are not held: rows are made or read when they are asked for.
 
-    They are asked for from the top down; see ``strips``.
+    They are asked for from the top down: no slice begins above the one before.
     """
 
     shape: tuple[int, int, int]
     device: torch.device
 
-    def __getitem__(self, places: tuple[slice, slice | Tensor]) -> Tensor:
-        """``maps[:, rows]``: all of them, or those of an ascending (n,) int64 index."""
+    def __getitem__(self, places: tuple[slice, slice]) -> Tensor:
+        """``maps[:, first:end]``, or ``maps[:, :]``."""
 
 
 def normalize(cam: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -105,9 +105,11 @@ def strips(
     above = source.floor().long().clamp(max=maps.shape[1] - 1)
     below = (above + 1).clamp(max=maps.shape[1] - 1)
     weight = (source - above).float()
-    above, below, weight = (values.to(maps.device) for values in (above, below, weight))
+    weight = weight.to(maps.device)
     for part in parts(height, rows_at_once):
-        ends = (maps[:, index[part]].float() for index in (above, below))
+        first, last = int(above[part][0]), int(below[part][-1])
+        held = maps[:, first : last + 1].float()
+        ends = (held[:, (rows[part] - first).to(maps.device)] for rows in (above, below))
         rows = torch.lerp(*ends, weight[part, None])
         yield part, resize(rows[None], (rows.shape[1], width))[0]
 
