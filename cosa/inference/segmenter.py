@@ -295,7 +295,12 @@ def shrunk(size: Size, longest: int) -> Size:
 
 
 def resized(image: Image.Image, size: Size) -> Image.Image:
-    """An RGB image at (height, width), bilinear, antialiased; itself where that is its size."""
-    if (image.height, image.width) == size:
-        return image
-    return image.resize(size[::-1], Image.Resampling.BILINEAR)
+    """An RGB image at (height, width), bilinear, antialiased; itself where that is its size.
+
+    Across before down, which Pillow would decide by the sides: so does
+    ``cosa.data.shrinking.resized_rows`` with images that are not held.
+    """
+    for target in ((size[1], image.height), size[::-1]):
+        if image.size != target:
+            image = image.resize(target, Image.Resampling.BILINEAR)
+    return image
