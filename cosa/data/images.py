@@ -65,16 +65,24 @@ def hidden(path: PurePath) -> bool:
 
 
 class TooManyPixels(UserError):
-    """An image is larger than ``MAX_PIXELS``.
+    """An image is too large to be held.
+
+    Args:
+        path: of the file.
+        size: its (width, height), upright; None where that is not known.
+        clause: that says so of the file, by default that it is larger than ``MAX_PIXELS``.
 
     Attributes:
-        size: its (width, height), upright; None where that is not known.
+        size: as given.
+        what: a clause that names the file.
     """
 
-    def __init__(self, path: str | PathLike[str], size: tuple[int, int] | None = None) -> None:
-        limit = MAX_PIXELS // 1_000_000
-        super().__init__(f"{path} has over {limit} megapixels; shrink or tile it")
+    def __init__(
+        self, path: str | PathLike[str], size: tuple[int, int] | None = None, clause: str = ""
+    ) -> None:
         self.size = size
+        self.what = f"{path} {clause or f'has over {MAX_PIXELS // 1_000_000} megapixels'}"
+        super().__init__(f"{self.what}; shrink or tile it")
 
 
 class LazyFile(LazyImage):

@@ -87,7 +87,8 @@ class Ground:
                 tags = read_tags(file)
             if tags is None:
                 return
-            self._file = failing.enter_context(_opened(self._path))
+            self._file = _opened(self._path)
+            failing.callback(self._file.close)  # not its context, which is of one thread
             self._look()
             if (self.place or self.gaps) and tags.orientation not in (None, 1):
                 raise Clause("has a georeference or pixels without data, and is not stored "
@@ -150,7 +151,8 @@ class Raster:
         self.extent: Extent | None = None
         with explained(self._path), ExitStack() as failing:
             tags = _tags(self._path)
-            self._file = failing.enter_context(_opened(self._path))
+            self._file = _opened(self._path)
+            failing.callback(self._file.close)  # not its context, which is of one thread
             self._check(tags)
             self._samples = _Samples(self._file, tags, by_number=reading.bands is not None)
             self._samples.layout.chosen(reading.bands)
@@ -172,11 +174,11 @@ class Raster:
             if layout.alpha is not None and layout.limits == EIGHT and self._reading == BY_DEPTH:
                 # As Pillow puts 8 bits on white, whose rounding is another.
                 for _, values in self._samples.strips(range(layout.colours + 1)):
-                    yield np.asarray(to_rgb(Image.fromarray(values)))
+                    yield np.array(to_rgb(Image.fromarray(values)))
                 return
             rendering = Rendering(self._samples, self._reading)
             for _, part in rendering.strips():
-                yield np.asarray(part)
+                yield np.array(part)
             self.extent = rendering.extent
 
     def _check(self, tags: Tags) -> None:
@@ -241,7 +243,8 @@ def _tags(path: Path) -> Tags:
     with open_regular(path) as file:
         tags = read_tags(file)
     if tags is None:
-        raise Clause(f"is no TIFF file, and others are not read in parts; {REWRITE}")
+        raise Clause("is too large to be held, and no TIFF file, which alone are read in parts; "
+                     f"{REWRITE}")
     return tags
 
 

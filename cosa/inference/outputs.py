@@ -18,10 +18,12 @@ from torch import Tensor
 from cosa.cam import resize
 from cosa.core.errors import UserError
 from cosa.core.files import atomic, free_space
-from cosa.data.images import image_size, read_image
+from cosa.data.images import TooManyPixels, image_size, read_image
 from cosa.data.reading import BY_DEPTH, Reading
 from cosa.export.annotations import find_regions, to_arrays
+from cosa.inference.huge import mask_file, write_rows
 from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.outcome import Found
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
 from cosa.pictures.palette import Color, overlay, save_image, save_mask
@@ -68,19 +70,45 @@ def write(
                 save_image(path, overlay(image, results.mask, palette))
             elif kind == "index":
                 save_image(path, Image.fromarray(results.mask))
+            elif kind == "geotiff":
+                size = results.mask.shape
+                with mask_file(kind, path, job.source, size, palette) as file:
+                    file.write(results.mask)
             elif kind == "regions":
                 regions = find_regions(results.mask, results.probability)
                 save_arrays(path, to_arrays(regions, results.mask.shape))
             else:
                 save_arrays(path, results.archives[kind])
     except OSError as error:
-        reason = error.strerror or error
-        if error.errno in HOPELESS:
-            raise CannotGoOn(
-                f"{path} cannot be written: {reason} ({free_space(path)}); make room, then the "
-                "same command goes on where it left off"
-            ) from error
-        raise UserError(f"the result of {job.source} cannot be written: {reason}") from error
+        raise unwritable(job, path, error) from error
+
+
+def write_by_rows(
+    job: Job, maps: Maps, size: Size, palette: Sequence[Color], details: bool
+) -> list[Found] | None:
+    """``write`` of an image that is not held; see ``cosa.inference.huge.write_rows``.
+
+    Raises:
+        UserError: as ``write``.
+    """
+    path = next(iter(job.results.values()))
+    try:
+        for path in job.results.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return write_rows(job, maps, size, palette, details)
+    except OSError as error:
+        raise unwritable(job, path, error) from error
+
+
+def unwritable(job: Job, path: Path, error: OSError) -> UserError:
+    """What to tell when a file cannot be written for a job: ``CannotGoOn`` if none can."""
+    reason = error.strerror or error
+    if error.errno in HOPELESS:
+        return CannotGoOn(
+            f"{path} cannot be written: {reason} ({free_space(path)}); make room, then the "
+            "same command goes on where it left off"
+        )
+    return UserError(f"the result of {job.source} cannot be written: {reason}")
 
 
 def fits(job: Job) -> bool:
@@ -90,7 +118,7 @@ def fits(job: Job) -> bool:
     doubt: whoever needs its content says what is wrong with it.
     """
     try:
-        width, height = image_size(job.source)
+        width, height = _announced(job.source)
     except UserError:
         return True
     return all(_size(path) in (None, (height, width)) for path in job.results.values())
@@ -99,13 +127,27 @@ def fits(job: Job) -> bool:
 def _size(path: Path) -> Size | None:
     """(height, width) of the image that a result belongs to, None if it does not tell."""
     try:
-        if path.suffix == ".png":
-            return image_size(path)[::-1]
+        if path.suffix != ".npz":
+            return _announced(path)[::-1]
         with np.load(path) as arrays:
             height, width = arrays["size"].tolist()
         return height, width
     except (UserError, OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def _announced(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture of any size.
+
+    Raises:
+        UserError: it cannot be read, or does not tell.
+    """
+    try:
+        return image_size(path)
+    except TooManyPixels as error:
+        if error.size is None:
+            raise
+        return error.size
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -18,6 +18,7 @@ from cosa.core.errors import UserError
 from cosa.core.memory import memory_size
 from cosa.crf import dense_crf, working_memory
 from cosa.data.images import network_input
+from cosa.data.shrinking import resized_rows
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.memory_budget import Room
 from cosa.inference.pixels import Size
@@ -104,6 +105,21 @@ class Segmenter:
         pixels = torch.from_numpy(np.array(resized(image, self.seen_size(size))))
         return Prepared(size, PixelRows(self.seen_size(size), lambda: iter([pixels])), photo,
                         present)
+
+    def prepare_rows(
+        self, size: Size, strips: Callable[[], Iterator[np.ndarray]], present: list[int] | None
+    ) -> Prepared:
+        """``prepare`` of an image that is not held, for windows without a CRF.
+
+        Args:
+            size: (height, width) of the image.
+            strips: begins anew with each call: parts of whole rows, (n, W, 3) uint8.
+            present: see ``Prepared``.
+        """
+        seen = self.seen_size(size)
+        return Prepared(size, PixelRows(
+            seen, lambda: map(torch.from_numpy, resized_rows(strips(), size, seen))
+        ), None, present)
 
     def seen_size(self, size: Size) -> Size:
         """(height, width) at which windows see an image of ``size``."""

@@ -17,8 +17,8 @@ from cosa.network import CoSANetwork
 from cosa.pictures.palette import voc_palette
 from infer import main
 
-ALL = ("--save", ",".join(KINDS))
-"""Every kind of result."""
+ALL = ("--save", ",".join(kind for kind in KINDS if kind != "geotiff"))
+"""Every kind of result that needs no further package."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32

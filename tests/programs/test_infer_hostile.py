@@ -268,7 +268,8 @@ def test_an_image_beyond_the_memory_for_images_is_not_even_decoded(tmp_path, pro
     code, text, err = program(tmp_path / "in", tmp_path / "out", "--overlay")
     assert code == 1 and "3 done" in text and "1 failed" in text
     assert err == (f"failed: {tmp_path / 'in/large.png'} is 400x300 pixels, too many for this "
-                   "machine's memory; shrink it, or cut it into parts\n")
+                   "machine's memory; segment it by windows, --mode slide, or shrink it, or cut it "
+                   "into parts\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices of POSIX")
