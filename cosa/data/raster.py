@@ -26,9 +26,9 @@ from cosa.data.tiff import Tags, read_tags
 INSTALL = "pip install rasterio"
 """What brings the package."""
 
-REWRITE = ("rewrite it in tiles, gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT.tif, or "
-           "rio convert IN OUT.tif --co TILED=YES --co COMPRESS=DEFLATE")
-"""What to do with files that cannot be read in parts; rio comes with rasterio."""
+REWRITE = ("rewrite it in tiles, gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT.tif "
+           "(without GDAL's programs: docs/inference.md)")
+"""What to do with files that cannot be read in parts."""
 
 MAX_BLOCK = 2**28
 """Bytes of a tile or strip, decoded; files of larger ones are refused."""

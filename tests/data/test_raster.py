@@ -10,7 +10,7 @@ from cosa.core.errors import UserError
 from cosa.data import layout, raster
 from cosa.data.images import read_image
 from cosa.data.raster import Ground, Raster
-from cosa.data.reading import Reading
+from cosa.data.reading import BY_DEPTH, Reading
 from tests.helpers.deep_files import tiff
 from tests.helpers.rasters import PLACE, write_raster
 
@@ -31,7 +31,7 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(layout, "STRIP", 3 * W)
 
 
-def same(path, reading=Reading()):
+def same(path, reading=BY_DEPTH):
     image = Raster(path, reading)
     parts = list(image.strips())
     image.close()
@@ -59,7 +59,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("reading", [Reading(), RANGE, Reading(bands=(1, 1, 1))],
+@pytest.mark.parametrize("reading", [BY_DEPTH, RANGE, Reading(bands=(1, 1, 1))],
                          ids=["default", "range", "bands"])
 @pytest.mark.parametrize("name", FILES)
 def test_rows_are_bit_by_bit_those_of_the_whole_file(tmp_path, name, reading):
@@ -87,7 +87,7 @@ def test_what_pillow_writes(tmp_path, mode, compression):
     image = Image.fromarray(noise(3))
     image = image.quantize(37) if mode == "P" else image.convert(mode)
     image.save(tmp_path / "a.tif", compression=compression)
-    for reading in (Reading(), RANGE):
+    for reading in (BY_DEPTH, RANGE):
         same(tmp_path / "a.tif", reading)
 
 
