@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -19,8 +20,8 @@ class Rolling:
 
     def __init__(self, parts: Iterator[Tensor], height: int, dim: int) -> None:
         self._parts, self._height, self._dim = parts, height, dim
-        self._held: Tensor | None = None
-        self._top = 0  # the row that the first one held is
+        self._held: deque[tuple[int, Tensor]] = deque()  # the number of the first row, the rows
+        self._bottom = 0
 
     def take(self, rows: slice) -> Tensor:
         """Rows, which begin no higher than those of the last time: what is above is let go.
@@ -29,23 +30,22 @@ class Rolling:
             ValueError: the parts end before.
         """
         first, end, _ = rows.indices(self._height)
-        held = [] if self._held is None else [self._held]
-        bottom = self._top + sum(part.shape[self._dim] for part in held)
-        self._held = None
-        if held and first > self._top:
-            kept = max(0, bottom - first)
-            held = [part.narrow(self._dim, first - self._top, kept) for part in held if kept]
-            self._top = min(first, bottom)
-        while bottom < end:
+        self._let_go(first)
+        while self._bottom < end:
             part = next(self._parts, None)
             if part is None:
-                raise ValueError(f"the rows end at {bottom} of {self._height}")
-            above, bottom = bottom, bottom + part.shape[self._dim]
-            if bottom <= first:
-                self._top = bottom
-                continue
-            if not held:
-                self._top = above
-            held.append(part)
-        self._held = held[0] if len(held) == 1 else torch.cat(held, self._dim)
-        return self._held.narrow(self._dim, first - self._top, end - first)
+                raise ValueError(f"the rows end at {self._bottom} of {self._height}")
+            self._held.append((self._bottom, part))
+            self._bottom += part.shape[self._dim]
+            self._let_go(first)
+        taken = []
+        for top, part in self._held:
+            start, stop = max(first - top, 0), min(end - top, part.shape[self._dim])
+            if start < stop:
+                taken.append(part.narrow(self._dim, start, stop - start))
+        return taken[0] if len(taken) == 1 else torch.cat(taken, self._dim)
+
+    def _let_go(self, first: int) -> None:
+        """Of the parts that lie above the row ``first``."""
+        while self._held and self._held[0][0] + self._held[0][1].shape[self._dim] <= first:
+            self._held.popleft()

@@ -95,12 +95,14 @@ class SlidingNetwork:
         held, band = None, None
         for top, left in places:
             if top != held:
+                band = None  # it goes before the next one comes: both are large
                 held, band = top, image[:, stride * top : stride * top + height]
             views = [band[..., stride * left : stride * left + wide]]
             if flip:
                 right = width - stride * left
                 views.append(band[..., right - wide : right].flip(-1))
             yield torch.stack(views)
+            del views
 
 
 class _Blend:
