@@ -64,7 +64,7 @@ class Huge:
             raise UserError(f"{what}; segment it by windows, --mode slide, or shrink it, or cut "
                             "it into parts")
         needs = [("--crf", self._crf), ("--evaluate", self._scored),
-                 *((f"--save {kind}", True) for kind in self._whole)]
+                 *((_option(kind), True) for kind in self._whole)]
         option = next((option for option, given in needs if given), None)
         if option is not None:
             rows = ", ".join(kind for kind in KINDS if KINDS[kind].by_rows)
@@ -93,6 +93,10 @@ class Huge:
         if true and key not in self._told:
             self._told.add(key)
             note(f"{text()} (further images are not named)")
+
+
+def _option(kind: str) -> str:
+    return "--export, or --save regions," if kind == "regions" else f"--save {kind}"
 
 
 def write_rows(

@@ -6,7 +6,8 @@ import errno
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def write(
         UserError: naming the file that cannot be written, or no longer be read; ``CannotGoOn``
             if the disk is full or read-only.
     """
-    try:
-        for kind, path in job.results.items():
+    for kind, path in job.results.items():
+        with told(job, path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind in ("mask", "cpl"):
                 save_mask(path, getattr(results, kind), palette)
@@ -79,8 +80,6 @@ def write(
                 save_arrays(path, to_arrays(regions, results.mask.shape))
             else:
                 save_arrays(path, results.archives[kind])
-    except OSError as error:
-        raise unwritable(job, path, error) from error
 
 
 def write_by_rows(
@@ -91,24 +90,29 @@ def write_by_rows(
     Raises:
         UserError: as ``write``.
     """
-    path = next(iter(job.results.values()))
-    try:
+    with told(job, next(iter(job.results.values()))):
         for path in job.results.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         return write_rows(job, maps, size, palette, details)
+
+
+@contextmanager
+def told(job: Job, path: Path) -> Iterator[None]:
+    """What is written in the block fails in one sentence.
+
+    Raises:
+        UserError: in place of an OSError; ``CannotGoOn`` if no file can be written.
+    """
+    try:
+        yield
     except OSError as error:
-        raise unwritable(job, path, error) from error
-
-
-def unwritable(job: Job, path: Path, error: OSError) -> UserError:
-    """What to tell when a file cannot be written for a job: ``CannotGoOn`` if none can."""
-    reason = error.strerror or error
-    if error.errno in HOPELESS:
-        return CannotGoOn(
-            f"{path} cannot be written: {reason} ({free_space(path)}); make room, then the "
-            "same command goes on where it left off"
-        )
-    return UserError(f"the result of {job.source} cannot be written: {reason}")
+        reason = error.strerror or error
+        if error.errno in HOPELESS:
+            raise CannotGoOn(
+                f"{path} cannot be written: {reason} ({free_space(path)}); make room, then the "
+                "same command goes on where it left off"
+            ) from error
+        raise UserError(f"the result of {job.source} cannot be written: {reason}") from error
 
 
 def fits(job: Job) -> bool:

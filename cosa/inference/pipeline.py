@@ -167,22 +167,19 @@ def segment_files(
                 see_by_rows(work)
 
     def see_by_rows(work: _Work) -> None:
-        job, size = work.outcome.job, work.outcome.size
-        folder = next(iter(job.results.values())).parent
+        """The same of an image that is not held."""
+        job, folder = work.outcome.job, next(iter(work.outcome.job.results.values())).parent
         try:
-            with closing(work.raster):
-                huge.tell(job, work.prepared.pixels.size, size)
+            with closing(work.raster), outputs.told(job, folder):
+                huge.tell(job, work.prepared.pixels.size, work.outcome.size)
                 folder.mkdir(parents=True, exist_ok=True)
                 work.maps, work.slid = segmenter.predict_rows(work.prepared, folder)
                 tell_doubt(job, work.raster.extent)
-        except OSError as error:
-            work.outcome.error = outputs.unwritable(job, folder, error)
         except CannotGoOn:
             raise
         except UserError as error:
             work.outcome.error = error
-        if isinstance(work.outcome.error, CannotGoOn):
-            raise work.outcome.error
+        work.prepared = None
 
     @stage
     def collect(work: _Work) -> None:

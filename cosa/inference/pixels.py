@@ -1,10 +1,11 @@
-"""From maps on the network's grid to labels of pixels, in memory that images do not blow up."""
+"""From pixels to what networks see, and from their maps to labels of pixels, in bounded memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cosa.cam import MapRows, strips
@@ -111,3 +112,22 @@ def pseudo_labels_at_size(cam: Tensor, size: Size, threshold: float) -> Tensor:
         for part, wide in strips(cam, size):
             labels[part] = cam_pseudo_labels(wide[None], threshold)[0][0].byte().cpu()
     return labels
+
+
+def shrunk(size: Size, longest: int) -> Size:
+    """``size`` (height, width), in proportion, so that no side is above ``longest``."""
+    factor = min(1.0, longest / max(size))
+    height, width = (max(1, round(side * factor)) for side in size)
+    return height, width
+
+
+def resized(image: Image.Image, size: Size) -> Image.Image:
+    """An RGB image at (height, width), bilinear, antialiased; itself where that is its size.
+
+    Across before down, which Pillow would decide by the sides: so does
+    ``cosa.data.shrinking.resized_rows`` with images that are not held.
+    """
+    for target in ((size[1], image.height), size[::-1]):
+        if image.size != target:
+            image = image.resize(target, Image.Resampling.BILINEAR)
+    return image

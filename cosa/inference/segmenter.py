@@ -21,7 +21,7 @@ from cosa.data.images import network_input
 from cosa.data.shrinking import resized_rows
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.memory_budget import Room
-from cosa.inference.pixels import Size
+from cosa.inference.pixels import Size, resized, shrunk
 from cosa.inference.settings import CrfSettings, Settings
 from cosa.inference.slide import PixelRows, SlidMaps
 from cosa.inference.windows import SlidingNetwork
@@ -301,22 +301,3 @@ def run_crf(photo: np.ndarray, probabilities: Tensor, crf: CrfSettings) -> Tenso
         )
     except ValueError as error:
         raise UserError(f"the CRF cannot run with these parameters: {error}") from error
-
-
-def shrunk(size: Size, longest: int) -> Size:
-    """``size`` (height, width), in proportion, so that no side is above ``longest``."""
-    factor = min(1.0, longest / max(size))
-    height, width = (max(1, round(side * factor)) for side in size)
-    return height, width
-
-
-def resized(image: Image.Image, size: Size) -> Image.Image:
-    """An RGB image at (height, width), bilinear, antialiased; itself where that is its size.
-
-    Across before down, which Pillow would decide by the sides: so does
-    ``cosa.data.shrinking.resized_rows`` with images that are not held.
-    """
-    for target in ((size[1], image.height), size[::-1]):
-        if image.size != target:
-            image = image.resize(target, Image.Resampling.BILINEAR)
-    return image

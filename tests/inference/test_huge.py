@@ -356,3 +356,20 @@ print(resident(PEAK_RESIDENT))
     with rasterio.open(tmp_path / "out/a.tif") as mask:
         assert mask.shape == (16_000, 20_000) and mask.crs.to_epsg() == 32632
         assert len(np.unique(mask.read(1, window=((8000, 9000), (0, 20_000))))) > 1
+
+
+def test_masks_too_large_to_be_held_are_not_scored(tmp_path, weights, not_held, capfd):
+    write_raster(tmp_path / "in/a.tif", smooth((40, 60)))
+    write_raster(tmp_path / "in/b.tif", smooth((20, 30)))
+    (tmp_path / "truth").mkdir()
+    for name, size in (("a", (60, 40)), ("b", (30, 20))):
+        Image.new("L", size, 1).save(tmp_path / f"truth/{name}.png")
+    not_held()
+    options = ("--mode", "slide", "--window", 48)
+    assert run_main(weights, tmp_path / "in", tmp_path / "out", *options) == 0
+    capfd.readouterr()
+    code = run_main(weights, tmp_path / "in", tmp_path / "out", *options, "--evaluate",
+                    tmp_path / "truth")
+    out, err = capfd.readouterr()
+    assert code == 1 and "1 images scored" in out
+    assert f"not scored: {tmp_path / 'in/a.tif'} is not scored: its mask is too large" in err
