@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,19 @@ from cosa.core.tensors import at_least_float32
 
 MAX_VALUES = 2**22
 """Upsampled values held at once (16 MB); whole images of 30 megapixels would need gigabytes."""
+
+
+class MapRows(Protocol):
+    """Maps (K, h, w) that are not held: rows are made or read when they are asked for.
+
+    They are asked for from the top down: no slice begins above the one before.
+    """
+
+    shape: tuple[int, int, int]
+    device: torch.device
+
+    def __getitem__(self, places: tuple[slice, slice]) -> Tensor:
+        """``maps[:, first:end]``, or ``maps[:, :]``."""
 
 
 def normalize(cam: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -96,7 +109,7 @@ class _Resized(torch.autograd.Function):
 
 
 def strips(
-    maps: Tensor, size: tuple[int, int], at_once: int | None = None
+    maps: Tensor | MapRows, size: tuple[int, int], at_once: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Maps (K, h, w), resized bilinearly to ``size`` (H, W), a few rows at a time.
 
@@ -108,20 +121,22 @@ def strips(
     Yields:
         The rows, and their values (K, rows, W) in float32.
     """
-    maps = maps.float()
     height, width = size
     rows_at_once = (at_once or MAX_VALUES) // (maps.shape[0] * width)
     if max(1, rows_at_once) >= height:
-        yield slice(0, height), resize(maps[None], size)[0]
+        yield slice(0, height), resize(maps[:, :].float()[None], size)[0]
         return
     source = (torch.arange(height, dtype=torch.float64) + 0.5) * maps.shape[1] / height - 0.5
     source = source.clamp(min=0)
     above = source.floor().long().clamp(max=maps.shape[1] - 1)
     below = (above + 1).clamp(max=maps.shape[1] - 1)
     weight = (source - above).float()
-    above, below, weight = (values.to(maps.device) for values in (above, below, weight))
+    weight = weight.to(maps.device)
     for part in parts(height, rows_at_once):
-        rows = torch.lerp(maps[:, above[part]], maps[:, below[part]], weight[part, None])
+        first, last = int(above[part][0]), int(below[part][-1])
+        held = maps[:, first : last + 1].float()
+        ends = (held[:, (rows[part] - first).to(maps.device)] for rows in (above, below))
+        rows = torch.lerp(*ends, weight[part, None])
         yield part, resize(rows[None], (rows.shape[1], width))[0]
 
 

@@ -83,7 +83,13 @@ class Replacement:
 
 
 @contextmanager
-def _replacement(path: str | Path) -> Iterator[Replacement]:
+def replacement(path: str | Path) -> Iterator[Replacement]:
+    """A ``Replacement`` that is put in its place if the block ends without an exception.
+
+    Raises:
+        OSError: it cannot be written.
+        UserError: what is there is no regular file.
+    """
     new = Replacement(path)
     try:
         yield new
@@ -103,7 +109,7 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written.
         UserError: what is there is no regular file.
     """
-    with _replacement(path) as new:
+    with replacement(path) as new:
         yield new.file
 
 
@@ -118,7 +124,7 @@ def replacing(path: str | Path) -> Iterator[str]:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacement(path) as new:
+        with replacement(path) as new:
             yield str(new.temporary)
 
 

@@ -44,7 +44,7 @@ IMAGE_SUFFIXES = frozenset(
 """Lower-case suffixes by which image files are recognised in folders."""
 
 MAX_PIXELS = 300_000_000
-"""Larger images are refused; an RGB image of this size takes 1.2 GB."""
+"""Larger images are refused; an RGB image of this size takes 1.2 GB. ``raster`` reads more."""
 
 MAX_SIDE = 1_000_000
 """Longer images are refused: what is made of them takes a row of pixels at least."""
@@ -64,6 +64,27 @@ def hidden(path: PurePath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
+class TooManyPixels(UserError):
+    """An image is too large to be held.
+
+    Args:
+        path: of the file.
+        size: its (width, height), upright; None where that is not known.
+        clause: that says so of the file, by default that it is larger than ``MAX_PIXELS``.
+
+    Attributes:
+        size: as given.
+        what: a clause that names the file.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], size: tuple[int, int] | None = None, clause: str = ""
+    ) -> None:
+        self.size = size
+        self.what = f"{path} {clause or f'has over {MAX_PIXELS // 1_000_000} megapixels'}"
+        super().__init__(f"{self.what}; shrink or tile it")
+
+
 class LazyFile(LazyImage):
     """An image file, opened; it is decoded, by one of its methods, once.
 
@@ -76,12 +97,13 @@ class LazyFile(LazyImage):
 
     Raises:
         UserError: naming the file, if it is missing, no regular file, empty, not an image, larger
-            than ``MAX_PIXELS`` or ``MAX_SIDE``, or without the bands that are to be read.
+            than ``MAX_PIXELS`` (``TooManyPixels``) or ``MAX_SIDE``, or without the bands that are
+            to be read.
     """
 
     def __init__(self, path: str | PathLike[str], reading: Reading = BY_DEPTH) -> None:
         self._path, self._reading = Path(path), reading
-        with _explained(self._path), ExitStack() as opened:
+        with explained(self._path), ExitStack() as opened:
             self._file = opened.enter_context(open_regular(self._path))
             if os.fstat(self._file.fileno()).st_size == 0:
                 raise UserError(f"{path} is empty; remove the file or copy it again")
@@ -89,8 +111,6 @@ class LazyFile(LazyImage):
             stored = self._tags.size if self._picture is None else self._picture.size
             if min(stored) < 1:
                 raise ValueError("it has no pixels")
-            if math.prod(stored) > MAX_PIXELS:
-                raise Image.DecompressionBombError
             if max(stored) > MAX_SIDE:
                 raise UserError(f"{path} has a side of over {MAX_SIDE} pixels; cut it into parts")
             if self._picture is None:
@@ -98,6 +118,8 @@ class LazyFile(LazyImage):
                 self.size = self._turn.size(stored)
             else:
                 self.size, self._turn = upright(self._picture, self._file)
+            if math.prod(stored) > MAX_PIXELS:
+                raise TooManyPixels(path, self.size)
             self.reducible = isinstance(self._picture, JpegImageFile)
             self._layout = self._checked_layout()
             self.format = "TIFF" if self._picture is None else self._picture.format
@@ -193,7 +215,7 @@ class LazyFile(LazyImage):
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        with _explained(self._path), self._file, self._picture or nullcontext():
+        with explained(self._path), self._file, self._picture or nullcontext():
             yield
 
     def _check_size(self, size: tuple[int, int], reduction: int = 1) -> None:
@@ -212,7 +234,7 @@ def _opened(file: BinaryIO, by_number: bool) -> tuple[ImageFile | None, Tags | N
         # Of a file without a name, Pillow never maps the pixels into memory: where it does, it
         # takes the upright width of a turned TIFF image for that of the stored rows.
         picture = Image.open(file)
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, Image.DecompressionBombError):
         tags = read_tags(file)
         if tags is None:
             raise
@@ -257,8 +279,12 @@ def read_image(path: str | PathLike[str], reading: Reading = BY_DEPTH) -> Image.
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into one sentence."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with an image file in the block into one sentence.
+
+    Raises:
+        UserError: naming the file; ``TooManyPixels`` where Pillow says so.
+    """
     try:
         yield
     except Clause as error:
@@ -271,8 +297,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not an image in a format that Pillow reads; replace or remove "
                         "it") from error
     except Image.DecompressionBombError as error:
-        limit = MAX_PIXELS // 1_000_000
-        raise UserError(f"{path} has over {limit} megapixels; shrink or tile it") from error
+        raise TooManyPixels(path) from error
     except MemoryError as error:
         raise UserError(f"{path} is too large for the free memory; shrink it, or read fewer "
                         "images at a time (fewer workers)") from error

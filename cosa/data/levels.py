@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,51 @@ from cosa.data.reading import BY_DEPTH, Extent, Reading
 from cosa.data.samples import Samples
 
 Levels = Callable[[np.ndarray], np.ndarray]
+
+
+class Rendering:
+    """The way from samples to levels; whoever has seen all strips knows the values, too.
+
+    Args:
+        samples: of an image.
+        reading: what becomes of them.
+
+    Raises:
+        Clause: a clause about a file without the bands that are asked for.
+    """
+
+    def __init__(self, samples: Samples, reading: Reading = BY_DEPTH) -> None:
+        layout = samples.layout
+        self._samples, self._reading = samples, reading
+        self._bands = layout.chosen(reading.bands)
+        self._opacity = () if reading.bands or layout.alpha is None else (layout.alpha,)
+        self._range = _range(samples, self._bands, reading)
+        self._levels, self._found = _levels(layout, self._range), _Found(self._range)
+
+    def strips(self) -> Iterator[tuple[int, Image.Image]]:
+        """The image as it is stored, in parts of whole rows of 8-bit RGB, with the first row's
+        number.
+        """
+        layout, bands, reading = self._samples.layout, self._bands, self._reading
+        for top, values in self._samples.strips((*bands, *self._opacity)):
+            colours = values[..., : len(bands)]
+            self._found.add(colours)
+            seen = self._levels(colours)
+            if self._opacity:
+                share = _finite(values[..., len(bands) :]) / _most(layout, values.dtype)
+                seen = _on_white(seen, share, layout.premultiplied)
+            elif layout.key is not None and not reading.bands:
+                seen[(colours == np.asarray(layout.key)).all(axis=-1)] = 255
+            yield top, Image.fromarray(seen[..., 0] if len(bands) == 1 else seen).convert("RGB")
+
+    @property
+    def extent(self) -> Extent | None:
+        """The values of the strips so far; None for 8 bits that become what they are."""
+        limits, chosen = self._samples.layout.limits, self._reading.value_range
+        if chosen is None and limits == EIGHT:
+            return None
+        known, found = chosen is not None or limits is not None, self._found
+        return Extent(found.lowest, found.highest, *self._range, known, found.above)
 
 
 def rendered(
@@ -26,28 +71,12 @@ def rendered(
     Raises:
         Clause: a clause about a file without the bands that are asked for.
     """
-    layout = samples.layout
-    bands = layout.chosen(reading.bands)
-    opacity = () if reading.bands or layout.alpha is None else (layout.alpha,)
-    low, high = range_ = _range(samples, bands, reading)
-    levels, found = _levels(layout, range_), _Found(range_)
+    rendering = Rendering(samples, reading)
     result = Image.new("RGB", turn.size(samples.size))
-    for top, values in samples.strips((*bands, *opacity)):
-        colours = values[..., : len(bands)]
-        found.add(colours)
-        seen = levels(colours)
-        if opacity:
-            share = _finite(values[..., len(bands) :]) / _most(layout, values.dtype)
-            seen = _on_white(seen, share, layout.premultiplied)
-        elif layout.key is not None and not reading.bands:
-            seen[(colours == np.asarray(layout.key)).all(axis=-1)] = 255
-        part = Image.fromarray(seen[..., 0] if len(bands) == 1 else seen).convert("RGB")
+    for top, part in rendering.strips():
         bottom = top + part.height
         result.paste(turn.applied(part), turn.corner(top, bottom, samples.size[1]))
-    if reading.value_range is None and layout.limits == EIGHT:
-        return result, None
-    known = reading.value_range is not None or layout.limits is not None
-    return result, Extent(found.lowest, found.highest, low, high, known, found.above)
+    return result, rendering.extent
 
 
 class _Found:

@@ -13,7 +13,7 @@ from cosa.data.layout import Clause, Layout
 
 # Of tags that they do not know or that are damaged, these packages tell the log, which would print
 # it on stderr between the lines of the program.
-for _name in ("PIL", "tifffile"):
+for _name in ("PIL", "tifffile", "rasterio"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

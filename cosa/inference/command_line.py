@@ -16,6 +16,7 @@ from cosa.core.terminal import Parser
 from cosa.core.text import shown
 from cosa.core.threads import core_count
 from cosa.crf import DEFAULT_PRESET
+from cosa.data.images import MAX_SIDE
 from cosa.export.annotations import FORMATS
 from cosa.inference.kinds import KINDS
 from cosa.inference.settings import BACKENDS, MAX_SIZE, MODES
@@ -28,6 +29,8 @@ AREA = Range(1, 10**9)
 """In pixels."""
 TOLERANCE = Range(0, 1000)
 """In pixels."""
+LONGEST = Range(1, MAX_SIDE)
+"""In pixels, of an image."""
 BAND = Range(1, 10_000)
 """Its number."""
 
@@ -158,7 +161,7 @@ class Options:
     )
     max_size: int = option(
         f"longer sides are shrunk to this for windows and CRF; default: {MAX_SIZE}",
-        ranges.SIDE, metavar="N", default=MAX_SIZE,
+        LONGEST, metavar="N", default=MAX_SIZE,
     )
     scales: tuple[float, ...] | None = option(
         "default: as evaluated", Several(ranges.SCALE), nargs="+", metavar="S", default=None

@@ -10,6 +10,7 @@ import numpy as np
 from cosa.core import IGNORE
 from cosa.core.errors import UserError
 from cosa.core.threads import parallel_map
+from cosa.data.images import TooManyPixels
 from cosa.data.masks import read_mask
 from cosa.inference import outputs
 from cosa.inference.jobs import Job, Plan
@@ -30,6 +31,8 @@ def find_finished(jobs: Plan, workers: int = 4) -> list[bool]:
 def read_back(jobs: Iterable[Job], num_classes: int, workers: int = 4) -> Iterator[Outcome]:
     """The outcomes of jobs that are finished, with all that their mask files tell.
 
+    Of masks too large to be held, this is their size.
+
     Args:
         jobs: may be lazy.
         num_classes: C, of the weights.
@@ -47,6 +50,9 @@ def read_back(jobs: Iterable[Job], num_classes: int, workers: int = 4) -> Iterat
             if len(pixels) > num_classes + 1:  # true masks may hold it, the network's do not
                 raise UserError(f"{path}: the mask holds the value {IGNORE}, which is no class of "
                                 "the weights")
+        except TooManyPixels as error:  # what it holds is not told
+            outcome.size = error.size and error.size[::-1]
+            return outcome
         except UserError as error:
             outcome.error = UserError(f"{error}; delete it, or use --overwrite")
             return outcome

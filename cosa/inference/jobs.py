@@ -91,7 +91,7 @@ class Plan(Sequence[Job]):
         left_out = tuple(f"{source.relative_to(output).as_posix()}/" for source in sources
                          if output in source.parents)
         for path in walk(self.output):
-            if not path.name.endswith((".png", ".npz")):
+            if not path.name.endswith(tuple({Path(kind.suffix).suffix for kind in KINDS.values()})):
                 continue
             name = path.relative_to(self.output).as_posix()
             kind = next((k for k in self.save if name.removesuffix(KINDS[k].suffix) in stems

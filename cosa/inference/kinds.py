@@ -22,15 +22,18 @@ class Kind:
     """Whether it shows the labels, which a CRF refines."""
     at_threshold: bool = False
     """Whether it depends on the threshold of the pseudo-labels."""
+    by_rows: bool = False
+    """Whether it is written from the top down, of images that are not held."""
 
 
 KINDS = {
-    "mask": Kind(".png", "masks", "seg", of_labels=True),
+    "mask": Kind(".png", "masks", "seg", of_labels=True, by_rows=True),
     "overlay": Kind(".overlay.png", "overlays", "seg", of_labels=True),
     "cam": Kind(".cam.npz", "CAMs", "cam"),
     "cpl": Kind(".cpl.png", "CAM pseudo-labels", "cam", at_threshold=True),
     "probabilities": Kind(".probabilities.npz", "probabilities", "seg"),
-    "index": Kind(".index.png", "index masks", "seg", of_labels=True),
+    "index": Kind(".index.png", "index masks", "seg", of_labels=True, by_rows=True),
+    "geotiff": Kind(".tif", "GeoTIFF masks", "seg", of_labels=True, by_rows=True),
     "regions": Kind(".regions.npz", "regions", "seg", of_labels=True),
 }
 """Masks come first: theirs is the shortest suffix, in which others end, too."""

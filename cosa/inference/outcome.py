@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from cosa.core.errors import UserError
 from cosa.inference.jobs import Job
@@ -21,6 +23,22 @@ class Found:
     """Of the image's pixels, in (0, 1]."""
     probability: float | None
     """Mean over these pixels; None where only the mask is known."""
+
+
+def found(classes: Sequence[int], pixels: Tensor, probability: Tensor) -> list[Found]:
+    """What a mask holds.
+
+    Args:
+        classes: labels of the K maps that it is made of.
+        pixels: of each, (K,) int64.
+        probability: mean over these, (K,) float64.
+    """
+    total = int(pixels.sum())
+    return [
+        Found(label, count / total, mean)
+        for label, count, mean in zip(classes, pixels.tolist(), probability.tolist(), strict=True)
+        if count
+    ]
 
 
 @dataclass

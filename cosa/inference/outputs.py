@@ -6,7 +6,8 @@ import errno
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from torch import Tensor
 from cosa.cam import resize
 from cosa.core.errors import UserError
 from cosa.core.files import atomic, free_space
-from cosa.data.images import image_size, read_image
+from cosa.data.images import TooManyPixels, image_size, read_image
 from cosa.data.reading import BY_DEPTH, Reading
 from cosa.export.annotations import find_regions, to_arrays
+from cosa.inference.huge import mask_file, write_rows
 from cosa.inference.jobs import CannotGoOn, Job
+from cosa.inference.outcome import Found
 from cosa.inference.pixels import Size
 from cosa.inference.segmenter import Maps
 from cosa.pictures.palette import Color, overlay, save_image, save_mask
@@ -56,8 +59,8 @@ def write(
         UserError: naming the file that cannot be written, or no longer be read; ``CannotGoOn``
             if the disk is full or read-only.
     """
-    try:
-        for kind, path in job.results.items():
+    for kind, path in job.results.items():
+        with told(job, path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind in ("mask", "cpl"):
                 save_mask(path, getattr(results, kind), palette)
@@ -68,11 +71,40 @@ def write(
                 save_image(path, overlay(image, results.mask, palette))
             elif kind == "index":
                 save_image(path, Image.fromarray(results.mask))
+            elif kind == "geotiff":
+                size = results.mask.shape
+                with mask_file(kind, path, job.source, size, palette) as file:
+                    file.write(results.mask)
             elif kind == "regions":
                 regions = find_regions(results.mask, results.probability)
                 save_arrays(path, to_arrays(regions, results.mask.shape))
             else:
                 save_arrays(path, results.archives[kind])
+
+
+def write_by_rows(
+    job: Job, maps: Maps, size: Size, palette: Sequence[Color], details: bool
+) -> list[Found] | None:
+    """``write`` of an image that is not held; see ``cosa.inference.huge.write_rows``.
+
+    Raises:
+        UserError: as ``write``.
+    """
+    with told(job, next(iter(job.results.values()))):
+        for path in job.results.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return write_rows(job, maps, size, palette, details)
+
+
+@contextmanager
+def told(job: Job, path: Path) -> Iterator[None]:
+    """What is written in the block fails in one sentence.
+
+    Raises:
+        UserError: in place of an OSError; ``CannotGoOn`` if no file can be written.
+    """
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or error
         if error.errno in HOPELESS:
@@ -90,7 +122,7 @@ def fits(job: Job) -> bool:
     doubt: whoever needs its content says what is wrong with it.
     """
     try:
-        width, height = image_size(job.source)
+        width, height = _announced(job.source)
     except UserError:
         return True
     return all(_size(path) in (None, (height, width)) for path in job.results.values())
@@ -99,13 +131,27 @@ def fits(job: Job) -> bool:
 def _size(path: Path) -> Size | None:
     """(height, width) of the image that a result belongs to, None if it does not tell."""
     try:
-        if path.suffix == ".png":
-            return image_size(path)[::-1]
+        if path.suffix != ".npz":
+            return _announced(path)[::-1]
         with np.load(path) as arrays:
             height, width = arrays["size"].tolist()
         return height, width
     except (UserError, OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def _announced(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture of any size.
+
+    Raises:
+        UserError: it cannot be read, or does not tell.
+    """
+    try:
+        return image_size(path)
+    except TooManyPixels as error:
+        if error.size is None:
+            raise
+        return error.size
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -19,17 +19,20 @@ from cosa.core.errors import UserError
 from cosa.core.memory import memory_size
 from cosa.core.terminal import warn
 from cosa.core.threads import parallel_map
-from cosa.data.images import open_image
+from cosa.data.images import TooManyPixels, open_image
+from cosa.data.raster import Raster
 from cosa.data.reading import Extent
 from cosa.inference import outputs
+from cosa.inference.huge import Huge
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.kinds import KINDS
 from cosa.inference.memory_budget import Room, decoding_memory
-from cosa.inference.outcome import Found, Outcome
+from cosa.inference.outcome import Outcome, found
 from cosa.inference.outputs import Results, cam_arrays, probability_arrays
 from cosa.inference.pixels import argmax_and_probability, argmax_at_size, pseudo_labels_at_size
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
+from cosa.inference.slide import SlidMaps
 
 IMAGE_MEMORY = 0.5
 """Share of the main memory that images may take while they are decoded."""
@@ -42,6 +45,10 @@ class _Work:
     outcome: Outcome
     prepared: Prepared | None = None
     maps: Maps | None = None
+    raster: Raster | None = None
+    """The image, where it is not held; its maps are read, and its masks made, as it is written."""
+    slid: SlidMaps | None = None
+    """What to close when that is done."""
     results: Results = field(default_factory=Results)
 
 
@@ -101,6 +108,7 @@ def segment_files(
 
     stage = partial(_stage, too_large=segmenter.too_large)
     images = Room(int(IMAGE_MEMORY * memory_size()))
+    huge = Huge(settings, save, keep_masks)
 
     untold = threading.Lock()
 
@@ -119,15 +127,19 @@ def segment_files(
     def read(work: _Work) -> None:
         job = work.outcome.job
         present = None if labels_of is None else labels_of(job.name)
-        with closing(open_image(job.source, settings.reading)) as image:
-            need = decoding_memory(image.size, image.deep)
-            if need > images.size:
-                raise UserError(f"{job.source} is {image.size[0]}x{image.size[1]} pixels, too many "
-                                "for this machine's memory; shrink it, or cut it into parts")
-            with images.take(need):
-                decoded = image.decode()
-                tell_doubt(job, decoded.extent)
-                work.prepared = segmenter.prepare(decoded.image, present)
+        try:
+            with closing(open_image(job.source, settings.reading)) as image:
+                need = decoding_memory(image.size, image.deep)
+                if need > images.size:
+                    raise TooManyPixels(job.source, image.size, "is {}x{} pixels, too many for "
+                                        "this machine's memory".format(*image.size))
+                with images.take(need):
+                    decoded = image.decode()
+                    tell_doubt(job, decoded.extent)
+                    work.prepared = segmenter.prepare(decoded.image, present)
+        except TooManyPixels as error:
+            work.raster = raster = huge.open(job, error.what)
+            work.prepared = segmenter.prepare_rows(raster.size[::-1], raster.strips, present)
         work.outcome.size = work.prepared.size
 
     def predict() -> Iterator[_Work]:
@@ -143,12 +155,31 @@ def segment_files(
 
     def compute(batch: list[_Work]) -> None:
         """All that is done on the network's device."""
-        predicted = segmenter.predict([work.prepared for work in batch])
-        for work, maps in zip(batch, predicted, strict=True):
+        held = [work for work in batch if work.raster is None]
+        predicted = segmenter.predict([work.prepared for work in held])
+        for work, maps in zip(held, predicted, strict=True):
             work.maps = maps
             collect(work)
             if not segmenter.finishes_in_threads:
                 finish(work)
+        for work in batch:
+            if work.raster is not None:
+                see_by_rows(work)
+
+    def see_by_rows(work: _Work) -> None:
+        """The same of an image that is not held."""
+        job, folder = work.outcome.job, next(iter(work.outcome.job.results.values())).parent
+        try:
+            with closing(work.raster), outputs.told(job, folder):
+                huge.tell(job, work.prepared.pixels.size, work.outcome.size)
+                folder.mkdir(parents=True, exist_ok=True)
+                work.maps, work.slid = segmenter.predict_rows(work.prepared, folder)
+                tell_doubt(job, work.raster.extent)
+        except CannotGoOn:
+            raise
+        except UserError as error:
+            work.outcome.error = error
+        work.prepared = None
 
     @stage
     def collect(work: _Work) -> None:
@@ -156,7 +187,9 @@ def segment_files(
 
     @stage
     def finish(work: _Work) -> None:
-        """From the maps to the mask."""
+        """From the maps to the mask, of images that are held."""
+        if work.slid is not None:
+            return
         if labelled:
             if settings.crf:
                 work.maps = segmenter.refine(work.maps, work.prepared.photo)
@@ -170,11 +203,17 @@ def segment_files(
     @_timed
     @stage
     def write(work: _Work) -> None:
+        job, outcome = work.outcome.job, work.outcome
+        if work.slid is not None:
+            with closing(work.slid):
+                outcome.found = outputs.write_by_rows(
+                    job, work.maps, outcome.size, network.palette, details)
+            return
         # For an overlay, the image is read again; of regions, each pixel has its number.
         large = not {"overlay", "regions"}.isdisjoint(save)
-        need = decoding_memory(work.outcome.size, deep="regions" in save) if large else 0
+        need = decoding_memory(outcome.size, deep="regions" in save) if large else 0
         with images.take(need):
-            outputs.write(work.outcome.job, work.results, network.palette, settings.reading)
+            outputs.write(job, work.results, network.palette, settings.reading)
 
     with ExitStack() as stack:
         done = stack.enter_context(closing(predict()))
@@ -249,11 +288,5 @@ def _label(work: _Work, details: bool, save: Sequence[str]) -> None:
     else:
         mask = argmax_at_size(maps.seg, size)
     if details:
-        work.outcome.found = [
-            Found(label, count / mask.numel(), probability)
-            for label, count, probability in zip(
-                maps.classes, pixels.tolist(), probabilities.tolist(), strict=True
-            )
-            if count
-        ]
+        work.outcome.found = found(maps.classes, pixels, probabilities)
     work.results.mask = np.array(maps.classes, dtype=np.uint8)[mask.numpy()]

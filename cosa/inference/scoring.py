@@ -195,8 +195,11 @@ def scored(outcomes: Iterator[Outcome], scorer: Scorer | None, workers: int) -> 
     """
 
     def score(outcome: Outcome) -> Scored:
-        if scorer is None or outcome.mask is None:
+        if scorer is None or outcome.error is not None:
             return outcome, None
+        if outcome.mask is None:
+            return outcome, UserError(f"{outcome.job.source} is not scored: its mask is too large "
+                                      "to be held; cut both into parts")
         return outcome, scorer.update(outcome)
 
     with closing(outcomes):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cosa.cam import resize
+from cosa.cam import MapRows, normalize, resize
 from cosa.core.device import weights_cast_once
 from cosa.core.errors import UserError
 from cosa.core.memory import memory_size
 from cosa.crf import dense_crf, working_memory
-from cosa.data.images import network_input, to_tensor
+from cosa.data.images import network_input
+from cosa.data.shrinking import resized_rows
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.memory_budget import Room
-from cosa.inference.pixels import Size
+from cosa.inference.pixels import Size, resized, shrunk
 from cosa.inference.settings import CrfSettings, Settings
+from cosa.inference.slide import PixelRows, SlidMaps
 from cosa.inference.windows import SlidingNetwork
 from cosa.network import CoSANetwork
 from cosa.predict import believed, multi_scale, scaled_size
@@ -35,8 +38,8 @@ class Prepared:
 
     size: Size
     """(height, width) of the image itself."""
-    pixels: Tensor
-    """Whole: the square (3, S, S) float32 in [0, 1]. Slide: (H', W', 3) uint8."""
+    pixels: Tensor | PixelRows
+    """Whole: the square (3, S, S) float32 in [0, 1]. Slide: what the windows are of."""
     photo: np.ndarray | None
     """(H', W', 3) uint8, shrunk to ``max_size``, where there will be a CRF."""
     present: list[int] | None
@@ -51,8 +54,9 @@ class Maps:
     """The labels of ``seg``'s channels: 0 the background, then the classes that take part."""
     cam_classes: list[int]
     """The labels of ``cam``'s channels: the present classes, else those that are predicted."""
-    seg: Tensor | None
-    """(K, h, w) logits summed over the passes, or probabilities after the CRF."""
+    seg: Tensor | MapRows | None
+    """(K, h, w) logits summed over the passes, or probabilities after the CRF; rows for a single
+    reading where the image is not held."""
     cam: Tensor | None
     """(N, h, w) in [0, 1], M' of the paper."""
     passes: int | None
@@ -98,52 +102,115 @@ class Segmenter:
             photo = np.array(resized(image, shrunk(size, settings.max_size)))
         if settings.mode == "whole":
             return Prepared(size, network_input(image, settings.size), photo, present)
-        patches = scaled_size(shrunk(size, settings.max_size), 1.0, self.network.stride)
-        pixels = torch.from_numpy(np.array(resized(image, patches)))
-        return Prepared(size, pixels, photo, present)
+        pixels = torch.from_numpy(np.array(resized(image, self.seen_size(size))))
+        return Prepared(size, PixelRows(self.seen_size(size), lambda: iter([pixels])), photo,
+                        present)
+
+    def prepare_rows(
+        self, size: Size, strips: Callable[[], Iterator[np.ndarray]], present: list[int] | None
+    ) -> Prepared:
+        """``prepare`` of an image that is not held, for windows without a CRF.
+
+        Args:
+            size: (height, width) of the image.
+            strips: begins anew with each call: parts of whole rows, (n, W, 3) uint8.
+            present: see ``Prepared``.
+        """
+        seen = self.seen_size(size)
+        return Prepared(size, PixelRows(
+            seen, lambda: map(torch.from_numpy, resized_rows(strips(), size, seen))
+        ), None, present)
+
+    def seen_size(self, size: Size) -> Size:
+        """(height, width) at which windows see an image of ``size``."""
+        return scaled_size(shrunk(size, self.settings.max_size), 1.0, self.network.stride)
 
     def predict(self, batch: Sequence[Prepared]) -> Iterator[Maps]:
         """The maps of some images, in order; in mode "whole" in a single batch."""
-        if self.settings.mode == "whole" and batch:
+        settings = self.settings
+        if settings.mode == "whole" and batch:
             squares = torch.stack([prepared.pixels for prepared in batch]).to(self.device)
-            yield from self._maps(squares, batch, None)
-        elif self.settings.mode == "slide":
+            with self._ready():
+                fused = multi_scale(
+                    self.network, squares, settings.scales, settings.flip, None, self.maps)
+            for index, prepared in enumerate(batch):
+                scores, (seg, cam) = fused.logits[index], (
+                    None if maps is None else maps[index] for maps in (fused.seg, fused.cam))
+                classes, cam_classes = self._classes(scores, prepared.present)
+                yield Maps(
+                    classes, cam_classes,
+                    # Leaving channels out is to set them to -inf, which would not survive resizing.
+                    None if seg is None else seg[classes],
+                    None if cam is None else cam[[label - 1 for label in cam_classes]],
+                    settings.passes,
+                )
+        elif settings.mode == "slide":
             for prepared in batch:
-                image = to_tensor(prepared.pixels.numpy()).to(self.device)[None]
-                yield from self._maps(image, [prepared], self.saved_grid(prepared.size))
+                slid = self._slide(prepared)
+                classes, cam_classes = self._classes(slid.logits, prepared.present)
+                yield Maps(
+                    classes, cam_classes,
+                    slid.whole("seg", classes) if "seg" in self.maps else None,
+                    normalize(slid.whole("cam", [label - 1 for label in cam_classes]))
+                    if "cam" in self.maps else None,
+                    settings.passes,
+                )
 
-    def _maps(
-        self, images: Tensor, batch: Sequence[Prepared], grid: Size | None
-    ) -> Iterator[Maps]:
-        settings, network = self.settings, self.network
-        if settings.mode == "slide":
-            network = SlidingNetwork(
-                network, settings.window, settings.stride, self.batch_size, self.maps
+    def predict_rows(self, prepared: Prepared, folder: Path) -> tuple[Maps, SlidMaps]:
+        """The segmentation of an image that is not held, for a single reading from the top down.
+
+        Args:
+            prepared: of an image in windows.
+            folder: where what the network says is kept, in files without a name.
+
+        Returns:
+            The maps, and what to close when they were read.
+
+        Raises:
+            OSError: a file cannot be written.
+            UserError: the image cannot be read.
+        """
+        slid = self._slide(prepared, folder)
+        classes, _ = self._classes(slid.logits, prepared.present)
+        return Maps(classes, [], slid.rows("seg", classes), None, self.settings.passes), slid
+
+    def _slide(self, prepared: Prepared, folder: Path | None = None) -> SlidMaps:
+        settings = self.settings
+        sliding = SlidingNetwork(
+            self.network, settings.window, settings.stride, self.batch_size, self.maps)
+        with self._ready():
+            return SlidMaps(
+                sliding, prepared.pixels, settings.scales, settings.flip,
+                self.saved_grid(prepared.size), self.device, folder,
             )
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Around forward passes of the network."""
         with torch.no_grad(), self.autocast(), weights_cast_once(self.network):
-            fused = multi_scale(network, images, settings.scales, settings.flip, grid, self.maps)
-        for index, prepared in enumerate(batch):
-            classes, cam_classes = list(range(self.network.num_classes + 1)), []
-            seg, cam = (None if maps is None else maps[index] for maps in (fused.seg, fused.cam))
-            # Leaving channels out is to set them to -inf, which would not survive resizing.
-            if prepared.present is not None:
-                classes, cam_classes = [0, *prepared.present], prepared.present
-                seg = None if seg is None else seg[classes]
-            else:
-                scores = fused.logits[index]
-                if settings.min_class_score and seg is not None:
-                    classes = [0, *_labels(believed(scores, settings.min_class_score))]
-                    seg = seg[classes]
-                if cam is not None:
-                    cam_classes = _labels(scores > 0)  # a probability of 1/2
-            cam = None if cam is None else cam[[label - 1 for label in cam_classes]]
-            yield Maps(classes, cam_classes, seg, cam, settings.passes)
+            yield
+
+    def _classes(
+        self, scores: Tensor, present: list[int] | None
+    ) -> tuple[list[int], list[int]]:
+        """Labels that the segmentation is made of, 0 among them, and those of the CAMs.
+
+        Args:
+            scores: (C,) of the image.
+            present: the classes that it holds, if that is known.
+        """
+        if present is not None:
+            return [0, *present], present
+        classes = list(range(self.network.num_classes + 1))
+        if self.settings.min_class_score:
+            classes = [0, *_labels(believed(scores, self.settings.min_class_score))]
+        return classes, _labels(scores > 0)  # a probability of 1/2
 
     def saved_grid(self, size: Size) -> Size:
         """(h, w) of the maps that are saved of an image of ``size``: ``CELLS`` per patch."""
         settings, patch = self.settings, self.network.stride
         if settings.mode == "slide":
-            height, width = scaled_size(shrunk(size, settings.max_size), 1.0, patch)
+            height, width = self.seen_size(size)
             return height // patch * CELLS, width // patch * CELLS
         side = min(settings.size, CELLS * max(1, round(settings.size / patch)))
         return side, side
@@ -238,17 +305,3 @@ def run_crf(photo: np.ndarray, probabilities: Tensor, crf: CrfSettings) -> Tenso
         )
     except ValueError as error:
         raise UserError(f"the CRF cannot run with these parameters: {error}") from error
-
-
-def shrunk(size: Size, longest: int) -> Size:
-    """``size`` (height, width), in proportion, so that no side is above ``longest``."""
-    factor = min(1.0, longest / max(size))
-    height, width = (max(1, round(side * factor)) for side in size)
-    return height, width
-
-
-def resized(image: Image.Image, size: Size) -> Image.Image:
-    """An RGB image at (height, width), bilinear, antialiased; itself where that is its size."""
-    if (image.height, image.width) == size:
-        return image
-    return image.resize(size[::-1], Image.Resampling.BILINEAR)

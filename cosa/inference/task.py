@@ -21,6 +21,7 @@ from cosa.inference.choose_settings import choose_crf, choose_settings
 from cosa.inference.command_line import Options
 from cosa.inference.exports import choose_writers
 from cosa.inference.finished import find_finished
+from cosa.inference.huge import require_rasterio
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import ImageLabels, read_image_labels
 from cosa.inference.record import Record
@@ -74,6 +75,7 @@ def look(options: Options) -> Iterator[Task]:
     jobs = distributed.from_main(
         lambda: plan(options.input, options.output, options.save, options.evaluate)
     )
+    require_rasterio(options.save)
     device = choose_device(options.device, "--device ")
     crf = choose_crf(options)
     network = load_network(options.weights, device)

@@ -1,21 +1,26 @@
-"""A network that sees large images through overlapping windows."""
+"""A network that sees large images through overlapping windows, from the top down."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from cosa.cam import MapRows
 from cosa.network import NetworkOutput
+
+Place = tuple[int, int]
+"""(top, left) of a window on the network's grid."""
+Bands = dict[str, Tensor]
+"""Name of a map -> its next rows (V, K, n, w)."""
 
 
 @dataclass
 class SlidingNetwork:
-    """Windows over an image, their maps blended; what ``multi_scale`` takes as a network.
+    """Windows over an image, their maps blended, a band of rows after the other.
 
     All windows of an image have one size: ``window``, or the image's side where that is smaller.
     They are spread evenly, the first and the last flush with the borders, at most ``step``
@@ -24,7 +29,8 @@ class SlidingNetwork:
     that a map fades out towards the border of its window. Class scores are the largest of all
     windows. Windows lie on whole positions, hence no map is resampled.
 
-    Beside one batch of windows, only maps on that grid are held.
+    Beside one batch of windows, only as many rows of the image and of the maps are held as a
+    window is high.
     """
 
     network: Callable[[Tensor], NetworkOutput]
@@ -34,26 +40,28 @@ class SlidingNetwork:
     step: int
     """Largest step in pixels, rounded to whole positions, at most ``window``."""
     batch_size: int
-    """Windows that go through the network at once, of each image of the batch."""
+    """Windows that go through the network at once, of each view of the image."""
     maps: Collection[str]
     """Names of the maps to blend: "seg", "cam", "aux_cam"."""
 
-    @property
-    def stride(self) -> int:
-        """Of the network."""
-        return self.network.stride
-
-    def __call__(self, images: Tensor) -> SimpleNamespace:
-        """Blended maps of a batch.
+    def see(
+        self, image: Tensor | MapRows, flip: bool, keep: Callable[[Bands], None]
+    ) -> Tensor:
+        """Show the network an image, and hand on the blended maps as they are finished.
 
         Args:
-            images: (B, 3, H, W) in [0, 1]; H and W are multiples of the network's stride.
+            image: (3, H, W) in [0, 1]; H and W are multiples of the network's stride. Rows are
+                asked for from the top down, once.
+            flip: also show it mirrored, in the same forward passes.
+            keep: takes the maps of ``maps``, float32, from the top down, each time of some rows
+                of the grid of H / stride rows and W / stride columns. Of their V views the second
+                is that of the mirrored image, turned back.
 
         Returns:
-            ``logits`` (B, C) and the maps of ``maps`` (B, K, H / stride, W / stride), float32.
+            (V, C) class scores, float32.
         """
-        stride = self.stride
-        grid = images.shape[-2] // stride, images.shape[-1] // stride
+        stride = self.network.stride
+        grid = image.shape[1] // stride, image.shape[2] // stride
         longest, step = (max(1, round(side / stride)) for side in (self.window, self.step))
         size = min(longest, grid[0]), min(longest, grid[1])
         places = [
@@ -61,44 +69,79 @@ class SlidingNetwork:
             for top in starts(grid[0], size[0], step)
             for left in starts(grid[1], size[1], step)
         ]
-        weight = torch.outer(fade(size[0]), fade(size[1])).to(images.device)
-        blend = _Blend(grid, size, weight)
-        scores = None
+        blend, scores = _Blend(grid, size), None
+        windows = self._windows(image, flip, places, size)
         for first in range(0, len(places), self.batch_size):
             chunk = places[first : first + self.batch_size]
-            output = self.network(torch.cat([self._cut(images, place, size) for place in chunk]))
-            # (windows, B, ...): the windows of one place are neighbours.
+            output = self.network(torch.cat([next(windows) for _ in chunk]))
+            # (windows, V, ...): the views of one place are neighbours.
             views = {n: getattr(output, n).unflatten(0, (len(chunk), -1)) for n in self.maps}
             for index, place in enumerate(chunk):
+                if finished := blend.above(place[0]):
+                    keep(_turned_back(finished))
                 blend.add(place, {name: view[index] for name, view in views.items()})
-            best = output.logits.unflatten(0, (len(chunk), -1)).amax(dim=0)
+            best = output.logits.float().unflatten(0, (len(chunk), -1)).amax(dim=0)
             scores = best if scores is None else torch.maximum(scores, best)
-        return SimpleNamespace(logits=scores, **blend.result())
+        if finished := blend.above(grid[0]):
+            keep(_turned_back(finished))
+        return scores
 
-    def _cut(self, images: Tensor, place: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        top, left, height, width = (self.stride * value for value in (*place, *size))
-        return images[:, :, top : top + height, left : left + width]
+    def _windows(
+        self, image: Tensor | MapRows, flip: bool, places: list[Place], size: tuple[int, int]
+    ) -> Iterator[Tensor]:
+        """(V, 3, h, w) of each place. Of the mirrored image, it is that of the mirrored place."""
+        stride, width = self.network.stride, image.shape[2]
+        height, wide = (stride * side for side in size)
+        held, band = None, None
+        for top, left in places:
+            if top != held:
+                band = None  # it goes before the next one comes: both are large
+                held, band = top, image[:, stride * top : stride * top + height]
+            views = [band[..., stride * left : stride * left + wide]]
+            if flip:
+                right = width - stride * left
+                views.append(band[..., right - wide : right].flip(-1))
+            yield torch.stack(views)
+            del views
 
 
 class _Blend:
-    """Weighted means of maps that cover parts of a grid."""
+    """Weighted means of maps that cover parts of a grid, finished from the top down."""
 
-    def __init__(self, grid: tuple[int, int], size: tuple[int, int], weight: Tensor) -> None:
-        self.grid, self.size, self.weight = grid, size, weight
-        self.weights = weight.new_zeros(grid)
-        self.sums: dict[str, Tensor] = {}
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        self._width, self._size = grid[1], size
+        self._weight = torch.outer(fade(size[0]), fade(size[1]))
+        self._top = 0  # the row that the first row of the sums is of
+        self._weights = torch.zeros(size[0], grid[1])
+        self._sums: Bands = {}
 
-    def add(self, place: tuple[int, int], maps: dict[str, Tensor]) -> None:
-        rows = slice(place[0], place[0] + self.size[0])
-        columns = slice(place[1], place[1] + self.size[1])
-        self.weights[rows, columns] += self.weight
+    def add(self, place: Place, maps: Bands) -> None:
+        """Add the maps (V, K, h, w) of a window, whose top is the one ``above`` was told last."""
+        columns = slice(place[1], place[1] + self._size[1])
         for name, part in maps.items():
-            if name not in self.sums:
-                self.sums[name] = part.new_zeros(*part.shape[:2], *self.grid)
-            self.sums[name][..., rows, columns] += part * self.weight
+            self._weight = self._weight.to(part.device)
+            if name not in self._sums:
+                shape = *part.shape[:2], self._size[0], self._width
+                self._sums[name] = self._weight.new_zeros(shape)
+            self._sums[name][..., columns] += part * self._weight
+        self._weights = self._weights.to(self._weight.device)
+        self._weights[:, columns] += self._weight
 
-    def result(self) -> dict[str, Tensor]:
-        return {name: total / self.weights for name, total in self.sums.items()}
+    def above(self, row: int) -> Bands:
+        """The means of the rows above ``row``, which no further window touches."""
+        done, self._top = min(row - self._top, self._size[0]), row
+        if not done or not self._sums:
+            return {}
+        finished = {name: total[..., :done, :] / self._weights[:done]
+                    for name, total in self._sums.items()}
+        for total in (*self._sums.values(), self._weights):
+            kept = total[..., done:, :].clone()
+            total.zero_()[..., : kept.shape[-2], :] = kept
+        return finished
+
+
+def _turned_back(bands: Bands) -> Bands:
+    return {name: torch.cat([band[:1], band[1:].flip(-1)]) for name, band in bands.items()}
 
 
 def starts(length: int, window: int, step: int) -> list[int]:

@@ -56,7 +56,7 @@ def save_mask(path: str | PathLike[str], mask: np.ndarray, palette: Sequence[Col
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
     image = Image.fromarray(mask)
-    image.putpalette(_lookup(palette).tobytes())
+    image.putpalette(full_palette(palette).tobytes())
     save_image(path, image)
 
 
@@ -70,7 +70,7 @@ def overlay(
     """
     if mask.shape != (image.height, image.width):
         raise ValueError(f"image {image.height, image.width} and mask {mask.shape} differ in size")
-    result, colors = image.convert("RGB"), _lookup(palette)
+    result, colors = image.convert("RGB"), full_palette(palette)
     opacity = np.where(np.arange(256) > 0, round(alpha * 255), 0).astype(np.uint8)
     for rows in parts(image.height, _PIXELS_AT_ONCE // image.width):
         part = mask[rows]
@@ -78,6 +78,6 @@ def overlay(
     return result
 
 
-def _lookup(palette: Sequence[Color]) -> np.ndarray:
+def full_palette(palette: Sequence[Color]) -> np.ndarray:
     """Complete a palette to 256 colours with PASCAL VOC's; returns (256, 3) uint8."""
     return np.array([*palette, *voc_palette(256)[len(palette) :]], dtype=np.uint8)

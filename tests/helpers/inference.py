@@ -17,8 +17,10 @@ from cosa.network import CoSANetwork
 from cosa.pictures.palette import voc_palette
 from infer import main
 
-ALL = ("--save", ",".join(KINDS))
-"""Every kind of result."""
+PLAIN = {name: kind for name, kind in KINDS.items() if name != "geotiff"}
+"""The kinds of result that need no further package."""
+ALL = ("--save", ",".join(PLAIN))
+"""All of these."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32

@@ -56,5 +56,5 @@ def test_every_number_has_a_range():
         words = str(kinds[item.name])
         if "int" in words or "float" in words:
             assert item.metadata[DOMAIN] is not None, item.name
-    with pytest.raises(ValueError, match="--max-size is 0: it must lie in 1..16384"):
+    with pytest.raises(ValueError, match="--max-size is 0: it must lie in 1..1000000"):
         Options("in", "w", "o", max_size=0)

@@ -166,6 +166,7 @@ def test_every_kind_has_a_name_of_its_own(tmp_path):
         "cpl": "a.b.cpl.png",
         "probabilities": "a.b.probabilities.npz",
         "index": "a.b.index.png",
+        "geotiff": "a.b.tif",
         "regions": "a.b.regions.npz",
     }
 

@@ -65,6 +65,28 @@ class Positions(PatchMeans):
         return output
 
 
+class Whole:
+    """A sliding network as one of whole images, which ``multi_scale`` takes."""
+
+    def __init__(self, *arguments):
+        self.sliding = SlidingNetwork(*arguments)
+        self.stride = self.sliding.network.stride
+
+    @torch.no_grad()
+    def __call__(self, images):
+        seen = [self._see(image) for image in images]
+        return NetworkOutput(*(
+            torch.cat([maps[name] for maps in seen]) if name in seen[0] else None
+            for name in ("logits", "aux_logits", "cam", "aux_cam", "seg", "features")
+        ))
+
+    def _see(self, image):
+        bands = []
+        scores = self.sliding.see(image, False, bands.append)
+        return {"logits": scores} | {
+            name: torch.cat([band[name] for band in bands], dim=2) for name in self.sliding.maps}
+
+
 @pytest.mark.parametrize("length", [1, 5, 6, 7, 30, 31])
 @pytest.mark.parametrize("window, step", [(6, 6), (6, 4), (6, 1), (1, 1)])
 def test_windows_reach_both_borders_and_leave_no_gap(length, window, step):
@@ -84,20 +106,20 @@ def test_windows_change_nothing_for_a_network_that_sees_patches_alone(size, batc
     network = PatchMeans()
     expected = network(images)
     network.seen.clear()
-    sliding = SlidingNetwork(network, 16, 9, batch_size, ("seg", "cam", "aux_cam"))
+    sliding = Whole(network, 16, 9, batch_size, ("seg", "cam", "aux_cam"))
     output = sliding(images)
     for name in ("seg", "cam", "aux_cam"):
         assert torch.allclose(getattr(output, name), getattr(expected, name), atol=1e-6)
     assert torch.equal(output.logits, expected.logits)
     for batch, _, height, width in network.seen:
-        assert batch <= 2 * batch_size
+        assert batch <= batch_size
         assert (height, width) == (min(16, size[0]), min(16, size[1]))
 
 
 def test_windows_are_blended_by_their_weights():
     images = torch.randn(1, 3, 28, 40, generator=torch.Generator().manual_seed(0))
     network, window, step = Positions(), 4, 2  # in patches of 4 pixels
-    output = SlidingNetwork(network, 16, 8, 4, ("seg",))(images).seg
+    output = Whole(network, 16, 8, 4, ("seg",))(images).seg
     total, weights = torch.zeros(3, 7, 10).double(), torch.zeros(7, 10).double()
     for top in starts(7, window, step):
         for left in starts(10, window, step):
@@ -117,7 +139,7 @@ def test_windows_are_blended_by_their_weights():
 def test_a_single_window_is_the_network_itself(network):
     images = torch.randn(1, 3, 24, 16)
     with torch.no_grad():
-        one = SlidingNetwork(network, 32, 32, 4, ("seg", "cam"))(images)
+        one = Whole(network, 32, 32, 4, ("seg", "cam"))(images)
         expected = network(images)
     for name in ("seg", "cam", "logits"):
         assert torch.allclose(getattr(one, name), getattr(expected, name), atol=1e-6)
@@ -132,7 +154,7 @@ def test_slide_mode_fuses_scales_and_flips_of_the_image_in_its_proportions(tmp_p
         assert maps.seg.shape == (3, 24, 52) and maps.cam.shape == (2, 24, 52)
         pixels = to_tensor(image.resize((104, 48), Image.Resampling.BILINEAR))[None]
     assert use.saved_grid((70, 150)) == (24, 52)
-    sliding = SlidingNetwork(network, 32, 20, 7, ("seg", "cam"))
+    sliding = Whole(network, 32, 20, 7, ("seg", "cam"))
     fused = multi_scale(sliding, pixels, (1.0, 0.5), True, (24, 52), ("seg", "cam"))
     assert torch.allclose(maps.seg, fused.seg[0, [0, 1, 3]], atol=1e-5)
     assert torch.allclose(maps.cam, fused.cam[0, [0, 2]], atol=1e-5)
@@ -278,7 +300,7 @@ def test_classes_that_the_scores_deny_are_left_out_as_by_hand(tmp_path, network,
             if mode == "whole":
                 scored, square = network, network_input(image, SIZE)[None]
             else:
-                scored = SlidingNetwork(network, 24, 16, 4, ())
+                scored = Whole(network, 24, 16, 4, ())
                 square = to_tensor(np.array(image.resize((40, 32), Image.BILINEAR)))[None]
         with torch.no_grad():
             scores = multi_scale(scored, square, WHOLE.scales, True, maps=()).logits[0]
@@ -589,8 +611,10 @@ def test_out_of_memory_is_told(tmp_path, network, monkeypatch):
     jobs = plan(str(tmp_path / "a.png"), tmp_path / "out")
     with pytest.raises(CannotGoOn, match="lower --batch-size or --size"):
         list(segment_files(network, jobs, Settings(16)))
-    with pytest.raises(CannotGoOn, match="lower --batch-size, --window or --max-size"):
-        list(segment_files(network, jobs, Settings(16, mode="slide")))
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenter, "SlidMaps", fail)
+        with pytest.raises(CannotGoOn, match="lower --batch-size, --window or --max-size"):
+            list(segment_files(network, jobs, Settings(16, mode="slide")))
     monkeypatch.setattr(segmenter, "network_input", fail)
     (outcome,) = segment_files(network, jobs, Settings(16))
     assert str(outcome.error).endswith("lower --workers or --size, or shrink the image")

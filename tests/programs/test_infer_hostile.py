@@ -19,10 +19,18 @@ from cosa.core.errors import UserError
 from cosa.data.images import read_image
 from cosa.inference import outputs, pipeline, segmenter, task
 from cosa.inference.jobs import CannotGoOn
-from cosa.inference.kinds import KINDS
 from cosa.inference.settings import CrfSettings
 from infer import main
-from tests.helpers.inference import ALL, files, refusal, run_main, save, save_smooth, write_weights
+from tests.helpers.inference import (
+    ALL,
+    PLAIN,
+    files,
+    refusal,
+    run_main,
+    save,
+    save_smooth,
+    write_weights,
+)
 from tests.helpers.limits import largest_file
 
 
@@ -150,9 +158,9 @@ def test_a_subfolder_that_cannot_be_written(tmp_path, weights, program, number):
             assert f"in/sub/b.png cannot be written: {os.strerror(number)}" in err
         else:
             assert "make room" in refusal(weights, tmp_path / "in", out, *ALL)
-    assert files(out) == sorted(["a" + kind.suffix for kind in KINDS.values()] + ["classes.csv"])
+    assert files(out) == sorted(["a" + kind.suffix for kind in PLAIN.values()] + ["classes.csv"])
     assert "1 skipped" in program(a.parent, out, *ALL)[1]
-    assert files(out / "sub") == sorted("b" + kind.suffix for kind in KINDS.values())
+    assert files(out / "sub") == sorted("b" + kind.suffix for kind in PLAIN.values())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs file systems with names of 255 bytes")
@@ -268,7 +276,8 @@ def test_an_image_beyond_the_memory_for_images_is_not_even_decoded(tmp_path, pro
     code, text, err = program(tmp_path / "in", tmp_path / "out", "--overlay")
     assert code == 1 and "3 done" in text and "1 failed" in text
     assert err == (f"failed: {tmp_path / 'in/large.png'} is 400x300 pixels, too many for this "
-                   "machine's memory; shrink it, or cut it into parts\n")
+                   "machine's memory; segment it by windows, --mode slide, or shrink it, or cut it "
+                   "into parts\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices of POSIX")
@@ -379,7 +388,7 @@ def test_files_that_do_not_fit_leave_nothing_behind(tmp_path, program, kind):
         code, text, err = program(source, out, *options)
     assert code == 1 and "2 done" in text and "1 failed" in text
     assert err == f"failed: the result of {source / '1.png'} cannot be written: File too large\n"
-    written = (name + KINDS[kind].suffix for name in "02")
+    written = (name + PLAIN[kind].suffix for name in "02")
     assert files(out) == sorted([*written, "classes.csv"])
 
 

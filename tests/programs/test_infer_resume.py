@@ -12,9 +12,9 @@ from cosa.core.files import TEMPORARY
 from cosa.inference import finished, outputs
 from cosa.inference.finished import find_finished
 from cosa.inference.jobs import plan
-from cosa.inference.kinds import KINDS
 from tests.helpers.inference import (
     ALL,
+    PLAIN,
     SIZE,
     files,
     read,
@@ -62,14 +62,14 @@ def test_a_copy_without_the_record_is_of_unknown_origin(tmp_path, weights, progr
     assert "unknown origin" in refusal(weights, tmp_path / "in", tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_empty_files_are_not_finished(tmp_path, program, kind):
     for name in "ab":
         save_smooth(tmp_path / f"in/{name}.png", seed=ord(name))
     out = tmp_path / "out"
     options = ("--save", kind)
     assert program(tmp_path / "in", out, *options)[0] == 0
-    path = out / f"a{KINDS[kind].suffix}"
+    path = out / f"a{PLAIN[kind].suffix}"
     content = path.read_bytes()
     path.write_bytes(b"")
     code, text, _ = program(tmp_path / "in", out, *options)
@@ -78,7 +78,7 @@ def test_empty_files_are_not_finished(tmp_path, program, kind):
     assert path.stat().st_size == len(content)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_results_of_a_photograph_that_has_changed_its_size_are_redone(tmp_path, program, kind):
     save_smooth(tmp_path / "in/a.png", (40, 30))
     save_smooth(tmp_path / "in/b.png", (40, 30))
@@ -110,7 +110,7 @@ def test_looking_for_finished_files_decodes_none(tmp_path, program, monkeypatch)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(outputs, "read_image", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(finished, "read_mask", lambda *_: pytest.fail("decoded"))
-    assert find_finished(plan(str(tmp_path / "in"), tmp_path / "out", KINDS)) == [True]
+    assert find_finished(plan(str(tmp_path / "in"), tmp_path / "out", PLAIN)) == [True]
 
 
 def test_what_a_killed_program_left_is_removed(tmp_path, program):
