@@ -32,5 +32,6 @@ KINDS = {
     "probabilities": Kind(".probabilities.npz", "probabilities", "seg"),
     "index": Kind(".index.png", "index masks", "seg", of_labels=True),
     "regions": Kind(".regions.npz", "regions", "seg", of_labels=True),
+    "certainty": Kind(".certainty.npz", "certainties", "seg"),
 }
 """Masks come first: theirs is the shortest suffix, in which others end, too."""
