@@ -35,3 +35,7 @@ KINDS = {
     "certainty": Kind(".certainty.npz", "certainties", "seg"),
 }
 """Masks come first: theirs is the shortest suffix, in which others end, too."""
+
+SHEET = "review.png"
+"""The contact sheet of ``--review``, the only picture in the folder of the results that is of no
+single image."""
