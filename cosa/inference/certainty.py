@@ -20,13 +20,14 @@ class Promise:
 
     Args:
         presence: (K,) as of ``certainty``.
+        temperature: of the softmax.
     """
 
-    def __init__(self, presence: Tensor) -> None:
-        self._presence = presence.double()
-        # Per class: the area of its mask, the sum of its probabilities within it, that in all
+    def __init__(self, presence: Tensor, temperature: float = TEMPERATURE) -> None:
+        self._presence, self._temperature = presence.double(), temperature
+        # Per class: the area of its mask, the sums of its probabilities within it and in all
         # positions, and the largest.
-        self._area, self._inside, self._total, self._peak = self._presence.new_zeros(
+        self._area, self._inside, self._total, self.peak = self._presence.new_zeros(
             4, len(presence))
 
     @torch.inference_mode()
@@ -34,19 +35,27 @@ class Promise:
         """Add positions: (K, h, w) as of ``certainty``, on the device of ``presence``."""
         flat = scores.flatten(1).float()
         labels = flat.max(dim=0).indices
-        probabilities = (flat / (passes * TEMPERATURE)).softmax(dim=0)
+        probabilities = (flat / (passes * self._temperature)).softmax(dim=0)
         sure = probabilities.gather(0, labels[None])[0]
         self._area += torch.bincount(labels, minlength=len(scores))
         self._inside += torch.bincount(labels, sure.double(), minlength=len(scores))
         self._total += probabilities.sum(dim=1, dtype=torch.float64)
-        self._peak = torch.maximum(self._peak, probabilities.amax(dim=1).double())
+        self.peak = torch.maximum(self.peak, probabilities.amax(dim=1).double())
+
+    @property
+    def shown(self) -> Tensor:
+        """(K,) bool, which classes the mask shows."""
+        return self._area > 0
+
+    @property
+    def ious(self) -> Tensor:
+        """(K,) float64, the IoU of each class, 0 if it is not shown."""
+        return self._inside / (self._area + self._total - self._inside).clamp_min(1e-12)
 
     def value(self) -> float:
         """The certainty of all positions so far, of which there must be one."""
-        promised = self._inside / (self._area + self._total - self._inside).clamp_min(1e-12)
-        missed = 1 - (1 - self._peak) * (1 - self._presence)
-        counted = torch.where(self._area > 0, 1.0, missed)
-        return float(promised.sum() / counted.sum())
+        missed = 1 - (1 - self.peak) * (1 - self._presence)
+        return float(self.ious.sum() / torch.where(self.shown, 1.0, missed).sum())
 
 
 def certainty(scores: Tensor, presence: Tensor, passes: int = 1) -> float:
