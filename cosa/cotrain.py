@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from cosa.cam import filter_by_labels, normalize
-from cosa.core.device import weights_cast_once
 from cosa.core.errors import UserError
 from cosa.ema import AssignmentNetwork, ema_momentum
 from cosa.losses import Sum, divide
@@ -110,7 +109,7 @@ class CoTraining:
         all_mean: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
         self.online = network
-        self.assignment = AssignmentNetwork(network)
+        self.assignment = AssignmentNetwork(network, _products(network, autocast))
         self.labeller = labeller
         self.regularizers = nn.ModuleDict() if regularizers is None else regularizers
         self.terms = terms
@@ -120,7 +119,7 @@ class CoTraining:
         self.autocast, self.all_mean = autocast, all_mean
         self.replay = Calls() if replay is None else replay
         # Regularizers call the networks as they are, at sizes and with parts of their own.
-        self._student, self._teacher = wrap(self.online), wrap(self.assignment)
+        self._student, self._teacher = wrap(self.online), wrap(self.assignment.called)
         if not self.active_terms(0) and not self.active_regularizers(0):
             raise UserError("no loss term is switched on at the first iteration: set loss.cls or "
                             "loss.cls_aux above 0, or another one and method.cls_iterations=0")
@@ -220,7 +219,8 @@ class CoTraining:
         if not maps:
             return Assigned({}, {})
         names = sorted(maps)
-        with self.autocast(), weights_cast_once(self.assignment):
+        self.assignment.refresh()
+        with self.autocast():
             views = list(passes(self._teacher, batch["weak"], self.scales, self.flip, names))
         part = _without_images(batch)
         return Assigned(*self.replay.call(("maps", *names), self._fuse, views, part))
@@ -368,6 +368,15 @@ def split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
         return [batch]
     chunks = [value.tensor_split(parts) for value in batch.values()]
     return [dict(zip(batch, values, strict=True)) for values in zip(*chunks, strict=True)]
+
+
+def _products(
+    network: nn.Module, autocast: Callable[[], AbstractContextManager]
+) -> torch.dtype | None:
+    """The precision of matrix products under an autocast, None without one."""
+    kind = next(network.parameters()).device.type
+    with autocast():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _measured(batch: dict[str, Tensor]) -> Tensor:
