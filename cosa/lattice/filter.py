@@ -36,7 +36,7 @@ class Lattice:
 
     Filtering is linear in the number of points, and deterministic on the CPU; on CUDA the sparse
     product does not promise the order of its sums. It does not write to the lattice, which
-    threads may share.
+    threads may share. ``num_points`` is the number of lattice points in use, at most N (d+1).
 
     Args:
         features: (N, d) float, N >= 1, each divided by its standard deviation. Positions and
@@ -62,7 +62,6 @@ class Lattice:
             points = self._connect(keys, weights)
             self._blur_rows = neighbours(points, strides, room).flatten(1)
         self.num_points = len(points)
-        """Lattice points in use, at most N (d+1)."""
         # An axis of the blur, for every lattice point: itself and its two neighbours.
         blur = weights.new_full((len(points) + 1, 3), 0.5)
         blur[:, 0] = 1

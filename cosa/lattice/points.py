@@ -40,7 +40,8 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Rounded coordinates need not sum to 0: those farthest from their corner make up for it.
     place -= corner.sum(dim=0).to(place.dtype)
     shift = (place > d).to(torch.int8) - (place < 0).to(torch.int8)
-    place = place.sub_(shift, alpha=d + 1).long()
+    # Positions beyond the precision, which `pack` reports, must not index elsewhere meanwhile.
+    place = place.sub_(shift, alpha=d + 1).clamp_(0, d).long()
     corner += shift
     rest = torch.empty_like(position).scatter_(0, place, position - corner)
     weights = position.new_empty(n, d + 1)
