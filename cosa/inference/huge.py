@@ -96,7 +96,8 @@ class Huge:
 
 
 def _option(kind: str) -> str:
-    return "--export, or --save regions," if kind == "regions" else f"--save {kind}"
+    also = {"regions": "--export", "certainty": "--review"}.get(kind)
+    return f"{also}, or --save {kind}," if also else f"--save {kind}"
 
 
 def write_rows(

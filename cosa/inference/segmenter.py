@@ -61,6 +61,9 @@ class Maps:
     """(N, h, w) in [0, 1], M' of the paper."""
     passes: int | None
     """In the sum of ``seg``; None where these are probabilities."""
+    presence: Tensor
+    """(K,) in [0, 1], how probably the image as a whole holds the classes of ``seg``; 1 for the
+    background, and for all where labels tell."""
 
 
 CRF_MEMORY = 0.25
@@ -136,24 +139,24 @@ class Segmenter:
             for index, prepared in enumerate(batch):
                 scores, (seg, cam) = fused.logits[index], (
                     None if maps is None else maps[index] for maps in (fused.seg, fused.cam))
-                classes, cam_classes = self._classes(scores, prepared.present)
+                classes, cam_classes, presence = self._classes(scores, prepared.present)
                 yield Maps(
                     classes, cam_classes,
                     # Leaving channels out is to set them to -inf, which would not survive resizing.
                     None if seg is None else seg[classes],
                     None if cam is None else cam[[label - 1 for label in cam_classes]],
-                    settings.passes,
+                    settings.passes, presence,
                 )
         elif settings.mode == "slide":
             for prepared in batch:
                 slid = self._slide(prepared)
-                classes, cam_classes = self._classes(slid.logits, prepared.present)
+                classes, cam_classes, presence = self._classes(slid.logits, prepared.present)
                 yield Maps(
                     classes, cam_classes,
                     slid.whole("seg", classes) if "seg" in self.maps else None,
                     normalize(slid.whole("cam", [label - 1 for label in cam_classes]))
                     if "cam" in self.maps else None,
-                    settings.passes,
+                    settings.passes, presence,
                 )
 
     def predict_rows(self, prepared: Prepared, folder: Path) -> tuple[Maps, SlidMaps]:
@@ -171,8 +174,9 @@ class Segmenter:
             UserError: the image cannot be read.
         """
         slid = self._slide(prepared, folder)
-        classes, _ = self._classes(slid.logits, prepared.present)
-        return Maps(classes, [], slid.rows("seg", classes), None, self.settings.passes), slid
+        classes, _, presence = self._classes(slid.logits, prepared.present)
+        seg = slid.rows("seg", classes)
+        return Maps(classes, [], seg, None, self.settings.passes, presence), slid
 
     def _slide(self, prepared: Prepared, folder: Path | None = None) -> SlidMaps:
         settings = self.settings
@@ -192,19 +196,21 @@ class Segmenter:
 
     def _classes(
         self, scores: Tensor, present: list[int] | None
-    ) -> tuple[list[int], list[int]]:
-        """Labels that the segmentation is made of, 0 among them, and those of the CAMs.
+    ) -> tuple[list[int], list[int], Tensor]:
+        """Labels that the segmentation is made of, 0 among them, those of the CAMs, and presence.
 
         Args:
             scores: (C,) of the image.
             present: the classes that it holds, if that is known.
         """
         if present is not None:
-            return [0, *present], present
+            return [0, *present], present, scores.new_ones(1 + len(present))
         classes = list(range(self.network.num_classes + 1))
         if self.settings.min_class_score:
             classes = [0, *_labels(believed(scores, self.settings.min_class_score))]
-        return classes, _labels(scores > 0)  # a probability of 1/2
+        presence = scores.new_ones(len(classes))
+        presence[1:] = scores[[label - 1 for label in classes[1:]]].sigmoid()
+        return classes, _labels(scores > 0), presence  # a probability of 1/2
 
     def saved_grid(self, size: Size) -> Size:
         """(h, w) of the maps that are saved of an image of ``size``: ``CELLS`` per patch."""

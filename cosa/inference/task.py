@@ -25,6 +25,7 @@ from cosa.inference.huge import require_rasterio
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import ImageLabels, read_image_labels
 from cosa.inference.record import Record
+from cosa.inference.review import check_review
 from cosa.inference.scoring import Scorer
 from cosa.inference.settings import Settings
 from cosa.inference.summary_path import check_json
@@ -49,7 +50,7 @@ class Task:
     @property
     def writing(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self.writers) or not all(self.finished)
+        return bool(self.writers or self.options.review) or not all(self.finished)
 
     def start(self) -> None:
         """Note new results, if there are to be any, and sweep up what killed programs left.
@@ -76,6 +77,8 @@ def look(options: Options) -> Iterator[Task]:
         lambda: plan(options.input, options.output, options.save, options.evaluate)
     )
     require_rasterio(options.save)
+    if options.review:
+        check_review(options, jobs)
     device = choose_device(options.device, "--device ")
     crf = choose_crf(options)
     network = load_network(options.weights, device)

@@ -168,6 +168,7 @@ def test_every_kind_has_a_name_of_its_own(tmp_path):
         "index": "a.b.index.png",
         "geotiff": "a.b.tif",
         "regions": "a.b.regions.npz",
+        "certainty": "a.b.certainty.npz",
     }
 
 
