@@ -37,6 +37,7 @@ from cosa.data.check import examine
 from cosa.data.loader import training_loader
 from cosa.data.order import trained_on
 from cosa.evaluate import EvaluationStopped, class_indices
+from cosa.report import keep_up
 from cosa.scores import format_table
 from cosa.training.build import (
     build_cotraining,
@@ -53,6 +54,7 @@ from cosa.training.optimizer import build_optimizer, optimizer_step
 from cosa.training.run_folder import RunFolder
 from cosa.training.saved import State
 from cosa.training.session import Session
+from cosa.training.start import describe_start
 from cosa.training.step_log import DivergedError
 
 DEFAULT_CONFIG = "configs/demo.yaml"
@@ -152,6 +154,7 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         else:
             run.create(config)
         run.write_data(report.tree())
+        run.log_start(describe_start(run, session.state.iteration, device, autocast))
         try:
             if fit(session, loader, train_set, stop):
                 return explain_stop(session, stop)
@@ -182,6 +185,7 @@ def fit(
         for batch in loader:
             if session.evaluation_due():
                 show_scores(state.iteration, session.evaluate(stop.asked))
+                report_on(session)
 
             batch = to_device(batch, session.device, session.cotraining.online.mean)
             distributed.reseed(config.seed, state.iteration)
@@ -231,7 +235,7 @@ def finish(session: Session, stop: StopRequest) -> None:
         session.save()
     split = scored_split(config)
     if split != "val":
-        scores = session.score(build_dataset(config.data, split), stop.asked)
+        scores = session.score(build_dataset(config.data, split), split, stop.asked)
     xi, xi_aux = session.cotraining.xi()
     seconds = round(state.seconds, 1)
     run.write_summary({
@@ -239,6 +243,7 @@ def finish(session: Session, stop: StopRequest) -> None:
         "best_validation_score": state.best, "evaluation_seconds": scores["seconds"],
         "seconds": seconds, "peak_memory_mb": memory,
     })
+    report_on(session)
     say(*format_table(scores).split("\n"))
     say(f"{split} scores of the final network after {seconds} s of training, evaluations on the "
         f"way included; all files are in {run.path}, pictures in {run.panels}")
@@ -273,6 +278,12 @@ def show_scores(iteration: int, scores: dict[str, Any]) -> None:
     names = ("miou", "cam_miou", "aux_cam_miou", "classification_map")
     shown = [f"{name} {100 * scores[name]:.1f}" for name in names if scores.get(name) is not None]
     say(f"iteration {iteration}: " + ", ".join(shown))
+
+
+def report_on(session: Session) -> None:
+    """Write the report of what there is so far, if the configuration wants one."""
+    if session.config.train.report:
+        keep_up(session.run.path)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ MAY_SEE = {
     "evaluate": ("core", "cam", "predict", "metrics", "scores", "data"),
     "checkpoint": ("core", "config", "data", "encoders", "network", "pictures"),
     "training": (*SERVING, *STEP, *RESULTS),
+    "report": ("core", "config", "training"),
     "inference": (*SERVING, *METHOD, *RESULTS, "export"),
     "export": (*SERVING, *METHOD),
     "distill": (*SERVING, *STEP, *RESULTS, "training", "inference"),

@@ -354,6 +354,11 @@ class TrainConfig(Section):
     keep_checkpoints: int = option(2, Range(1, 1000))
     """How many are kept: last.pth and those before it, in case that it cannot be read."""
 
+    report: bool = True
+    """Write report.html into the run folder at each evaluation and at the end, where the package
+    matplotlib is installed, with pictures of the best, median and worst images and of each class if
+    evaluate.panels is not 0."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.accumulate > self.batch_size:

@@ -16,12 +16,15 @@ from cosa.config import Config, to_dict
 from cosa.core.declared import check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import NotFiniteError, UserError, one_line
+from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.terminal import note
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
+from cosa.evaluate import Parts
 from cosa.training.changes import told
 from cosa.training.checkpoints import Rotation
-from cosa.training.evaluation import score
+from cosa.training.details import choose_examples, describe_parts, fitted_confidences
+from cosa.training.evaluation import draw_images, score
 from cosa.training.run_folder import RunFolder
 from cosa.training.saved import Saved, State
 from cosa.training.step_log import StepLog
@@ -92,8 +95,9 @@ class Session:
         Raises:
             EvaluationStopped: ``should_stop`` returned True; nothing was logged.
         """
-        scores = self.score(self.val_set, should_stop)
-        self.run.log_evaluation(self.state.iteration, scores)
+        scores = self.score(self.val_set, "val", should_stop)
+        spent = round(self.state.seconds, 2)
+        self.run.log_evaluation(self.state.iteration, {**scores, "training_seconds": spent})
         self.keep_best(scores)
         self.state.evaluated = self.state.iteration
         if self.finished() or not self.checkpoint_due():
@@ -102,21 +106,51 @@ class Session:
         return scores
 
     def score(
-        self, dataset: SegmentationDataset, should_stop: Callable[[], bool]
+        self, dataset: SegmentationDataset, split: str, should_stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        """Scores of the assignment network, with panels in the run folder.
+        """Scores of the assignment network; panels, details and examples in the run folder.
+
+        Args:
+            split: "val" or "test", what the data set is.
 
         Raises:
             UserError: what the network says of an image is not finite.
+            EvaluationStopped: ``should_stop`` returned True.
         """
+        network, xi = self.cotraining.assignment.network, self.cotraining.xi()
+        found: list[Parts] = []
         try:
-            return score(
-                self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
-                panels_folder=self.run.panels, should_stop=should_stop,
+            scores = score(
+                network, self.config, dataset, xi, panels_folder=self.run.panels,
+                should_stop=should_stop, on_parts=found.append,
             )
+            for parts in found:
+                drawn = self.config.train.report and self.config.evaluate.panels
+                examples = choose_examples(parts, dataset.labels) if drawn else []
+                files = [f"{self.state.iteration:08d}-{split}-{number:02d}.png"
+                         for number in range(len(examples))]
+                draw_images(
+                    network, self.config, dataset, xi, [one.index for one in examples],
+                    [self.run.examples / file for file in files], should_stop,
+                )
+                told = describe_parts(parts, dataset, examples, files)
+                self.run.write_details(self._details(split, xi) | told)
+            return scores
         except NotFiniteError as error:
             about = f"in the evaluation after iteration {self.state.iteration}"
             raise self.diverged(f"{error} {about}") from error
+
+    def _details(self, split: str, xi: tuple[float | None, float | None]) -> dict[str, Any]:
+        """What details.json says of the run."""
+        fitted = {
+            key: fitted_confidences(threshold)
+            for key, threshold in self.cotraining.labeller.thresholds.items()
+        }
+        return {
+            "iteration": self.state.iteration, "split": split, "xi": xi, "fitted": fitted,
+            "training_seconds": round(self.state.seconds, 2),
+            "peak_memory_mb": in_mebibytes(peak_memory(self.device)),
+        }
 
     def require_finite(self) -> None:
         """Look at the weights, before they are saved or scored.
