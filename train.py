@@ -147,7 +147,10 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         **to_dict(config.augment),
     )
     distributed.barrier()  # all have read what is there before the first one changes it
-    with run.locked(), StopRequest() as stop:
+    with (
+        run.locked(), StopRequest() as stop,
+        session.board.opened(session.state.iteration, session.evaluation_next()),
+    ):
         if resume:
             session.take_up()
             run.write_config(config)
@@ -262,10 +265,12 @@ def log_training(session: Session, bar: tqdm, lr: float) -> None:
     losses = session.log.take_means()
     if not distributed.is_main():
         return
-    session.run.log({
+    record = {
         "iteration": state.iteration, **losses, "xi": xi, "xi_aux": xi_aux,
         "lr": lr, "seconds": round(state.seconds, 2),
-    })
+    }
+    session.run.log(record)
+    session.board.log(record)
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
     known = "/".join("-" if value is None else f"{value:.2f}" for value in (xi, xi_aux))
     rate = bar.format_dict["rate"] or (bar.n - bar.initial) / bar.format_dict["elapsed"]

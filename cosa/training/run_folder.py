@@ -52,6 +52,7 @@ class RunFolder:
     examples/           pictures of its best, median and worst images, and of each class
     summary.json        final scores
     report.html         all of it, to be looked at
+    tensorboard/        what TensorBoard shows, where that is wanted
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,6 +69,7 @@ class RunFolder:
         self.examples = self.path / "examples"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

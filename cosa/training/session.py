@@ -20,7 +20,7 @@ from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.terminal import note
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
-from cosa.evaluate import Parts
+from cosa.evaluate import Parts, spread
 from cosa.training.changes import told
 from cosa.training.checkpoints import Rotation
 from cosa.training.details import choose_examples, describe_parts, fitted_confidences
@@ -28,6 +28,7 @@ from cosa.training.evaluation import draw_images, score
 from cosa.training.run_folder import RunFolder
 from cosa.training.saved import Saved, State
 from cosa.training.step_log import StepLog
+from cosa.training.tensorboard import Board
 
 
 @dataclass
@@ -43,12 +44,15 @@ class Session:
     log: StepLog = field(default_factory=StepLog)
     best_weights: dict[str, Any] | None = None
     """The content of best.pth. Checkpoints hold it: going back to one brings back its best."""
+    board: Board = field(init=False)
+    """What is logged, for TensorBoard."""
     rotation: Rotation = field(init=False)
     """The checkpoints in the run folder."""
     _restored_from: Path | None = field(init=False, default=None)
     _saved_at: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.board = Board(self.run.tensorboard, self.config.train.tensorboard)
         self.rotation = Rotation(self.run, self.config.train.keep_checkpoints)
         self._saved_at = time.monotonic()
 
@@ -63,6 +67,10 @@ class Session:
         if every == 0 or self.finished():  # the final evaluation is not a periodic one
             return False
         return done > self.state.evaluated and done % every == 0
+
+    def evaluation_next(self) -> bool:
+        """Whether an evaluation, a periodic one or the final one, is the next thing to do."""
+        return self.finished() or self.evaluation_due()
 
     def finished(self) -> bool:
         """Whether all iterations are done."""
@@ -135,6 +143,12 @@ class Session:
                 )
                 told = describe_parts(parts, dataset, examples, files)
                 self.run.write_details(self._details(split, xi) | told)
+                names = [dataset.names[index]
+                         for index in spread(parts.indices, self.config.evaluate.panels)]
+                self.board.log_scores(
+                    self.state.iteration, split, scores,
+                    [(name, self.run.panels / f"{name}.png") for name in names],
+                )
             return scores
         except NotFiniteError as error:
             about = f"in the evaluation after iteration {self.state.iteration}"
