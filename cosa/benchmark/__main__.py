@@ -13,6 +13,7 @@
     peak         score best.pth of a run on the test images, as the ablation does
     photograph_scores
                  score pseudo-labels and refined masks of a run, as photographs does
+    review       compare measures of how certain a mask is with its true IoU
     inference    time inference by stage, with and without a CRF, with speed, memory and scores
     crf          time the dense CRF alone, PyTorch against pydensecrf
     metrics      time mIoU and contour quality against the program that goes class by class
@@ -30,6 +31,7 @@ from cosa.core.terminal import Parser
 
 CAMPAIGNS = (
     "ablation", "regularizers", "photographs", "supervised", "peak", "photograph_scores",
+    "review",
 )
 TIMINGS = (
     "similarity", "train", "footprint", "loader", "steps", "threshold", "inference", "crf",

@@ -28,6 +28,8 @@ AREA = Range(1, 10**9)
 """In pixels."""
 TOLERANCE = Range(0, 1000)
 """In pixels."""
+REVIEWED = Range(1, 200)
+"""Images on a contact sheet, which is 20,000 pixels high then."""
 BAND = Range(1, 10_000)
 """Its number."""
 
@@ -83,7 +85,8 @@ class Options:
 
     The sentence of each field is the one of ``--help``. None stands for an option that is not
     given: ``choose_settings`` puts in its place what the weights say. ``save`` holds keys of
-    ``KINDS``, in its order, "overlay" among them if ``overlay`` is set, "regions" if ``export`` is.
+    ``KINDS``, in its order, "overlay" among them if ``overlay`` is set, "regions" if ``export`` is,
+    and "mask" and "certainty" if ``review`` is.
     """
 
     input: str = option(
@@ -114,6 +117,10 @@ class Options:
     image_prefix: str = option(
         "of the images' paths in Label Studio's file; default: that of local files",
         metavar="TEXT", default="/data/local-files/?d=",
+    )
+    review: int | None = option(
+        "also tell how certain each mask is, and show the N images whose masks are least so",
+        REVIEWED, metavar="N", default=None,
     )
     overwrite: bool = option("compute finished files again", action="store_true", default=False)
     labels: str | None = option(
@@ -240,7 +247,8 @@ def parse(arguments: Sequence[str] | None) -> Options:
             parser.error(f"{_flag(name)} is of use with {needed} only: add that, or leave it out")
     if options.value_range and options.value_range[0] >= options.value_range[1]:
         parser.error("--value-range: the first number must be below the second")
-    chosen = {*options.save, *["overlay"] * options.overlay, *["regions"] * bool(options.export)}
+    chosen = {*options.save, *["overlay"] * options.overlay, *["regions"] * bool(options.export),
+              *["mask", "certainty"] * bool(options.review)}
     return replace(
         options, save=tuple(kind for kind in KINDS if kind in chosen),
         export=tuple(name for name in FORMATS if name in options.export),

@@ -24,8 +24,8 @@ class Counts:
     unscored: int = 0
     stale: int = 0
     """Images that failed and whose files are those of an earlier run."""
-    failures: list[str] = field(default_factory=list)
-    """Names of the images that failed."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Names of the images that failed, and why."""
     interrupted: bool = False
     started: float = field(default_factory=time.perf_counter)
 
@@ -33,7 +33,7 @@ class Counts:
         """Count an image; ``unscored`` is why it has no part in the scores."""
         if outcome.error is not None:
             self.failed += 1
-            self.failures.append(outcome.job.name)
+            self.failures[outcome.job.name] = str(outcome.error)
             self.stale += any(map(os.path.exists, outcome.job.results.values()))
         elif outcome.skipped:
             self.skipped += 1
@@ -54,7 +54,7 @@ class Counts:
         every = [asdict(counts) for counts in distributed.gather(self)]
         for name in ("done", "skipped", "failed", "unscored", "stale"):
             setattr(self, name, sum(counts[name] for counts in every))
-        self.failures = [name for counts in every for name in counts["failures"]]
+        self.failures = {name: why for counts in every for name, why in counts["failures"].items()}
         self.interrupted = any(counts["interrupted"] for counts in every)
 
     def report(self) -> dict[str, Any]:

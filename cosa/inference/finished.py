@@ -38,10 +38,12 @@ def read_back(jobs: Iterable[Job], num_classes: int, workers: int = 4) -> Iterat
 
     def read(job: Job) -> Outcome:
         outcome = Outcome(job, skipped=True)
-        if "mask" not in job.results:
-            return outcome
-        path = job.results["mask"]
+        path = job.results.get("mask")
         try:
+            if "certainty" in job.results:
+                outcome.certainty = outputs.read_certainty(job.results["certainty"])
+            if path is None:
+                return outcome
             mask = read_mask(path, num_classes)
             pixels = np.bincount(mask.ravel())
             if len(pixels) > num_classes + 1:  # true masks may hold it, the network's do not

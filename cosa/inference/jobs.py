@@ -12,7 +12,7 @@ import numpy as np
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.data.images import IMAGE_SUFFIXES, hidden
-from cosa.inference.kinds import KINDS
+from cosa.inference.kinds import KINDS, SHEET
 from cosa.inference.search import is_pattern, is_regular, matching, walk
 
 
@@ -98,7 +98,7 @@ class Plan(Sequence[Job]):
                          and name.endswith(KINDS[k].suffix)), None)
             if kind is not None:
                 own.setdefault(kind, path)
-            elif not name.startswith(left_out):
+            elif name != SHEET and not name.startswith(left_out):
                 # Masks have the shortest ending, which others end in, too.
                 endings = (k for k in reversed(KINDS) if name.endswith(KINDS[k].suffix))
                 kind = next(endings, None)

@@ -32,5 +32,10 @@ KINDS = {
     "probabilities": Kind(".probabilities.npz", "probabilities", "seg"),
     "index": Kind(".index.png", "index masks", "seg", of_labels=True),
     "regions": Kind(".regions.npz", "regions", "seg", of_labels=True),
+    "certainty": Kind(".certainty.npz", "certainties", "seg"),
 }
 """Masks come first: theirs is the shortest suffix, in which others end, too."""
+
+SHEET = "review.png"
+"""The contact sheet of ``--review``, the only picture in the folder of the results that is of no
+single image."""

@@ -37,5 +37,8 @@ class Outcome:
     """(height, width)"""
     found: list[Found] | None = None
     """By label; where ``details`` was asked for."""
+    certainty: float | None = None
+    """In [0, 1], of the network's segmentation, before any CRF; see ``cosa.inference.certainty``.
+    None where none was made, or where the files of an earlier run do not tell."""
     mask: np.ndarray | None = None
     """(H, W) uint8; where ``keep_masks`` was asked for."""

@@ -44,7 +44,7 @@ class Results:
     cpl: np.ndarray | None = None
     """(H, W) uint8"""
     archives: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """The arrays of "cam" and "probabilities"."""
+    """The arrays of "cam", "probabilities" and "certainty"."""
 
 
 def write(
@@ -148,6 +148,28 @@ def cam_arrays(maps: Maps, size: Size, grid: Size) -> dict[str, np.ndarray]:
     # PyTorch resizes no empty tensors.
     cam = resize(maps.cam[None], grid)[0] if len(maps.cam) else maps.cam.new_zeros(0, *grid)
     return _archive("cam", cam, maps.cam_classes, size)
+
+
+def certainty_arrays(certainty: float, size: Size) -> dict[str, np.ndarray]:
+    """What is saved as "certainty": ``certainty`` () float64 in [0, 1], ``size`` (2,) int32."""
+    return {"certainty": np.array(certainty), "size": np.array(size, dtype=np.int32)}
+
+
+def read_certainty(path: Path) -> float:
+    """What ``certainty_arrays`` holds, from its file.
+
+    Raises:
+        UserError: the file cannot be read, or holds no such number.
+    """
+    try:
+        with np.load(path) as arrays:
+            value = float(arrays["certainty"])
+        if not 0 <= value <= 1:
+            raise ValueError(f"{value} is not between 0 and 1")
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    return value
 
 
 def _archive(name: str, maps: Tensor, labels: list[int], size: Size) -> dict[str, np.ndarray]:

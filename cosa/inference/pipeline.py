@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from cosa.cam import resize
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.device import memory_errors_as
 from cosa.core.errors import UserError
@@ -22,11 +23,17 @@ from cosa.core.threads import parallel_map
 from cosa.data.images import open_image
 from cosa.data.reading import Extent
 from cosa.inference import outputs
+from cosa.inference.certainty import certainty
 from cosa.inference.jobs import CannotGoOn, Job
 from cosa.inference.kinds import KINDS
 from cosa.inference.memory_budget import Room, decoding_memory
 from cosa.inference.outcome import Found, Outcome
-from cosa.inference.outputs import Results, cam_arrays, probability_arrays
+from cosa.inference.outputs import (
+    Results,
+    cam_arrays,
+    certainty_arrays,
+    probability_arrays,
+)
 from cosa.inference.pixels import argmax_and_probability, argmax_at_size, pseudo_labels_at_size
 from cosa.inference.segmenter import Maps, Prepared, Segmenter
 from cosa.inference.settings import Settings
@@ -229,6 +236,11 @@ def _collect(work: _Work, segmenter: Segmenter, save: Sequence[str]) -> None:
     """What is saved of the maps as the network yields them."""
     maps, size, settings = work.maps, work.outcome.size, segmenter.settings
     grid = segmenter.saved_grid(size)
+    if maps.seg is not None:
+        work.outcome.certainty = certainty(
+            resize(maps.seg[None], grid)[0], maps.presence, maps.passes)
+    if "certainty" in save:
+        work.results.archives["certainty"] = certainty_arrays(work.outcome.certainty, size)
     if "probabilities" in save:
         work.results.archives["probabilities"] = probability_arrays(maps, size, grid)
     if "cam" in save:

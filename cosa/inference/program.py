@@ -17,6 +17,7 @@ from cosa.inference.finished import in_order
 from cosa.inference.jobs import Plan, share
 from cosa.inference.outcome import Outcome
 from cosa.inference.pipeline import segment_files
+from cosa.inference.review import SHEET, TABLE, review
 from cosa.inference.scoring import Scored, scored
 from cosa.inference.summary import Summary
 from cosa.inference.task import Task, look
@@ -93,6 +94,8 @@ def process(task: Task, stop: Interrupts, summary: Summary | None) -> Counts:
             lines += scorer.table().split("\n")
         if complete and task.writers:
             lines += annotate(task, counts, stop)
+        if complete and options.review:
+            lines += show_least_certain(task, counts, stop)
         if summary is not None:
             summary.finish({
                 "input": options.input, "output": options.output, "weights": options.weights,
@@ -129,6 +132,15 @@ def annotate(task: Task, counts: Counts, stop: Interrupts) -> list[str]:
     counts.interrupted |= interrupted
     places = (", ".join(writer.PLACES) for writer in task.writers)
     return [] if interrupted else [f"for annotation tools: {', '.join(places)}"]
+
+
+def show_least_certain(task: Task, counts: Counts, stop: Interrupts) -> list[str]:
+    """Write the table and sheet of --review, in one process; returns lines that tell of them."""
+    failed, interrupted = distributed.from_main(
+        lambda: review(task.jobs, counts.failures, task.options, task.network, task.settings, stop))
+    counts.failed += failed
+    counts.interrupted |= interrupted
+    return [] if interrupted else [f"least certain first: {TABLE}, {SHEET}"]
 
 
 def follow(

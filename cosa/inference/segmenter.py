@@ -57,6 +57,9 @@ class Maps:
     """(N, h, w) in [0, 1], M' of the paper."""
     passes: int | None
     """In the sum of ``seg``; None where these are probabilities."""
+    presence: Tensor
+    """(K,) in [0, 1], how probably the image as a whole holds the classes of ``seg``; 1 for the
+    background, and for all where labels tell."""
 
 
 CRF_MEMORY = 0.25
@@ -124,20 +127,23 @@ class Segmenter:
             fused = multi_scale(network, images, settings.scales, settings.flip, grid, self.maps)
         for index, prepared in enumerate(batch):
             classes, cam_classes = list(range(self.network.num_classes + 1)), []
+            scores = fused.logits[index]
             seg, cam = (None if maps is None else maps[index] for maps in (fused.seg, fused.cam))
             # Leaving channels out is to set them to -inf, which would not survive resizing.
             if prepared.present is not None:
                 classes, cam_classes = [0, *prepared.present], prepared.present
                 seg = None if seg is None else seg[classes]
             else:
-                scores = fused.logits[index]
                 if settings.min_class_score and seg is not None:
                     classes = [0, *_labels(believed(scores, settings.min_class_score))]
                     seg = seg[classes]
                 if cam is not None:
                     cam_classes = _labels(scores > 0)  # a probability of 1/2
             cam = None if cam is None else cam[[label - 1 for label in cam_classes]]
-            yield Maps(classes, cam_classes, seg, cam, settings.passes)
+            presence = scores.new_ones(len(classes))
+            if prepared.present is None:
+                presence[1:] = scores[[label - 1 for label in classes[1:]]].sigmoid()
+            yield Maps(classes, cam_classes, seg, cam, settings.passes, presence)
 
     def saved_grid(self, size: Size) -> Size:
         """(h, w) of the maps that are saved of an image of ``size``: ``CELLS`` per patch."""

@@ -60,6 +60,8 @@ class Summary:
                 }
                 for found in outcome.found
             ]
+        if outcome.certainty is not None:
+            entry["certainty"] = round(outcome.certainty, 6)
         entry["seconds"] = None if outcome.skipped else round(outcome.seconds, 6)
         entry["skipped"] = outcome.skipped
         entry["error"] = None if outcome.error is None else str(outcome.error)

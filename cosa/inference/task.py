@@ -24,6 +24,7 @@ from cosa.inference.finished import find_finished
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import ImageLabels, read_image_labels
 from cosa.inference.record import Record
+from cosa.inference.review import check_review
 from cosa.inference.scoring import Scorer
 from cosa.inference.settings import Settings
 from cosa.inference.summary_path import check_json
@@ -48,7 +49,7 @@ class Task:
     @property
     def writing(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self.writers) or not all(self.finished)
+        return bool(self.writers or self.options.review) or not all(self.finished)
 
     def start(self) -> None:
         """Note new results, if there are to be any, and sweep up what killed programs left.
@@ -74,6 +75,8 @@ def look(options: Options) -> Iterator[Task]:
     jobs = distributed.from_main(
         lambda: plan(options.input, options.output, options.save, options.evaluate)
     )
+    if options.review:
+        check_review(options, jobs)
     device = choose_device(options.device, "--device ")
     crf = choose_crf(options)
     network = load_network(options.weights, device)

@@ -9,11 +9,12 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cosa.cam import filter_by_labels, resize
 from cosa.core.text import NAME, shown
+from cosa.pictures.legend import BAR, DARK, GAP, PALE, Item, Legend, text_font
 from cosa.pictures.palette import Color, overlay, save_image
 from cosa.predict import Prediction, believed, strongest
 from cosa.targets import cam_pseudo_labels, perplexity
@@ -24,10 +25,6 @@ MIN_HEIGHT, MAX_HEIGHT = 192, 384
 MAX_WIDTH = 4 * MAX_HEIGHT
 """Wider images are made smaller: a line of pixels would else become a picture of gigabytes."""
 
-_GAP = 8
-_TEXT = 13
-_BAR = 24
-_DARK, _PALE = (40, 40, 40), (130, 130, 130)
 _HATCH_PERIOD, _HATCH_WIDTH = 8, 3
 # Dark violet over red to pale yellow: even in brightness, so that it also reads in print.
 _HEAT = np.array(
@@ -197,38 +194,15 @@ class _Canvas:
 
 def _compose(columns: dict[str, Image.Image], legend: list[tuple[Color, str, bool]]) -> Image.Image:
     width, height = next(iter(columns.values())).size
-    total_width = len(columns) * (width + _GAP) + _GAP
-    font = ImageFont.load_default(_TEXT)
-    entries, rows = _flow(legend, total_width, font)
-    panel = Image.new("RGB", (total_width, height + _BAR * (1 + rows) + _GAP // 2), "white")
-    draw = ImageDraw.Draw(panel)
+    total_width = len(columns) * (width + GAP) + GAP
+    items = [Item(color, name if there else f"{name} (not there)", DARK if there else PALE)
+             for color, name, there in legend]
+    below = Legend([*items, Item(None, "hatched: uncertain", PALE)], total_width)
+    panel = Image.new("RGB", (total_width, BAR + height + below.height + GAP // 2), "white")
+    draw, font = ImageDraw.Draw(panel), text_font()
     for index, (title, picture) in enumerate(columns.items()):
-        left = _GAP + index * (width + _GAP)
-        draw.text((left + width / 2, _BAR / 2), title, _DARK, font, anchor="mm")
-        panel.paste(picture, (left, _BAR))
-    for x, row, color, text, ink in entries:
-        y = _BAR * (1 + row) + height + _GAP // 2 + _BAR // 2
-        if color is not None:
-            draw.rectangle((x, y - 6, x + 11, y + 5), fill=color)
-            x += 17
-        draw.text((x, y), text, ink, font, anchor="lm")
+        left = GAP + index * (width + GAP)
+        draw.text((left + width / 2, BAR / 2), title, DARK, font, anchor="mm")
+        panel.paste(picture, (left, BAR))
+    below.draw(draw, BAR + height + GAP // 2)
     return panel
-
-
-def _flow(
-    legend: list[tuple[Color, str, bool]], width: int, font: ImageFont.FreeTypeFont
-) -> tuple[list[tuple[int, int, Color | None, str, Color]], int]:
-    """Place legend entries in rows: (x, row, colour, text, ink) each, and the number of rows."""
-    items: list[tuple[Color | None, str, Color]] = [
-        (color, name if there else f"{name} (not there)", _DARK if there else _PALE)
-        for color, name, there in legend
-    ]
-    items.append((None, "hatched: uncertain", _PALE))
-    placed, x, row = [], _GAP, 0
-    for color, text, ink in items:
-        needed = math.ceil(font.getlength(text)) + (17 if color is not None else 0)
-        if x > _GAP and x + needed > width - _GAP:
-            x, row = _GAP, row + 1
-        placed.append((x, row, color, text, ink))
-        x += needed + 16
-    return placed, row + 1

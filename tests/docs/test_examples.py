@@ -14,8 +14,9 @@ from tests.helpers.pages import PAGES, README, page
 from tests.helpers.tiny import ROOT
 
 EXAMPLES = {"docs/annotators.md", "docs/code.md", "docs/crf.md", "docs/inference.md",
-            "docs/pictures.md"}
-"""Those of the first are run by test_annotators, of the last by tests/programs/test_depths.py."""
+            "docs/pictures.md", "docs/review.md"}
+"""Those of annotators.md are run by test_annotators.py, those of pictures.md by
+tests/programs/test_depths.py."""
 
 
 def run(name, folder, monkeypatch):
@@ -47,15 +48,24 @@ def test_labels_of_the_readme(tmp_path):
     ]
 
 
-def test_inference(tmp_path, monkeypatch, photo):
+@pytest.fixture
+def demo(tmp_path, photo):
+    """A network as the demo leaves it."""
     config = to_dict(load_config(ROOT / "configs/demo.yaml"))
     network = build_network(config, num_classes=2)
     (tmp_path / "runs/demo").mkdir(parents=True)
     save_weights(tmp_path / "runs/demo/best.pth", network, config=config,
                  classes=("cat", "sofa"), palette=voc_palette(3))
+
+
+def test_inference(tmp_path, monkeypatch, demo):
     seen = run("docs/inference.md", tmp_path, monkeypatch)
     assert seen["mask"].shape == (96, 96)
     assert seen["cam"].shape == (2, 96, 96)
+
+
+def test_review(tmp_path, monkeypatch, demo):
+    assert 0 < run("docs/review.md", tmp_path, monkeypatch)["sure"] < 1
 
 
 def test_crf(tmp_path, monkeypatch):

@@ -271,7 +271,7 @@ def infer_command(folder: Path, name: str) -> list[str]:
                "--evaluate", "truth"]
     paths = [folder / o if i % 2 else o for i, o in enumerate(options)]
     return [str(folder / "images"), *map(str, paths), "--batch-size", "1", "--device", "cpu",
-            "--workers", "1"]
+            "--workers", "1", "--review", "2"]
 
 
 def killed(folder: Path) -> str:

@@ -167,6 +167,7 @@ def test_every_kind_has_a_name_of_its_own(tmp_path):
         "probabilities": "a.b.probabilities.npz",
         "index": "a.b.index.png",
         "regions": "a.b.regions.npz",
+        "certainty": "a.b.certainty.npz",
     }
 
 

@@ -88,7 +88,7 @@ def test_options_that_would_be_ignored_are_refused(capfd):
      "--crf-gaussian is [1.0, 0.0]: the numbers must lie in 0..1000000, 0.01..100000"),
     ("--save maks", "--save: 'maks' cannot be saved; did you mean 'mask'?"),
     ("--save x", "--save: 'x' cannot be saved; choose from mask,overlay,cam,cpl,probabilities,"
-                 "index,regions"),
+                 "index,regions,certainty"),
     ("--weigths w", "there is no option --weigths; did you mean '--weights'?"),
     ("--frobnicate", "there is no option --frobnicate; --help lists all options"),
     ("b.jpg c.jpg", "'b.jpg' is one argument too many: give one folder or image, or a glob in "

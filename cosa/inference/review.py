@@ -1,0 +1,172 @@
+"""What a person should look at first: a table of how certain masks are, and a contact sheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from cosa.checkpoint import TrainedNetwork
+from cosa.core.errors import UserError
+from cosa.core.files import check_target, write_atomically, writing
+from cosa.core.signals import Interrupts
+from cosa.core.terminal import progress_bar, say
+from cosa.core.threads import parallel_map
+from cosa.data.images import read_image
+from cosa.data.masks import read_mask
+from cosa.data.reading import Reading
+from cosa.inference.command_line import Options
+from cosa.inference.jobs import Job, Plan
+from cosa.inference.kinds import SHEET
+from cosa.inference.outputs import read_certainty
+from cosa.inference.settings import Settings
+from cosa.pictures.palette import save_image
+from cosa.pictures.sheet import Entry, contact_sheet, entry
+
+TABLE = "review.csv"
+HEAD = ("image", "certainty", "error")
+"""Columns of the table: a row for each image, the least certain first, those that failed last."""
+
+
+def review_places(options: Options) -> list[Path]:
+    """The files that are written for a review."""
+    return [Path(options.output, name) for name in (TABLE, SHEET)] if options.review else []
+
+
+def check_review(options: Options, jobs: Plan) -> None:
+    """Raise ``UserError`` if a review would be in the way of another file, or it of the review."""
+    table, sheet = review_places(options)
+    if jobs.overwritten(sheet.parent, [SHEET]):
+        raise UserError(f"an image would become {sheet}, where --review puts its contact sheet: "
+                        "rename the image")
+    for name in ("weights", "labels", "colors", "evaluate"):
+        given = getattr(options, name)
+        if given and os.path.realpath(given) in map(os.path.realpath, (table, sheet)):
+            raise UserError(f"--{name} {given} would be overwritten by --review: choose another "
+                            "--output, or move it away")
+    check_target(table)
+    check_target(sheet)
+    there = next((path for path in (table, sheet) if path.exists()), None)
+    if there is not None and not _is_own(table):
+        raise UserError(f"{there} is there and was not written by --review: move it away, or "
+                        "choose another --output")
+
+
+def review(
+    jobs: Plan, failures: Mapping[str, str], options: Options, network: TrainedNetwork,
+    settings: Settings, stop: Interrupts,
+) -> tuple[int, bool]:
+    """Write the table of all images, and the sheet of the ``options.review`` least certain.
+
+    Args:
+        jobs: of all images.
+        failures: names of the images that have no mask of this run, and why.
+
+    Returns:
+        How many images failed further, each of which is told, and whether a signal came; nothing
+        is written then.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    good, broken = jobs.only(file not in failures for file in jobs.files), {}
+    try:
+        known = _known(good, options.workers, broken, stop)
+        least = [(good[place], value) for value, place in known[: options.review]]
+        entries = _entries(least, network.num_classes, settings.reading, broken, stop)
+    except KeyboardInterrupt:
+        return len(broken), True
+    errors = {**failures, **broken}
+    rows = [(good.files[place], f"{value:.6f}", errors.pop(good.files[place], ""))
+            for value, place in known]
+    table, sheet = review_places(options)
+    # The table first, since the sheet is known by it.
+    write_atomically(table, _text([*rows, *((name, "", errors[name]) for name in sorted(errors))]))
+    with writing(sheet):
+        if entries:
+            save_image(sheet, contact_sheet(entries, network.classes, network.palette))
+        else:
+            sheet.unlink(missing_ok=True)
+    return len(broken), False
+
+
+def _known(
+    jobs: Plan, workers: int, broken: dict[str, str], stop: Interrupts
+) -> list[tuple[float, int]]:
+    """The certainty of each image and its place in ``jobs``, sorted; ``broken`` gets the others."""
+    known = []
+    with closing(parallel_map(_certainty, jobs, workers, 2 * workers)) as found:
+        for place, value in enumerate(stop.awaiting(found)):
+            if isinstance(value, UserError):
+                _fail(jobs.files[place], value, broken)
+            else:
+                known.append((value, place))
+    return sorted(known)
+
+
+def _entries(
+    least: list[tuple[Job, float]], num_classes: int, reading: Reading, broken: dict[str, str],
+    stop: Interrupts,
+) -> list[Entry]:
+    """What is on the sheet; ``broken`` gets the images that cannot be shown."""
+    entries = []
+    # One at a time: these are whole images.
+    shown = parallel_map(partial(_entry, num_classes, reading), least, 1, 2)
+    bar = progress_bar(total=len(least), unit="image", disable=None)
+    with bar, closing(shown):
+        for (job, _), made in zip(least, stop.awaiting(shown), strict=True):
+            bar.update()
+            if isinstance(made, UserError):
+                _fail(job.name, made, broken)
+            else:
+                entries.append(made)
+    return entries
+
+
+def _fail(name: str, error: UserError, broken: dict[str, str]) -> None:
+    broken[name] = str(error)
+    say(f"failed: {error}", error=True)
+
+
+def _certainty(job: Job) -> float | UserError:
+    try:
+        return read_certainty(job.results["certainty"])
+    except UserError as error:
+        return UserError(f"{error}; delete it, or use --overwrite")
+
+
+def _entry(num_classes: int, reading: Reading, found: tuple[Job, float]) -> Entry | UserError:
+    """An image on the sheet, or why it cannot be shown."""
+    job, value = found
+    try:
+        image = read_image(job.source, reading)
+        mask = read_mask(job.results["mask"], num_classes)
+    except UserError as error:
+        return error
+    except MemoryError:
+        return UserError(f"{job.source} is not shown: it is too large for the free memory")
+    if mask.shape != (image.height, image.width):
+        return UserError(f"{job.source} changed while it was segmented; run again")
+    return entry(job.name, f"certainty {value:.2f}", image, mask)
+
+
+def _is_own(table: Path) -> bool:
+    """Whether the file is a table of this program; it may have been opened with a spreadsheet."""
+    try:
+        with open(table, encoding="utf-8-sig", errors="replace") as file:
+            return file.readline(100).strip().replace('"', "") == ",".join(HEAD)
+    except OSError:
+        return False
+
+
+def _text(rows: list[tuple[str, str, str]]) -> str:
+    """The table; of a name that is no Unicode, an escape stands for it, as in classes.csv."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(HEAD)
+    table.writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace").decode()
