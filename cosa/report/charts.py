@@ -21,7 +21,7 @@ import numpy as np
 
 from cosa.core.errors import UserError
 from cosa.core.text import shown
-from cosa.report.markup import Markup, element, name
+from cosa.pages.markup import Markup, element, name
 
 COLORS = ("#0b6fb8", "#e07b00", "#1b9e77", "#c2418b", "#7a5fc0", "#7f8c1f", "#8c564b", "#4b5563",
           "#17a2b8", "#d62728")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cosa.core.text import NAME, shown
+from cosa.pages.markup import Markup, element, joined, name, table
 from cosa.report.charts import COLORS, Mark, bars, histogram, matrix
-from cosa.report.markup import Markup, element, joined, name, table
 from cosa.report.reading import Run
 from cosa.report.words import percent
 

@@ -9,14 +9,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from cosa.core.text import NAME, shown
+from cosa.pages.markup import Markup, element, joined, name, page
+from cosa.pages.markup import table as table_of
+from cosa.pages.style import STYLE
 from cosa.report.charts import bars
 from cosa.report.curves import compared
-from cosa.report.markup import Markup, element, joined, name, page
-from cosa.report.markup import table as table_of
 from cosa.report.reading import Run
 from cosa.report.run_page import navigation, section
 from cosa.report.settings import images_per_second, values
-from cosa.report.style import STYLE
 from cosa.report.summary import images_scored
 from cosa.report.words import MEANINGS, SCORES, duration, megabytes, percent
 

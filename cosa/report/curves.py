@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cosa.pages.markup import Markup
 from cosa.report.charts import Line, colored, lines
-from cosa.report.markup import Markup
 from cosa.report.reading import Run
 from cosa.report.words import SCORES, time_unit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cosa.core.text import NAME, shown
-from cosa.report.markup import Markup, element, name, table
+from cosa.pages.markup import Markup, element, name, table
 from cosa.report.reading import Part, Run
 from cosa.report.words import percent
 

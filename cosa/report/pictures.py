@@ -9,8 +9,8 @@ from PIL import Image
 from cosa.core.errors import UserError, one_line
 from cosa.core.foreign import open_regular
 from cosa.core.text import NAME, shown
+from cosa.pages.markup import Markup, element, joined, name, picture
 from cosa.report.charts import figure
-from cosa.report.markup import Markup, element, joined, name, picture
 from cosa.report.reading import Example, Run
 from cosa.report.words import percent
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from cosa.pages.markup import Markup, element, name, page
+from cosa.pages.style import STYLE
 from cosa.report.classes import confidences, confusion, per_class
 from cosa.report.curves import curves
 from cosa.report.dataset import data_section
-from cosa.report.markup import Markup, element, name, page
 from cosa.report.pictures import picture_section
 from cosa.report.reading import Run
 from cosa.report.settings import machine_section, settings_section
-from cosa.report.style import STYLE
 from cosa.report.summary import score_section, state
 
 NOTHING = "Not recorded in this run."

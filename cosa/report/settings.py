@@ -8,7 +8,7 @@ from typing import Any
 
 from cosa.config import Config
 from cosa.config.loading import each_option
-from cosa.report.markup import Markup, element, table
+from cosa.pages.markup import Markup, element, table
 from cosa.report.reading import Run
 from cosa.report.words import duration, megabytes
 

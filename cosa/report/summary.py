@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cosa.report.markup import Markup, element, table
+from cosa.pages.markup import Markup, element, table
 from cosa.report.reading import Run
 from cosa.report.words import MEANINGS, SCORES, first_score, percent
 

@@ -36,6 +36,12 @@ figcaption { color: var(--pale); font-size: 13px; line-height: 1.45; margin-top:
   overflow-wrap: anywhere; }
 figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 .panel img { width: 100%; }
+.gallery { display: grid; gap: 20px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
+.gallery h3 { margin: 6px 0 0; overflow-wrap: anywhere; }
+.gallery h3 a { color: inherit; text-decoration: none; }
+.pair { display: flex; gap: 6px; align-items: flex-start; }
+.pair a { flex: 0 1 auto; min-width: 0; }
 .legend { list-style: none; margin: 4px 0 0; padding: 0; display: flex; flex-wrap: wrap;
   gap: 2px 14px; font-size: 13px; }
 .legend li { overflow-wrap: anywhere; min-width: 0; }

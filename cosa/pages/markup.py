@@ -92,12 +92,22 @@ def link(path: PurePath) -> Markup:
     return Markup(quote(os.fsencode(path.as_posix()), safe="/"))
 
 
+_OURS = b'<meta charset="utf-8"><meta name="generator" content="CoSA">'
+
+
+def is_own(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is such a page; raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return _OURS in file.read(200)
+
+
 def page(title: str, style: str, *children: Any) -> str:
     """A whole page, which loads nothing and runs nothing."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = element(
         "head",
         element("meta", charset="utf-8"),
+        element("meta", name="generator", content="CoSA"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("title", title),

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cosa.core.text import shown
-from cosa.report.markup import Markup, element, joined, link, name, page, picture, table, text
+from cosa.pages.markup import Markup, element, joined, link, name, page, picture, table, text
 from tests.helpers.reports import EVIL, assert_inert, parsed
 
 
