@@ -59,6 +59,7 @@ th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-
   white-space: normal; }
 table.words td, table.words th { text-align: left; overflow-wrap: anywhere; white-space: normal; }
 table.words td:first-child { white-space: nowrap; }
+.number { white-space: nowrap; }
 .warning { border-left: 4px solid #e07b00; padding: 2px 0 2px 12px; margin: 10px 0; }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--accent); font-size: 14px; }

@@ -20,8 +20,12 @@ from cosa.report.settings import images_per_second, values
 from cosa.report.summary import images_scored
 from cosa.report.words import MEANINGS, SCORES, duration, megabytes, percent
 
-NO_SETTINGS = {"seed", "name", "output", "device", "data.workers", "data.root"}
-"""Options that make no other method: runs that differ in nothing else are repetitions."""
+NO_SETTINGS = {
+    "seed", "name", "output", "device", "data.workers", "data.root", "data.keep_decoded",
+    "train.report", "train.tensorboard", "train.log_every", "train.checkpoint_every",
+    "train.checkpoint_minutes", "train.keep_checkpoints", "evaluate.panels",
+}
+"""Options that make no other result: runs that differ in nothing else are repetitions."""
 
 COMPARED = ("miou", "miou_label_filtered", "cam_miou", "classification_map")
 
@@ -76,7 +80,8 @@ def grouped(runs: Sequence[Run], labels: Sequence[str]) -> list[Group]:
         if run.config is not None:
             key = tuple(item for item in values(run.config).items() if item[0] not in NO_SETTINGS)
         found.setdefault(key, []).append((run, label))
-    return [Group(some[0][1], [run for run, _ in some]) for some in found.values()]
+    return [Group(", ".join(label for _, label in some), [run for run, _ in some])
+            for some in found.values()]
 
 
 def spread(shares: Sequence[float]) -> str:

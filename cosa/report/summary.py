@@ -52,7 +52,7 @@ def score_section(run: Run) -> Markup:
     cards = [_card(main, scores[main], "card main")]
     cards += [_card(key, scores[key], "card") for key in BESIDE[main] if key in scores]
     rows = [
-        (SCORES[key], percent(scores[key]), MEANINGS[key])
+        (SCORES[key], element("span", percent(scores[key]), class_="number"), MEANINGS[key])
         for key in SCORES if key in scores
     ]
     if "cam_best_threshold" in scores:

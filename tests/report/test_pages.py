@@ -185,7 +185,7 @@ def test_a_comparison(tmp_path, undrawn):
     path = write_comparison([run.path for run in runs], tmp_path / "c.html")
     text = told(path.read_text(encoding="utf-8"))
     # The spread of 50 and 56 is 6 / sqrt(2).
-    assert re.search(r"a1\s+2\s+1, 2\s+53\.0 ± 4\.2 %", text)
+    assert re.search(r"a1, a2\s+2\s+1, 2\s+53\.0 ± 4\.2 %", text)
     assert re.search(r"no-csc\s+1\s+1\s+40\.0 %", text)
     assert re.search(r"loss\.csc\s+0\.1\s+0\.0", text)
     assert "train.iterations" not in text, "it is the same in all"
