@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cosa.cam import filter_by_labels, normalize
-from cosa.core.device import weights_cast_once
 from cosa.core.errors import UserError
 from cosa.ema import AssignmentNetwork, ema_momentum
 from cosa.losses import Sum, divide
 from cosa.network import CoSANetwork, NetworkOutput
-from cosa.predict import multi_scale
+from cosa.predict import MAPS, fuse, passes
 from cosa.present import PresentClasses
 from cosa.regularizers.base import Context, Regularizer
 from cosa.targets import Labeller
@@ -31,6 +30,42 @@ Network = Callable[[Tensor], NetworkOutput]
 """A network, or what compiles it."""
 Mark = Callable[[str], None]
 """Called with the name of each phase of a step at its end."""
+READ = ("logits", "aux_logits", "cam", "aux_cam", "seg")
+"""The parts of the online network's output that CoSA's own losses read."""
+
+
+class Calls:
+    """How a step calls its functions of tensors: plainly. Others may replay them.
+
+    Such a function does the same operations whenever its key and the shapes of its arguments are
+    the same, and waits for nothing. Arguments and results are tensors in lists, tuples and
+    dictionaries.
+    """
+
+    def call(self, key: tuple, function: Callable[..., Any], *given: Any) -> Any:
+        """``function(*given)``, without gradient."""
+        return function(*given)
+
+    def losses(
+        self, key: tuple, function: Callable[..., dict[str, Tensor]], read: dict[str, Tensor],
+        *given: Any,
+    ) -> dict[str, Tensor]:
+        """``function(read, *given)``, scalars by name, of which the first one has a gradient.
+
+        Args:
+            read: may have a gradient; the others have none.
+            given: numbers among them may come as scalar tensors.
+        """
+        return function(read, *given)
+
+
+class Assigned(NamedTuple):
+    """What the assignment network sees in a part of a batch."""
+
+    maps: dict[str, Tensor]
+    """By name, in pixels."""
+    counts: dict[str, Tensor]
+    """Of their confidences, see ``Labeller.count``."""
 
 
 class CoTraining:
@@ -46,7 +81,9 @@ class CoTraining:
         iterations: of the whole training.
         accumulate: make each step in so many parts of the batch, one after the other.
         autocast: makes the context in which the networks run; losses and targets are float32.
-        wrap: how a network is called in the step's own passes (``cosa.training.compile``).
+        wrap: how a network is called in the step's own passes (``cosa.training.compile``,
+            ``cosa.training.graphs``).
+        replay: how the functions between these passes are called.
         all_mean: the mean of a tensor over the processes that share each batch.
 
     Raises:
@@ -68,10 +105,11 @@ class CoTraining:
         accumulate: int = 1,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         wrap: Callable[[nn.Module], Network] = lambda network: network,
+        replay: Calls | None = None,
         all_mean: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
         self.online = network
-        self.assignment = AssignmentNetwork(network)
+        self.assignment = AssignmentNetwork(network, _products(network, autocast))
         self.labeller = labeller
         self.regularizers = nn.ModuleDict() if regularizers is None else regularizers
         self.terms = terms
@@ -79,8 +117,9 @@ class CoTraining:
         self.momentum, self.momentum_ramp = momentum, momentum_ramp
         self.iterations, self.accumulate = iterations, accumulate
         self.autocast, self.all_mean = autocast, all_mean
+        self.replay = Calls() if replay is None else replay
         # Regularizers call the networks as they are, at sizes and with parts of their own.
-        self._student, self._teacher = wrap(self.online), wrap(self.assignment)
+        self._student, self._teacher = wrap(self.online), wrap(self.assignment.called)
         if not self.active_terms(0) and not self.active_regularizers(0):
             raise UserError("no loss term is switched on at the first iteration: set loss.cls or "
                             "loss.cls_aux above 0, or another one and method.cls_iterations=0")
@@ -111,9 +150,10 @@ class CoTraining:
         active, maps = self.active_terms(iteration), self.needed_maps(iteration)
         parts = split(batch, self.accumulate)
         assigned = [self.assign(part, maps) for part in parts]
-        if maps:
-            self.labeller.adapt(assigned, [_measured(part) for part in parts])
+        self.labeller.adapt([one.counts for one in assigned])
         mark("teacher")
+        if len(parts) == 1 and not self.active_regularizers(iteration):
+            return self._losses(active, batch, assigned[0].maps, mark)
         loss, values = 0.0, {}
         for number, part in enumerate(parts):
             with self.autocast():
@@ -121,7 +161,7 @@ class CoTraining:
             mark("student")
             if number == 0:
                 # Only now is the host to know ξ: a GPU is busy with the student meanwhile.
-                labelled = [self._label(one, assigned.pop(0)) for one in parts]
+                labelled = [self._label(one, assigned.pop(0).maps) for one in parts]
                 counts = self._counts(active, labelled)
                 mark("targets")
             # Not kept under a name: the next part needs the room.
@@ -141,33 +181,71 @@ class CoTraining:
                 values[name] = values.get(name, 0) + mean.detach()
         return loss, values
 
+    def _losses(
+        self, active: Mapping[str, float], batch: dict[str, Tensor], maps: dict[str, Tensor],
+        mark: Mark,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The step of a whole batch without regularizers, whose losses can be replayed."""
+        with self.autocast():
+            output = self._student(batch["strong"])
+        mark("student")
+        read = {name: getattr(output, name) for name in READ}
+        part = _without_images(batch)
+        # Only now is the host to know ξ: a GPU is busy with the student meanwhile.
+        xi = {key: self.labeller.threshold(key) for key in self.labeller.thresholds if key in maps}
+        mark("targets")
+
+        def losses(
+            read: dict[str, Tensor], part: dict[str, Tensor], maps: dict[str, Tensor],
+            xi: dict[str, float | Tensor],
+        ) -> dict[str, Tensor]:
+            seen = self._context(
+                self._label(part, maps, xi), replace(output, **read), active, iteration=0
+            )
+            means = self._divide({name: self.terms[name].sum(seen) for name in active}, {}, 1.0)
+            return {"loss": sum(active[name] * mean for name, mean in means.items()), **means}
+
+        values = self.replay.losses(("losses", *active.items()), losses, read, part, maps, xi)
+        mark("losses")
+        return values.pop("loss"), {name: value.detach() for name, value in values.items()}
+
     @torch.no_grad()
-    def assign(self, batch: dict[str, Tensor], maps: set[str]) -> dict[str, Tensor]:
+    def assign(self, batch: dict[str, Tensor], maps: set[str]) -> Assigned:
         """What the assignment network sees in the weak view: each of ``maps``, in pixels.
 
         The maps are of the classes alone that an image holds; CAMs are normalised over the valid
         area and filtered by the image's labels.
         """
         if not maps:
-            return {}
-        present, valid = _present(batch), batch["valid"]
-        with self.autocast(), weights_cast_once(self.assignment):
-            prediction = multi_scale(
-                self._teacher, batch["weak"], self.scales, self.flip, maps=maps,
-                present=present, normalized=False,
-            )
-        assigned = {key: getattr(prediction, key) for key in maps}
-        for key in maps & set(self.labeller.thresholds):
+            return Assigned({}, {})
+        names = sorted(maps)
+        self.assignment.refresh()
+        with self.autocast():
+            views = list(passes(self._teacher, batch["weak"], self.scales, self.flip, names))
+        part = _without_images(batch)
+        return Assigned(*self.replay.call(("maps", *names), self._fuse, views, part))
+
+    def _fuse(
+        self, views: list[dict[str, Tensor]], part: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The maps of an ``Assigned``, and its counts."""
+        present, valid = _present(part), part["valid"]
+        prediction = fuse(views, valid.shape[-2:], self.flip, present, normalized=False)
+        assigned = {key: getattr(prediction, key) for key in views[0] if key in MAPS}
+        for key in assigned.keys() & self.labeller.thresholds.keys():
             # Whatever fires on the padding sets the scale of nothing.
             assigned[key] = filter_by_labels(
                 normalize(assigned[key], valid[:, None]), present.held
             )
-        return assigned
+        return assigned, self.labeller.count(assigned, _measured(part))
 
     @torch.no_grad()
-    def _label(self, batch: dict[str, Tensor], assigned: dict[str, Tensor]) -> Labelled:
+    def _label(
+        self, batch: dict[str, Tensor], assigned: dict[str, Tensor],
+        xi: Mapping[str, float | Tensor] | None = None,
+    ) -> Labelled:
         height, width = (side // self.online.stride for side in batch["valid"].shape[-2:])
-        targets = self.labeller.targets(assigned, _present(batch)) if assigned else {}
+        targets = self.labeller.targets(assigned, _present(batch), xi) if assigned else {}
         return Labelled(
             batch=batch, targets=targets, labeller=self.labeller, grid=(height, width)
         )
@@ -278,12 +356,27 @@ class CoTraining:
         self.labeller.load_state_dict(state["thresholds"])
 
 
+def _without_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is known of the images of a batch."""
+    known = {key: batch[key] for key in ("image_labels", "valid")}
+    return known | {"present": _present(batch).index}
+
+
 def split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
     """A batch in so many parts, at most its size, which differ by one image at most."""
     if parts == 1:
         return [batch]
     chunks = [value.tensor_split(parts) for value in batch.values()]
     return [dict(zip(batch, values, strict=True)) for values in zip(*chunks, strict=True)]
+
+
+def _products(
+    network: nn.Module, autocast: Callable[[], AbstractContextManager]
+) -> torch.dtype | None:
+    """The precision of matrix products under an autocast, None without one."""
+    kind = next(network.parameters()).device.type
+    with autocast():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _measured(batch: dict[str, Tensor]) -> Tensor:

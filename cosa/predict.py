@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,28 +66,59 @@ def multi_scale(
     Raises:
         ValueError: there is no scale, or one is not above 0.
     """
+    views = passes(network, images, scales, flip, maps)
+    size = (images.shape[-2], images.shape[-1]) if size is None else size
+    return fuse(views, size, flip, present, normalized)
+
+
+@torch.no_grad()
+def passes(
+    network: Callable[[Tensor], NetworkOutput], images: Tensor, scales: Sequence[float], flip: bool,
+    maps: Collection[str] = MAPS,
+) -> Iterator[dict[str, Tensor]]:
+    """What a network says of images at each scale, before it is fused.
+
+    Args:
+        network, images, scales, flip, maps: see :func:`multi_scale`.
+
+    Yields:
+        For each scale the maps and the "logits", on the network's grid; with ``flip`` those of the
+        mirrored images follow.
+
+    Raises:
+        ValueError: there is no scale, or one is not above 0.
+    """
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be one or more positive numbers, not {list(scales)}")
-    image_size = (images.shape[-2], images.shape[-1])
-    size = image_size if size is None else size
-    total: dict[str, Tensor | None] = dict.fromkeys(MAPS)
-    passes: list[Tensor] = []
     for scale in scales:
-        scaled = resize(images, scaled_size(image_size, scale, network.stride))
+        scaled = resize(images, scaled_size(images.shape[-2:], scale, network.stride))
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         output = network(scaled)
-        passes += output.logits.float().split(len(images))
-        for name in maps:
-            fuse = _fuse_seg if name == "seg" else _fuse_cam
-            views = _unflip(getattr(output, name), flip)
+        yield {name: getattr(output, name) for name in (*maps, "logits")}
+
+
+@torch.no_grad()
+def fuse(
+    views: Iterable[dict[str, Tensor]], size: tuple[int, int], flip: bool,
+    present: PresentClasses | None = None, normalized: bool = True,
+) -> Prediction:
+    """The prediction of what :func:`passes` gave; for the other arguments see multi_scale."""
+    total: dict[str, Tensor | None] = dict.fromkeys(MAPS)
+    logits: list[Tensor] = []
+    for view in views:
+        logits += view["logits"].float().chunk(2 if flip else 1)
+        for name in (name for name in MAPS if name in view):
+            sides = _unflip(view[name], flip)
             if present is not None:
-                views = [present.select(view, background=name == "seg") for view in views]
-            total[name] = _add(total[name], fuse(views, size))
+                sides = [present.select(side, background=name == "seg") for side in sides]
+            fused = _fuse_seg(sides, size) if name == "seg" else _fuse_cam(sides, size)
+            total[name] = _add(total[name], fused)
     if normalized:
-        for name in {"cam", "aux_cam"}.intersection(maps):
-            total[name] = normalize(total[name])
-    return Prediction(**total, logits=torch.stack(passes).mean(dim=0))
+        for name in ("cam", "aux_cam"):
+            if total[name] is not None:
+                total[name] = normalize(total[name])
+    return Prediction(**total, logits=torch.stack(logits).mean(dim=0))
 
 
 def believed(logits: Tensor, least: float) -> Tensor:

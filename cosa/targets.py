@@ -34,8 +34,8 @@ class CamTargets:
     """(B, H, W) CAM pseudo-labels, 0 the background."""
     perplexity: Tensor
     """(B, H, W)"""
-    threshold: float
-    """The xi that split foreground and background."""
+    threshold: float | Tensor
+    """The xi that split foreground and background; a scalar."""
     present: PresentClasses | None = None
     """Which classes the maps of ``cam`` are of; None: of all C."""
 
@@ -60,13 +60,14 @@ class SegTargets:
 
 
 @torch.no_grad()
-def cam_pseudo_labels(cam: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def cam_pseudo_labels(cam: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """Label every position with its strongest class, or background: Eq. (3) of CoSA.
 
     Args:
         cam: (B, C, H, W) activations in [0, 1], absent classes set to 0
             (``cosa.cam.filter_by_labels``).
-        threshold: ξ in [0, 1], the confidence from which a position is foreground.
+        threshold: ξ in [0, 1], the confidence from which a position is foreground; a number, or a
+            tensor () on the device of ``cam``.
 
     Returns:
         ``labels`` (B, H, W) int64 in 0..C with 0 for the background, and ``confidence``
@@ -85,7 +86,7 @@ def cam_pseudo_labels(cam: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def perplexity(
-    confidence: Tensor, threshold: float, alpha: float = 0.8, beta: float = 1.0
+    confidence: Tensor, threshold: float | Tensor, alpha: float = 0.8, beta: float = 1.0
 ) -> Tensor:
     """How doubtful a CAM pseudo-label is: Eq. (4) of CoSA.
 
@@ -97,7 +98,8 @@ def perplexity(
     Args:
         confidence: ν, any shape (usually (B, H, W)), in [0, 1]; values outside count as the
             nearer bound.
-        threshold: ξ in [0, 1].
+        threshold: ξ in [0, 1], a number or a tensor () on the same device, at whose value nobody
+            looks.
         alpha: λα in (0, 1]; larger values lower the least perplexity.
         beta: λβ > 0; the sharpness.
 
@@ -107,7 +109,8 @@ def perplexity(
     Raises:
         ValueError: a constant or the threshold is out of range.
     """
-    if not 0 <= threshold <= 1:
+    known = not isinstance(threshold, Tensor)
+    if known and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")
@@ -115,8 +118,11 @@ def perplexity(
         raise ValueError(f"beta must be positive, got {beta}")
     confidence = at_least_float32(confidence)
     # At ξ = 0 or 1 one side has no extent: what lies there is at the threshold, d = 0.
-    above = (confidence - threshold) / max(1 - threshold, MIN_DISTANCE)
-    below = (threshold - confidence) / max(threshold, MIN_DISTANCE)
+    extents = (1 - threshold, threshold)
+    over, under = ((max(side, MIN_DISTANCE) if known else side.clamp_min(MIN_DISTANCE))
+                   for side in extents)
+    above = (confidence - threshold) / over
+    below = (threshold - confidence) / under
     distance = torch.where(confidence >= threshold, above, below).clamp(MIN_DISTANCE, 1)
     return (-torch.log(alpha * distance)).clamp_min(0).pow(beta)
 
@@ -194,24 +200,26 @@ class Labeller:
         return xi.value if xi.started else None, xi_aux.value if xi_aux.started else None
 
     @torch.no_grad()
-    def adapt(self, parts: Sequence[Mapping[str, Tensor]], valid: Sequence[Tensor]) -> None:
-        """Take in the confidences of a batch, which may come in parts, without waiting for them.
+    def count(self, maps: Mapping[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+        """The confidences of a batch, or of a part of it, for :meth:`adapt`; nobody waits for them.
 
         Args:
-            parts: for each part, name -> CAM (B, K, H, W) in [0, 1], filtered by the labels; other
-                maps are passed over.
-            valid: (B, H, W) bool for each part, False on padding.
+            maps: name -> CAM (B, K, H, W) in [0, 1], filtered by the labels; other maps are passed
+                over.
+            valid: (B, H, W) bool, False on padding.
         """
         if self.fixed is not None:
-            return
+            return {}
+        return {
+            key: threshold.count(*self._pooled_confidence(maps[key], valid))
+            for key, threshold in self.thresholds.items() if key in maps
+        }
+
+    def adapt(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take in what :meth:`count` gave for each part of a batch, without waiting for it."""
         for key, threshold in self.thresholds.items():  # in one order in all processes
             if key in parts[0]:
-                pooled = [
-                    self._pooled_confidence(part[key], inside)
-                    for part, inside in zip(parts, valid, strict=True)
-                ]
-                confidence, counted = (torch.cat(found) for found in zip(*pooled, strict=True))
-                threshold.push(confidence, counted)
+                threshold.push_counts(sum(part[key] for part in parts))
 
     def _pooled_confidence(self, cam: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """ν averaged over squares, (B, h, w), and which of these are free of padding."""
@@ -220,19 +228,22 @@ class Labeller:
         return confidence, free_of_padding(valid, grid)
 
     def targets(
-        self, maps: Mapping[str, Tensor], present: PresentClasses | None
+        self, maps: Mapping[str, Tensor], present: PresentClasses | None,
+        xi: Mapping[str, Tensor] | None = None,
     ) -> dict[str, CamTargets | SegTargets]:
         """The pseudo-labels of the maps of present classes that the assignment network yields.
 
         Args:
-            maps: "cam" and "aux_cam" as for :meth:`adapt`; "seg" (B, K + 1, H, W) logits. Those
+            maps: "cam" and "aux_cam" as for :meth:`count`; "seg" (B, K + 1, H, W) logits. Those
                 that are missing have no targets.
+            xi: the thresholds as scalars on the device of the maps, by name, instead of those in
+                force.
 
         Raises:
             NotFiniteError: the assignment network's activations are NaN.
         """
         found: dict[str, CamTargets | SegTargets] = {
-            key: self.label(maps[key], self.threshold(key), present)
+            key: self.label(maps[key], self.threshold(key) if xi is None else xi[key], present)
             for key in self.thresholds if key in maps
         }
         if "seg" in maps:
@@ -240,7 +251,9 @@ class Labeller:
             found["seg"] = SegTargets(sharpened, present)
         return found
 
-    def label(self, cam: Tensor, xi: float, present: PresentClasses | None) -> CamTargets:
+    def label(
+        self, cam: Tensor, xi: float | Tensor, present: PresentClasses | None
+    ) -> CamTargets:
         """Labels, Eq. (3), and perplexity, Eq. (4), of a CAM (B, K, H, W) of present classes."""
         places, confidence = cam_pseudo_labels(cam, xi)
         doubt = perplexity(confidence, xi, self.alpha, self.beta)

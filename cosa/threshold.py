@@ -113,11 +113,26 @@ class DynamicThreshold:
         host waits for the confidences and fits.
 
         Args:
+            confidence, counted: see :meth:`count`.
+        """
+        self.push_counts(self.count(confidence, counted))
+
+    def count(self, confidence: Tensor, counted: Tensor | None = None) -> Tensor:
+        """How often each level of confidence occurs, for :meth:`push_counts`.
+
+        Args:
             confidence: ν of any shape, dtype and device, in [0, 1]; values outside count as the
                 nearer bound.
             counted: bool of the same shape, False for what is left out; None takes all.
+
+        Returns:
+            Integers on the device of the confidences. Those of the parts of a batch add up.
         """
-        counts, ready = _histogram(confidence, counted, self.min_confidence), None
+        return _histogram(confidence, counted, self.min_confidence)
+
+    def push_counts(self, counts: Tensor) -> None:
+        """:meth:`push` of what :meth:`count` gave."""
+        ready = None
         counts = self._all_sum(counts)  # all processes agree on ξ, and on whether to stop
         if counts.is_cuda:
             stream = torch.cuda.current_stream(counts.device)

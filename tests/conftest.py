@@ -13,6 +13,12 @@ from tests.helpers.inference import run_main, write_weights
 from tests.helpers.tiny import ROOT
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tiny tensors gain nothing from threads, and their sums would depend on the machine."""

@@ -103,7 +103,7 @@ def test_what_the_assignment_network_saw_is_let_go_before_the_losses(monkeypatch
 
     def assign(self, batch, maps):
         assigned = original(self, batch, maps)
-        alive.extend(map(weakref.ref, (assigned["seg"],)))
+        alive.extend(map(weakref.ref, (assigned.maps["seg"],)))
         return assigned
 
     def mark(phase):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cosa.cam import filter_by_labels, free_of_padding, normalize
+from cosa.cam import _Resized, filter_by_labels, free_of_padding, normalize, resize
 from cosa.core.tensors import at_least_float32
 
 
@@ -62,3 +62,34 @@ def test_cells_with_a_single_pixel_of_padding_are_not_free():
     free = free_of_padding(valid, (2, 3))
     assert free.tolist() == [[[True] * 3, [True, False, True]], [[True] * 3] * 2]
     assert torch.equal(free_of_padding(valid, (4, 6)), valid)
+
+
+@pytest.mark.parametrize("size", [(12, 20), (4, 5), (9, 2)])
+def test_the_way_back_by_matrix_products_is_that_of_the_resize(size):
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected, = torch.autograd.grad((resize(maps, size) * weights).sum(), maps)
+    resized = _Resized.apply(maps, size)
+    assert torch.equal(resized, resize(maps.detach(), size))
+    found, = torch.autograd.grad((resized * weights).sum(), maps)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_it_is_exact_and_the_same_each_time():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 21, 14, 14, requires_grad=True)
+    weights = torch.randn(2, 21, 224, 224)
+    expected, = torch.autograd.grad((resize(maps, (224, 224)) * weights).sum(), maps)
+    on_gpu = maps.detach().cuda().requires_grad_(True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = [torch.autograd.grad((resize(on_gpu, (224, 224)) * weights.cuda()).sum(), on_gpu)[0]
+                 for _ in range(2)]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0].cpu(), expected, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ from cosa import cotrain, losses, targets
 from cosa.cam import filter_by_labels
 from cosa.core.device import choose_autocast
 from cosa.core.errors import NotFiniteError, UserError
+from cosa.predict import multi_scale
 from cosa.present import PresentClasses
 from tests.helpers.cotraining import TERMS, build, make_batch, only
 from tests.helpers.tiny import SIZE
@@ -119,7 +120,7 @@ def test_the_terms_are_the_losses_of_the_method(monkeypatch):
     cotraining, batch = build(), make_batch()
     _, terms = cotraining.step(batch, 0)
     output = cotraining.online(batch["strong"])
-    maps = cotrain.multi_scale(cotraining.assignment, batch["weak"], scales=(1.0,), flip=True)
+    maps = multi_scale(cotraining.assignment, batch["weak"], scales=(1.0,), flip=True)
     xi, xi_aux = cotraining.xi()
     for name, cam, threshold in (("c2s", maps.cam, xi), ("c2s_aux", maps.aux_cam, xi_aux)):
         cam = filter_by_labels(cam, batch["image_labels"])
@@ -198,7 +199,7 @@ def padded(batch, garbage):
 @pytest.mark.parametrize("name", ["c2s", "c2s_aux", "s2c", "csc"])
 def test_targets_on_padding_change_neither_loss_nor_gradient(name, monkeypatch):
     """The assignment network's maps on the padding are replaced by noise of any size."""
-    original = cotrain.multi_scale
+    original = cotrain.fuse
 
     def results(noise):
         def noisy(*args, **kwargs):
@@ -209,7 +210,7 @@ def test_targets_on_padding_change_neither_loss_nor_gradient(name, monkeypatch):
                 area.copy_(9 * noise * torch.randn(area.shape, generator=generator))
             return maps
 
-        monkeypatch.setattr(cotrain, "multi_scale", noisy)
+        monkeypatch.setattr(cotrain, "fuse", noisy)
         cotraining = build(loss=only(name))
         loss, _ = cotraining.step(padded(make_batch(), 0.0), 0)
         loss.backward()
@@ -303,9 +304,9 @@ def test_a_threshold_that_no_term_adapts_is_none(names, fitted):
 
 def test_only_the_maps_that_terms_need_are_fused(monkeypatch):
     asked = []
-    original = cotrain.multi_scale
-    monkeypatch.setattr(cotrain, "multi_scale", lambda *args, maps, **options: (
-        asked.append(set(maps)) or original(*args, maps=maps, **options)))
+    original = cotrain.passes
+    monkeypatch.setattr(cotrain, "passes", lambda *args: (
+        asked.append(set(args[-1])) or original(*args)))
     for name in ("c2s", "c2s_aux", "csc", "s2c"):
         build(loss=only(name)).step(make_batch(), 0)
     build().step(make_batch(), 0)
@@ -320,12 +321,12 @@ def test_cams_span_the_valid_area_whatever_fires_on_the_padding(monkeypatch):
     )
     batch = padded(make_batch(), 0.0)
     present = PresentClasses.of(batch["image_labels"])
-    maps = cotrain.multi_scale(
+    maps = multi_scale(
         build().assignment, batch["weak"], (1.0,), True, present=present
     )
     maps.cam = 0.2 + 0.3 * maps.cam
     maps.cam[..., : SIZE // 3] = 50.0
-    monkeypatch.setattr(cotrain, "multi_scale", lambda *args, **options: maps)
+    monkeypatch.setattr(cotrain, "fuse", lambda *args, **options: maps)
     build(loss=only("c2s")).step(batch, 0)
     (cam,) = seen
     assert (cam[..., : SIZE // 3] == 0).all()
@@ -362,8 +363,10 @@ def test_a_fixed_threshold_is_used_and_stays(monkeypatch):
 def test_confidences_are_averaged_over_cells_without_padding(monkeypatch):
     cotraining = build()
     seen = []
-    monkeypatch.setattr(cotraining.labeller.thresholds["cam"], "push",
-                        lambda confidence, counted: seen.append(confidence[counted]))
+    threshold = cotraining.labeller.thresholds["cam"]
+    original = threshold.count
+    monkeypatch.setattr(threshold, "count", lambda confidence, counted: (
+        seen.append(confidence[counted]) or original(confidence, counted)))
     batch = make_batch(2)
     batch["valid"][0, :, :9] = False  # one column of cells wholly, one in part
     cotraining.step(batch, 0)

@@ -114,3 +114,26 @@ def test_rejects_nonsense(online):
     other = CoSANetwork(3, "vit_tiny_patch16_224", {"depth": 3})
     with pytest.raises(ValueError, match="architecture"):
         average.update(other, 0.5)
+
+
+def test_what_autocast_would_cast_is_kept_cast(online):
+    images = torch.rand(2, 3, 32, 32)
+    plain, cast = AssignmentNetwork(online), AssignmentNetwork(online, torch.bfloat16)
+    assert cast.state_dict().keys() == plain.state_dict().keys()
+    assert [p.dtype for p in cast.parameters()] == [p.dtype for p in plain.parameters()]
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, found = plain(images), cast(images)
+        for name, value in vars(expected).items():
+            assert value is None or torch.equal(getattr(found, name), value), name
+        with torch.no_grad():
+            for parameter in online.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for average in (plain, cast):
+            average.update(online, 0.5)
+    assert torch.equal(cast(images).seg, plain(images).seg), "without autocast in full precision"
+    lower = [p for p in cast.called.parameters() if p.dtype == torch.bfloat16]
+    products = [m for m in cast.called.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(lower) > 2 * len(products) - 1
+    assert cast.called.classifier.weight.dtype == cast.called.decoder.conv8.weight.dtype
+    assert cast.called.classifier.weight is cast.network.classifier.weight

@@ -436,10 +436,8 @@ def test_table(dataset):
     assert len({len(row) for row in rows}) == 1, "aligned"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_real_network(dataset, device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
     torch.manual_seed(0)
     encoder = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32}
     network = CoSANetwork(3, "vit_tiny_patch16_224", encoder, decoder_width=16).to(device)

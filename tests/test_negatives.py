@@ -24,7 +24,7 @@ def with_negatives(size, *negatives):
 def labelled(cotraining, batch):
     """The targets of a batch."""
     assigned = cotraining.assign(batch, {"cam", "aux_cam", "seg"})
-    return cotraining._label(batch, assigned)
+    return cotraining._label(batch, assigned.maps)
 
 
 def test_pseudo_labels_are_background_everywhere_and_certain():

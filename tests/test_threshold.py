@@ -252,7 +252,7 @@ def test_an_update_is_far_faster_than_a_fit_on_the_samples():
     assert fit > 20 * update
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_confidences_on_a_gpu_give_the_same_threshold():
     values = mixture(0.6, (0.2, 0.05), (0.7, 0.1)).float()
     assert newest_fit().update(values.to("cuda")) == newest_fit().update(values)

@@ -16,6 +16,9 @@
     review       compare measures of how certain a mask is with its true IoU
     inference    time inference by stage, with and without a CRF, with speed, memory and scores
     crf          time the dense CRF alone, PyTorch against pydensecrf
+    channels     time the CRF's filter for many numbers of channels
+    precision    compare losses and gradient of a training step in several precisions
+    gpu          all that is to be measured on a CUDA device, in one command
     metrics      time mIoU and contour quality against the program that goes class by class
 """
 
@@ -35,7 +38,7 @@ CAMPAIGNS = (
 )
 TIMINGS = (
     "similarity", "train", "footprint", "loader", "steps", "threshold", "inference", "crf",
-    "metrics",
+    "channels", "precision", "gpu", "metrics",
 )
 COMMANDS = {
     name: f"cosa.benchmark.{wing}.{name}"

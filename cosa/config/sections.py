@@ -333,8 +333,12 @@ class TrainConfig(Section):
     """auto (bf16 on CUDA, float32 on CPU), bf16 or fp32."""
     tf32: bool = True
     """TensorFloat-32 for the float32 matrix products on CUDA."""
-    compile: bool = False
-    """torch.compile for both networks: a slow start, then perhaps faster steps."""
+    compile: bool | None = None
+    """torch.compile for both networks: a minute at the start, then faster steps; null: on CUDA, for
+    trainings of at least 10,000 iterations."""
+    cuda_graphs: bool = True
+    """Replay the passes of both networks on CUDA as graphs, for which the host need not launch each
+    operation; not with several processes, accumulate or activation_checkpointing."""
     activation_checkpointing: bool = False
     """For small cards: keep less for the way back, and compute it again there; not with moving
     batch statistics."""

@@ -142,6 +142,21 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products and convolutions on CUDA without TensorFloat-32 or lower within the context.
+
+    Autocast stays as it is.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU's memory, or the machine's, is too small."""
     # PyTorch raises RuntimeError, whose text alone tells, for main memory (another one on

@@ -28,12 +28,13 @@ class Revision:
 
     def __str__(self) -> str:
         if not self.commit:
-            return "unknown revision"
+            return f"code {self.changes[:_SHOWN]}"
         return f"revision {self.commit[:_SHOWN]}" + (" (modified)" if self.changes else "")
 
     def in_full(self) -> str:
         """Words that tell it from every other revision, modified ones included."""
-        return f"{self} [{self.changes[:_SHOWN]}]" if self.changes else str(self)
+        modified = self.commit and self.changes
+        return f"{self} [{self.changes[:_SHOWN]}]" if modified else str(self)
 
 
 def revision(report: str | Path, folder: Path = PROJECT_FOLDER) -> Revision:

@@ -110,10 +110,23 @@ def resize_position_embedding(
         return position
     count = position.shape[1] - old_grid[0] * old_grid[1]
     prefix, patches = position[:, :count], position[:, count:]
-    patches = patches.unflatten(1, old_grid).permute(0, 3, 1, 2).float()
-    patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False)
-    patches = patches.flatten(2).transpose(1, 2).to(position.dtype)
-    return torch.cat([prefix, patches], dim=1)
+    patches = patches.unflatten(1, old_grid).float()  # (1, h, w, D)
+    patches = _resize_axis(patches, 2, new_grid[1])
+    patches = _resize_axis(patches, 1, new_grid[0]).flatten(1, 2)
+    return torch.cat([prefix, patches.to(position.dtype)], dim=1)
+
+
+def _resize_axis(values: Tensor, axis: int, length: int) -> Tensor:
+    """Bicubic resize along one axis, as rows of one picture, which has no channels.
+
+    CUDA's kernel takes the pixels of a picture at once and its channels one after the other:
+    resized as (1, D, h, w), a position embedding took a fifth of a training step on an H200.
+    """
+    rows = values.movedim(axis, -1)
+    picture = rows.reshape(1, 1, -1, values.shape[axis])
+    size = (picture.shape[2], length)
+    picture = F.interpolate(picture, size, mode="bicubic", align_corners=False)
+    return picture.view(*rows.shape[:-1], length).movedim(-1, axis)
 
 
 def rotary_embedding(encoder: nn.Module, grid: tuple[int, int]) -> list[Tensor] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import timm
 import torch
@@ -16,7 +17,7 @@ from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
 from cosa.core.errors import UserError
 from cosa.core.terminal import say
-from cosa.cotrain import CoTraining, Mark
+from cosa.cotrain import Calls, CoTraining, Mark, Network
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.encoders.pretrained import load_encoder_weights
@@ -26,6 +27,11 @@ from cosa.targets import Labeller
 from cosa.terms import loss_terms
 from cosa.threshold import DynamicThreshold
 from cosa.training.compile import Compiled
+from cosa.training.graphs import Graphed, Replays
+
+WORTH_COMPILING = 10_000
+"""Iterations that are shorter by more than compiling takes: of VOC's size by 5 of 32 ms on an H200,
+after a minute."""
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """``CoTraining.step``, or what calls it."""
@@ -136,9 +142,33 @@ def assemble(
         iterations=config.train.iterations,
         accumulate=config.train.accumulate,
         autocast=autocast,
-        wrap=Compiled if config.train.compile else lambda network: network,
+        **choose_calls(config, next(network.parameters()).device),
         all_mean=distributed.all_mean,
     )
+
+
+def calls_of(config: Config, device: torch.device) -> tuple[bool, bool]:
+    """Whether the step's networks are compiled, and whether it is replayed as CUDA graphs."""
+    options, on_gpu = config.train, device.type == "cuda"
+    compiles = options.compile
+    if compiles is None:
+        compiles = on_gpu and options.iterations >= WORTH_COMPILING
+    # Parts of a batch would share the memory of one pass; several processes exchange gradients
+    # while they are made; what is computed twice looks at the random generator's state.
+    graphs = (on_gpu and options.cuda_graphs and options.accumulate == distributed.world() == 1
+              and not options.activation_checkpointing)
+    return compiles, graphs
+
+
+def choose_calls(config: Config, device: torch.device) -> dict[str, Any]:
+    """How the step calls its networks and its functions, as arguments of ``CoTraining``."""
+    compiles, graphs = calls_of(config, device)
+
+    def wrap(network: nn.Module) -> Network:
+        call = Compiled(network) if compiles else network
+        return Graphed(call) if graphs else call
+
+    return {"wrap": wrap, "replay": Replays() if graphs else Calls()}
 
 
 def checkpoint_activations(network: CoSANetwork) -> None:

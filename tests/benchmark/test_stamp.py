@@ -106,21 +106,21 @@ def test_another_commit_is_another_revision(program):
     assert look(program) != before and not look(program).changes
 
 
-def test_without_a_checkout_the_revision_is_unknown_and_changes_tell(program):
+def test_without_a_checkout_the_code_tells(program):
     for folder in (program / "cosa", program.parent):
-        assert str(look(folder)) == "unknown revision"
+        assert str(look(folder)).startswith("code ")
     (program / ".git").rename(program / "not-git")
     before = look(program)
-    assert str(before) == "unknown revision" and before == look(program)
+    assert str(before) == f"code {before.changes[:10]}" and before == look(program)
     write(program, "docs/benchmarks.md")
     assert look(program) == before
     write(program, "cosa/cam.py")
     assert look(program) != before
 
 
-def test_without_git_the_revision_is_unknown(program, monkeypatch):
+def test_without_git_the_code_tells(program, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert str(look(program)) == "unknown revision"
+    assert str(look(program)).startswith("code ")
 
 
 def test_a_variable_of_git_does_not_lead_elsewhere(program, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from cosa.benchmark.timings import channels, kernels, precision
 from cosa.benchmark.timings import train as benchmark
 from cosa.benchmark.timings.baseline_step import Baseline
 from cosa.benchmark.timings.phases import PhaseClock
@@ -158,3 +159,40 @@ def test_the_peak_is_that_of_the_very_model(monkeypatch, name, source):
 def test_the_baseline_has_no_regularizers():
     with pytest.raises(UserError, match="--baseline"):
         both(regularizers={"fsl": {"weight": 0.1}})
+
+
+# On a GPU
+
+
+def test_kernels_have_short_names_in_a_table():
+    name = ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, "
+            "std::array<char*, 3ul> >(int, at::native::CUDAFunctor_add<float>)")
+    assert kernels.short(name) == "vectorized_elementwise_kernel CUDA"
+    assert kernels.short("nvjet_sm90_tst_192x192_64x4") == "nvjet_sm90_tst_192x192_64x4"
+    found = [{"name": f"k{n}", "milliseconds": 1.0, "count": 2.0} for n in range(kernels.SHOWN + 4)]
+    table = kernels.kernel_table(found)
+    assert table[-2] == ["4 others", "4.00", "8"]
+    assert table[-1] == ["all", f"{kernels.SHOWN + 4}.00", f"{2 * (kernels.SHOWN + 4)}"]
+
+
+def test_a_memory_limit_is_for_a_gpu(tiny):
+    with pytest.raises(UserError, match="--memory-limit is for a GPU"):
+        benchmark.main(["--config", tiny, "--memory-limit", "8"])
+
+
+def test_precisions_are_compared_with_float32(tiny, tmp_path, capsys, monkeypatch):
+    ways = {"float32": ["train.precision=fp32"], "bf16": ["train.precision=bf16"]}
+    monkeypatch.setattr(precision.measure, "__defaults__", (ways,))
+    assert precision.main(["--config", tiny, "--json", str(tmp_path / "p.json")]) == 0
+    found = json.loads((tmp_path / "p.json").read_text())["ways"]
+    assert found["float32"]["gradient"] == 0 and 0 < found["bf16"]["gradient"] < 0.6
+    assert found["bf16"]["terms"] == pytest.approx(found["float32"]["terms"], rel=0.2)
+    assert "gradient's difference" in capsys.readouterr().out
+
+
+def test_channels_are_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(channels, "CHANNELS", (1, 4))
+    monkeypatch.setattr(channels, "REPEATS", 1)
+    file = tmp_path / "channels.json"
+    assert channels.main(["--device", "cpu", "--json", str(file)]) == 0
+    assert set(json.loads(file.read_text())["milliseconds"]) == {"1", "4"}

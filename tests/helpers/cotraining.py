@@ -24,14 +24,14 @@ def configuration(**sections):
     return from_dict(tiny_tree(**sections))
 
 
-def build(autocast=None, seed=0, classes=CLASSES, **sections):
+def build(autocast=None, seed=0, classes=CLASSES, device="cpu", **sections):
     config = configuration(**sections)
     torch.manual_seed(seed)
     network = build_network(to_dict(config), classes).train()
     for weight in (network.classifier.weight, network.aux_classifier.weight):
         torch.nn.init.normal_(weight, std=0.3)  # CAMs with contrast, as after some training
     torch.nn.init.normal_(network.decoder.conv8.weight, std=0.3)
-    return assemble(network, config, *([autocast] if autocast else []))
+    return assemble(network.to(device), config, *([autocast] if autocast else []))
 
 
 def only(*names, weight=1.0):

@@ -441,7 +441,7 @@ def test_crf_on_a_gpu_stays_in_the_thread_of_the_network(tmp_path, network, monk
     assert results["mask"].read_bytes() == (tmp_path / "plain/a.png").read_bytes()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("backend, threads", [("torch", False), ("pydensecrf", True)])
 def test_where_the_crf_runs_beside_a_gpu(network, backend, threads):
     crf = CrfSettings(1, (1.0, 1.0), (4.0, 20.0, 10.0), backend)

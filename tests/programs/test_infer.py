@@ -306,7 +306,7 @@ def test_interruption_leaves_nothing_half_written(tmp_path, weights):
             assert read(tmp_path / "out" / name).shape == (100, 150)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_cuda_agrees_with_the_cpu(tmp_path, weights):
     save(tmp_path / "in/a.png", (60, 50))
     for device in ("cpu", "cuda"):

@@ -309,7 +309,8 @@ def test_all_regularizers_in_bfloat16(batch):
 def stopped_and_resumed(folder, device, monkeypatch):
     config = configure(
         folder, device=device, method={"cls_iterations": 1, "s2c_start": 2},
-        train={"iterations": 6, "evaluate_every": 3, "precision": "fp32"},
+        train={"iterations": 6, "evaluate_every": 3, "precision": "fp32",
+               "cuda_graphs": False},
     )
     run = RunFolder(folder / "runs" / "tiny")
     with monkeypatch.context() as patch:

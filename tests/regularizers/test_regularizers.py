@@ -11,6 +11,7 @@ import cosa
 import train
 from cosa.checkpoint import read
 from cosa.config import Config, from_dict, load_config, to_dict
+from cosa.core.device import full_precision
 from cosa.core.errors import UserError
 from cosa.cotrain import CoTraining
 from cosa.data import build_dataset
@@ -136,7 +137,7 @@ def test_odd_grids_and_small_batches(batch, size, side, bfloat16):
                if p.grad is not None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_the_step_on_cuda_is_that_on_the_cpu(batch):
     on = {name: options for name, options in ON.items() if name not in ("isl", "plda")}
     on["plda"] = ON["plda"] | {"dropout": 0.0}  # the draws of the devices differ
@@ -147,7 +148,8 @@ def test_the_step_on_cuda_is_that_on_the_cpu(batch):
             module.to(device)
         torch.manual_seed(5)
         moved = {key: value.to(device) for key, value in batch.items()}
-        results.append(cotraining.step(moved, 6)[1])
+        with full_precision():
+            results.append(cotraining.step(moved, 6)[1])
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name].cpu(), value, rtol=2e-2, atol=1e-4, msg=name)
 

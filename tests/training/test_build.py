@@ -109,9 +109,10 @@ def test_activation_checkpointing_changes_memory_alone():
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_a_step_on_cuda_waits_for_nothing_but_the_threshold():
-    config = from_dict(tiny_tree(device="cuda", method={"cls_iterations": 0, "s2c_start": 0}))
+    config = from_dict(tiny_tree(device="cuda", method={"cls_iterations": 0, "s2c_start": 0},
+                                 train={"cuda_graphs": False}))  # recording them waits
     device, autocast = prepare(config)
     cotraining = build_cotraining(config, 4, device, autocast)
     optimizer = build_optimizer(cotraining.online, config.optimizer)

@@ -10,8 +10,6 @@ from the same batch, which the tests hold it to.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 from cosa import losses
 from cosa.cam import free_of_padding, normalize, resize
 from cosa.config import Config
-from cosa.core.device import allow_tf32
+from cosa.core.device import full_precision
 from cosa.core.errors import UserError
 from cosa.cotrain import CoTraining
 from cosa.predict import scaled_size
@@ -204,15 +202,3 @@ class MixtureThreshold:
             fit = float(grid[upper.argmax()])
             self.value = options.smoothing * self.value + (1 - options.smoothing) * fit
         return self.value
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Matrix products and convolutions without TensorFloat-32."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    allow_tf32(False)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

@@ -247,6 +247,7 @@ def report_row(
     """All about a row but what compares it with others."""
     images = len(seconds["write"])
     return {
+        "label": row.label,
         "view": row.view,
         "scales": list(row.settings.scales),
         "flip": row.settings.flip,

@@ -19,19 +19,22 @@ from cosa.benchmark.tables import REPORT, code, markdown, print_section, write_r
 from cosa.benchmark.timings.baseline_step import Baseline
 from cosa.benchmark.timings.clock import clock
 from cosa.benchmark.timings.flops import count, count_multi_scale
+from cosa.benchmark.timings.kernels import kernel_table, profile
 from cosa.benchmark.timings.memory import peak, start_peak
 from cosa.benchmark.timings.phases import PhaseClock
 from cosa.benchmark.timings.textures import textures
 from cosa.benchmark.timings.trainer import CACHED, Trainer
 from cosa.config import Config, load_config
 from cosa.core.device import choose_device, memory_errors_explained
+from cosa.core.errors import UserError
 from cosa.core.files import write_atomically
-from cosa.core.ranges import whole
+from cosa.core.ranges import real, whole
 from cosa.core.terminal import Parser
 from cosa.core.text import aligned
 from cosa.data import SegmentationDataset, build_dataset, coco, voc
 from cosa.data.base import FileDataset
 from cosa.data.batches import to_device
+from cosa.training.build import calls_of
 
 TOPIC = "train"
 DEFAULT_CONFIG = "configs/demo.yaml"
@@ -71,6 +74,8 @@ class Measured:
     """Phase -> median seconds."""
     memory: int
     """Bytes beyond what there was before the networks were built."""
+    reserved: int
+    """Bytes that PyTorch holds on a GPU, gaps between tensors included; 0 on the CPU."""
 
 
 def measure(trainer: Trainer, before: int, rounds: int, warm_up: int) -> Measured:
@@ -92,7 +97,8 @@ def measure(trainer: Trainer, before: int, rounds: int, warm_up: int) -> Measure
             phases = PhaseClock(device)
             phases.mark("start")
     seconds = (clock(device) - started) / rounds
-    return Measured(seconds, phases.seconds(), peak(device) - before)
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+    return Measured(seconds, phases.seconds(), peak(device) - before, reserved)
 
 
 def choose_dataset(config: Config, folder: Path) -> SegmentationDataset:
@@ -144,6 +150,12 @@ def compare(trainer: Trainer, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in spent.items()}
 
 
+def kernels_of(trainer: Trainer) -> list[dict[str, Any]]:
+    """The kernels of a step, see :func:`cosa.benchmark.timings.kernels.profile`."""
+    batch = trainer.cached_batches()[0]
+    return profile(lambda: trainer.train_on(batch))
+
+
 def fill_queues(baseline: Baseline) -> None:
     """Confidences as after many iterations: the mixture's cost grows with the queue."""
     rng = np.random.default_rng(0)
@@ -162,6 +174,19 @@ def step_flops(trainer: Trainer) -> int:
     crop, batch = config.augment.crop_size, config.train.batch_size
     teacher = count_multi_scale(network, crop, config.teacher.scales, config.teacher.flip, batch)
     return teacher.flops + 3 * count(network, crop, batch).flops
+
+
+def limit_memory(device: torch.device, gibibytes: float) -> None:
+    """Let PyTorch take no more of a GPU's memory.
+
+    Raises:
+        UserError: the device is no GPU.
+    """
+    if device.type != "cuda":
+        raise UserError("--memory-limit is for a GPU: leave it out, or add device=cuda")
+    whole_memory = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(
+        min(1.0, gibibytes * 2**30 / whole_memory), device)
 
 
 def matmul_rate(device: torch.device, bf16: bool) -> float:
@@ -199,11 +224,19 @@ def facts_of(trainer: Trainer, measured: Measured) -> dict[str, Any]:
     return {
         "images_per_second": images,
         "seconds_per_iteration": measured.seconds, "phases": measured.phases,
-        "memory_bytes": measured.memory, "flops_per_step": flops,
+        "memory_bytes": measured.memory, "reserved_bytes": measured.reserved,
+        "calls": called(trainer), "flops_per_step": flops,
         "utilisation": flops / measured.seconds / rate, "peak": rate, "peak_source": source,
         "precision": "bf16" if bf16 else "fp32",
         "schedule_hours": config.train.iterations * measured.seconds / 3600,
     }
+
+
+def called(trainer: Trainer) -> str:
+    """How the step calls its networks."""
+    compiled, graphs = calls_of(trainer.config, trainer.device)
+    ways = ["compiled"] * compiled + ["replayed as CUDA graphs"] * graphs
+    return " and ".join(ways) or "as they are"
 
 
 def table(facts: dict[str, Any]) -> list[list[str]]:
@@ -221,7 +254,8 @@ def lines(facts: dict[str, Any], config: Config) -> list[str]:
     """What the table does not say, a sentence each."""
     said = [
         f"{facts['images_per_second']:.1f} images/s at batches of {config.train.batch_size}, "
-        f"crops of {config.augment.crop_size}, {facts['precision']}.",
+        f"crops of {config.augment.crop_size}, {facts['precision']}, the networks called "
+        f"{facts['calls']}.",
         f"Peak memory {facts['memory_bytes'] / 2**20:.0f} MiB, networks and optimizer included.",
         f"{facts['flops_per_step'] / 1e12:.3g} TFLOP per step: "
         f"{100 * facts['utilisation']:.0f} % of {facts['peak'] / 1e12:.3g} TFLOP/s "
@@ -246,6 +280,8 @@ def make_section(facts: dict[str, Any], config: Config) -> str:
     if "comparison" in facts:
         queue = config.threshold.queue_length
         parts += ["", BASELINE_NOTE.format(cached=CACHED, queue=queue)]
+    if "kernels" in facts:
+        parts += ["", markdown(kernel_table(facts["kernels"]))]
     return "\n".join(parts)
 
 
@@ -260,8 +296,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML file; {DEFAULT_CONFIG}")
     parser.add_argument("--baseline", action="store_true",
                         help="also time the step as the released programs make it")
+    parser.add_argument("--profile", action="store_true",
+                        help="also list the kernels of a step that take longest, on CUDA")
     parser.add_argument("--rounds", type=whole(1, 10**6), default=20, help="iterations to time; 20")
-    parser.add_argument("--warm-up", type=whole(1, 10**6), default=5, help="iterations before; 5")
+    parser.add_argument("--warm-up", type=whole(1, 10**6), default=8, help="iterations before; 8")
+    parser.add_argument("--memory-limit", type=real(0.1, 10**4), metavar="GIB",
+                        help="of what PyTorch may take of a GPU's memory, as if it were smaller")
     parser.add_argument("--json", metavar="FILE", help="write the figures here, too")
     parser.add_argument("--report", metavar="FILE",
                         help="Markdown file to put a section in, such as docs/benchmarks.md")
@@ -269,6 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     started = stamp.begin(TOPIC, arguments, given.report or REPORT)
     config = load_config(given.config, [*given.overrides, "model.pretrained=false"])
+    if given.memory_limit:
+        limit_memory(choose_device(config.device), given.memory_limit)
     with memory_errors_explained(), tempfile.TemporaryDirectory() as folder:
         dataset = choose_dataset(config, Path(folder))
         before = start_peak(choose_device(config.device))
@@ -277,8 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = {**started.facts(trainer.device), **facts_of(trainer, measured)}
         if given.baseline:
             facts["comparison"] = compare(trainer, max(1, given.rounds // 4))
+        if given.profile and trainer.device.type == "cuda":
+            facts["kernels"] = kernels_of(trainer)
     config = trainer.config
     print_section(aligned(table(facts)), *lines(facts, config))
+    if "kernels" in facts:
+        print_section(aligned(kernel_table(facts["kernels"])))
     if given.json:
         write_atomically(given.json, json.dumps(facts, indent=2) + "\n")
     if given.report:
