@@ -186,8 +186,8 @@ class Run:
     @property
     def iteration(self) -> int:
         """How far it is known to have come."""
-        return max((line["iteration"] for line in [*self.metrics[-1:], *self.evaluations[-1:]]),
-                   default=0)
+        logged = [line["iteration"] for line in [*self.metrics[-1:], *self.evaluations[-1:]]]
+        return max(logged, default=(self.summary or {}).get("iterations", 0))
 
     def seconds_at(self, iteration: int) -> float | None:
         """Of training up to an iteration, evaluations included; None if nothing tells."""

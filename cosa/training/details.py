@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,16 @@ def describe_parts(
     })
 
 
-def fitted_confidences(threshold: DynamicThreshold) -> list[int]:
-    """How many of the confidences that a threshold is fitted to are in each part of [0, 1]."""
-    levels = threshold.distribution()
-    place = np.arange(len(levels)) * BINS // len(levels)
-    return np.bincount(place, weights=levels, minlength=BINS).astype(np.int64).tolist()
+def fitted_confidences(thresholds: Mapping[str, DynamicThreshold]) -> dict[str, list[int]]:
+    """How many of the confidences that each threshold is fitted to are in each part of [0, 1].
+
+    Raises:
+        NotFiniteError: see ``DynamicThreshold.distribution``.
+    """
+    found = {}
+    for key, threshold in thresholds.items():
+        levels = threshold.distribution()
+        place = np.arange(len(levels)) * BINS // len(levels)
+        counts = np.bincount(place, weights=levels, minlength=BINS)
+        found[key] = counts.astype(np.int64).tolist()
+    return found

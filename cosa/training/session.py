@@ -125,46 +125,44 @@ class Session:
             UserError: what the network says of an image is not finite.
             EvaluationStopped: ``should_stop`` returned True.
         """
-        network, xi = self.cotraining.assignment.network, self.cotraining.xi()
-        found: list[Parts] = []
+        done, found = self.state.iteration, []
         try:
             scores = score(
-                network, self.config, dataset, xi, panels_folder=self.run.panels,
-                should_stop=should_stop, on_parts=found.append,
+                self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
+                panels_folder=self.run.panels, should_stop=should_stop, on_parts=found.append,
             )
             for parts in found:
-                drawn = self.config.train.report and self.config.evaluate.panels
-                examples = choose_examples(parts, dataset.labels) if drawn else []
-                files = [f"{self.state.iteration:08d}-{split}-{number:02d}.png"
-                         for number in range(len(examples))]
-                draw_images(
-                    network, self.config, dataset, xi, [one.index for one in examples],
-                    [self.run.examples / file for file in files], should_stop,
-                )
-                told = describe_parts(parts, dataset, examples, files)
-                self.run.write_details(self._details(split, xi) | told)
-                names = [dataset.names[index]
+                self._keep_details(parts, dataset, split, should_stop)
+                shown = [dataset.names[index]
                          for index in spread(parts.indices, self.config.evaluate.panels)]
-                self.board.log_scores(
-                    self.state.iteration, split, scores,
-                    [(name, self.run.panels / f"{name}.png") for name in names],
-                )
+                panels = [(name, self.run.panels / f"{name}.png") for name in shown]
+                self.board.log_scores(done, split, scores, panels)
             return scores
         except NotFiniteError as error:
-            about = f"in the evaluation after iteration {self.state.iteration}"
+            about = f"in the evaluation after iteration {done}"
             raise self.diverged(f"{error} {about}") from error
 
-    def _details(self, split: str, xi: tuple[float | None, float | None]) -> dict[str, Any]:
-        """What details.json says of the run."""
-        fitted = {
-            key: fitted_confidences(threshold)
-            for key, threshold in self.cotraining.labeller.thresholds.items()
-        }
-        return {
-            "iteration": self.state.iteration, "split": split, "xi": xi, "fitted": fitted,
+    def _keep_details(
+        self, parts: Parts, dataset: SegmentationDataset, split: str,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Write what an evaluation's scores are made of, and draw images that are worth a look."""
+        done, xi = self.state.iteration, self.cotraining.xi()
+        drawn = self.config.train.report and self.config.evaluate.panels
+        examples = choose_examples(parts, dataset.labels) if drawn else []
+        files = [f"{done:08d}-{split}-{number:02d}.png" for number in range(len(examples))]
+        draw_images(
+            self.cotraining.assignment.network, self.config, dataset, xi,
+            [one.index for one in examples], [self.run.examples / file for file in files],
+            should_stop,
+        )
+        self.run.write_details({
+            "iteration": done, "split": split, "xi": xi,
+            "fitted": fitted_confidences(self.cotraining.labeller.thresholds),
             "training_seconds": round(self.state.seconds, 2),
             "peak_memory_mb": in_mebibytes(peak_memory(self.device)),
-        }
+            **describe_parts(parts, dataset, examples, files),
+        })
 
     def require_finite(self) -> None:
         """Look at the weights, before they are saved or scored.

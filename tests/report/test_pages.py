@@ -138,6 +138,16 @@ def test_a_run_of_before_has_a_report_of_what_it_has(tmp_path, undrawn):
     assert_inert(page)
 
 
+def test_a_summary_alone_is_a_run(tmp_path, undrawn):
+    run = write_run(tmp_path / "tiny")
+    for path in run.path.iterdir():
+        if path.is_file() and path != run.summary:
+            path.unlink()
+    text = told(write_report(run.path).read_text(encoding="utf-8"))
+    assert "Trained to the end: 12 iterations" in text and "50.0 %" in text
+    assert "The configuration cannot be read" in text
+
+
 @pytest.mark.parametrize("name, content, said", [
     ("details.json", "{", "is no JSON"),
     ("details.json", '{"classes": ["background", "a"], "confusion": [[1]]}', "of one length"),

@@ -85,10 +85,10 @@ def test_the_distribution_of_a_cam():
 
 def test_fitted_confidences():
     threshold = DynamicThreshold(queue_length=2, min_confidence=-1)
-    assert fitted_confidences(threshold) == [0] * BINS
+    assert fitted_confidences({"cam": threshold}) == {"cam": [0] * BINS}
     for values in ([0.5] * 9, [0.0, 0.019, 0.03, 1.0], [0.99]):
         threshold.push(torch.tensor(values))
-    counts = fitted_confidences(threshold)
+    counts = fitted_confidences({"cam": threshold})["cam"]
     assert len(counts) == BINS and sum(counts) == 5, "the first batch has left the queue"
     assert counts[0] == 2 and counts[1] == 1 and counts[-1] == 2
 
