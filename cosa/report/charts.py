@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from unicodedata import east_asian_width
 from xml.etree import ElementTree
 
 import numpy as np
@@ -130,8 +131,9 @@ def bars(
         values: kind -> shares in [0, 1] of all names.
     """
     colors, count = colored([*values]), len(names)
-    thick = 0.8 / len(values)
-    with _drawing(5.6, 0.6 + count * (0.11 + 0.13 * len(values))) as drawing:
+    thick, short = 0.8 / len(values), [_short(one) for one in names]
+    room = (_length(short, 9.5) + 0.12, 0.46, 0.1, 0.06)
+    with _drawing(5.6, 0.6 + count * (0.11 + 0.13 * len(values)), room) as drawing:
         axes, places = drawing.axes, np.arange(count)
         for number, (kind, shares) in enumerate(values.items()):
             percents = 100 * np.nan_to_num(np.asarray(shares, dtype=float))
@@ -141,7 +143,7 @@ def bars(
                 if not np.isnan(share):
                     axes.text(percent + 0.8, place + offset, f"{percent:.0f}", color=PALE,
                               fontsize=7.5, va="center_baseline")
-        axes.set_yticks(places, [_short(one) for one in names], color=INK)
+        axes.set_yticks(places, short, color=INK)
         axes.set_ylim(count - 0.4, -0.6)
         axes.set_xlim(0, 106)
         axes.set_xlabel(x)
@@ -153,8 +155,11 @@ def bars(
 def matrix(title: str, names: Sequence[str], shares: np.ndarray, note: Any = None) -> Markup:
     """A square of shares in [0, 1], rows from the top; with numbers where there is room."""
     count = len(names)
-    side = min(9.0, 2.0 + 0.36 * count)
-    with _drawing(side, side * 0.86) as drawing:
+    inner = min(7.0, 0.6 + 0.36 * count)
+    short = [_short(one, 16) for one in names] if count <= 40 else [""] * count
+    beside = _length(short, 8.5) + 0.4
+    room = (beside, beside, 0.06, 0.06)
+    with _drawing(inner + beside + 0.06, inner + beside + 0.06, room) as drawing:
         axes = drawing.axes
         axes.grid(False)
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, rasterized=count > 30,
@@ -162,13 +167,10 @@ def matrix(title: str, names: Sequence[str], shares: np.ndarray, note: Any = Non
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_aspect("equal")
-        if count <= 40:
-            short = [_short(one, 16) for one in names]
-            places = np.arange(count) + 0.5
-            axes.set_yticks(places, short, color=INK, fontsize=8.5)
-            axes.set_xticks(places, short, color=INK, fontsize=8.5, rotation=55, ha="right",
-                            rotation_mode="anchor")
+        places = np.arange(count) + 0.5
+        axes.set_yticks(places, short, color=INK, fontsize=8.5)
+        axes.set_xticks(places, short, color=INK, fontsize=8.5, rotation=55, ha="right",
+                        rotation_mode="anchor")
         if count <= 24:
             for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
                 share = shares[row, column]
@@ -262,14 +264,15 @@ class _Drawing:
 
 @contextmanager
 def _drawing(
-    width: float, height: float, room: tuple[float, float, float, float] | None = None
+    width: float, height: float, room: tuple[float, float, float, float]
 ) -> Iterator[_Drawing]:
     """Axes on a ground of a size in inches, of 72 units of the page each.
 
     Args:
-        room: left, below, right and above of the axes, in inches; None measures what their labels
-            need, which takes as long as to draw them.
+        room: left, below, right and above of the axes, in inches. To measure what their labels
+            need would take as long as to draw them.
     """
+    left, below, right, above = room
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that are searched for
     import matplotlib
     from matplotlib.figure import Figure
@@ -277,11 +280,8 @@ def _drawing(
     drawing = _Drawing()
     with matplotlib.rc_context(_LOOKS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that this machine's fonts lack: readers' have
-        chart = Figure(figsize=(width, height), layout=None if room else "constrained")
-        drawing.axes = chart.add_subplot()
-        if room:
-            left, below, right, above = room
-            drawing.axes.set_position((left / width, below / height,
+        chart = Figure(figsize=(width, height))
+        drawing.axes = chart.add_axes((left / width, below / height,
                                        1 - (left + right) / width, 1 - (below + above) / height))
         yield drawing
         content = io.BytesIO()
@@ -310,6 +310,13 @@ def _inline(content: bytes) -> Markup:
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _length(labels: Sequence[str], size: float) -> float:
+    """Inches that the longest of some labels takes at a size of letters in points, about."""
+    widest = max(sum(2 if east_asian_width(letter) in "FW" else 1 for letter in label)
+                 for label in labels)
+    return 0.62 * size / 72 * widest
 
 
 def _short(label: str, most: int = _LONGEST) -> str:
