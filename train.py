@@ -198,6 +198,7 @@ def fit(
                 lr, norm = optimizer_step(
                     session.optimizer, loss, config.optimizer, state.iteration, total
                 )
+                loss = loss.detach()  # the next step may record its graphs
                 session.log.add(state.iteration, loss, norm, terms, batch["index"])
                 session.cotraining.update_assignment(state.iteration)
                 state.iteration += 1

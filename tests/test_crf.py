@@ -2,12 +2,14 @@ import builtins
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cosa import crf
 from cosa.core.errors import UserError
 from cosa.crf import PRESETS, dense_crf, working_memory
 from cosa.lattice import Lattice, bilateral_features
@@ -231,6 +233,62 @@ def test_working_memory_counts_pixels_and_classes():
     assert 190 < working_memory(500 * 375, 21) / 2**20 < 280
 
 
+# Kernels of position that are kept
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The numbers of features of all lattices that are built."""
+    kinds = []
+
+    def build(features):
+        kinds.append(features.shape[1])
+        return Lattice(features)
+
+    monkeypatch.setattr(crf, "Lattice", build)
+    crf._kept_kernel.cache_clear()
+    yield kinds
+    crf._kept_kernel.cache_clear()
+
+
+def test_a_kernel_of_position_serves_all_images_of_a_size(built):
+    p = segmentation(3, 12, 15)
+    fresh = []
+    for seed in range(2):
+        crf._kept_kernel.cache_clear()
+        fresh.append(dense_crf(photograph(12, 15, seed), p))
+    assert built == [2, 5] * 2
+    with torch.inference_mode():
+        assert torch.equal(dense_crf(photograph(12, 15), p), fresh[0])
+    assert torch.equal(dense_crf(photograph(12, 15, 1), p), fresh[1])
+    assert built[4:] == [5, 5]
+    # Another weight, deviation or size asks for another.
+    for gaussian in ((2, 1), (1, 2)):
+        assert not torch.allclose(dense_crf(photograph(12, 15), p, gaussian=gaussian), fresh[0])
+    dense_crf(photograph(15, 12), p.mT)
+    assert built[6:] == [2, 5] * 3
+
+
+def test_kernels_of_large_images_and_of_many_sizes_are_not_kept(built, monkeypatch):
+    for _ in range(2):
+        for side in range(4, 5 + crf._KEPT_SIZES):
+            dense_crf(photograph(side, 4), segmentation(3, side, 4))
+    assert built == [2, 5] * 2 * (1 + crf._KEPT_SIZES)
+    monkeypatch.setattr(crf, "_KEPT_PIXELS", 15)
+    dense_crf(photograph(side, 4), segmentation(3, side, 4))
+    assert built[-2:] == [2, 5]
+    assert crf._kept_kernel.cache_info().currsize == crf._KEPT_SIZES
+
+
+def test_threads_share_a_kernel(built):
+    images = [photograph(40, 30, seed) for seed in range(6)]
+    p = segmentation(4, 40, 30)
+    expected = [dense_crf(image, p) for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda image: dense_crf(image, p), images))
+    assert all(map(torch.equal, found, expected)) and built.count(2) == 1
+
+
 # pydensecrf
 
 
@@ -333,3 +391,11 @@ def test_what_has_no_meaning_is_reported():
             dense_crf(image, p, **options)
     with pytest.raises(ValueError, match="backend is 'numpy'"):
         dense_crf(image, p, backend="numpy")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_a_gpu_it_is_that_on_the_cpu(preset):
+    image, p = photograph(60, 80), segmentation(6, 60, 80)
+    refined = dense_crf(image, p, device="cuda", **PRESETS[preset])
+    torch.testing.assert_close(refined, dense_crf(image, p, **PRESETS[preset]), rtol=0, atol=1e-3)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cosa.core.errors import UserError
 from cosa.encoders.normalization import IMAGENET
-from cosa.encoders.vit import embed, resize_position_embedding
+from cosa.encoders.vit import embed, patches_by_product, resize_position_embedding
 from cosa.network import CamClassifier, CoSANetwork
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
@@ -293,6 +293,15 @@ def test_position_embedding_is_resized_without_antialiasing(grid):
     assert torch.equal(resized[:, :1], position[:, :1])
     other = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
     assert (other - expected).abs().max() > 1e-3  # timm's default
+
+
+def test_patches_by_product_are_those_of_the_convolution():
+    patch_embed = tiny().encoder.patch_embed
+    images = torch.randn(2, 3, 48, 16)
+    expected = patch_embed(images)
+    found = patch_embed.norm(patches_by_product(patch_embed.proj, images))
+    assert found.shape == expected.shape == (2, 6, 2, 24)
+    torch.testing.assert_close(found, expected)
 
 
 def test_resized_position_embedding_reaches_the_tokens():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -70,7 +71,7 @@ def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     Returns:
         tokens (B, P + h*w, D) and the grid (h, w); P is the number of prefix tokens.
     """
-    patches = encoder.patch_embed(images)  # (B, h, w, D) with timm's dynamic_img_size
+    patches = embed_patches(encoder.patch_embed, images)
     batch, grid = patches.shape[0], (patches.shape[1], patches.shape[2])
     patches = patches.flatten(1, 2)
     prefix = [getattr(encoder, name, None) for name in PREFIX_TOKENS]
@@ -87,6 +88,26 @@ def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     if hasattr(encoder, "norm_pre"):
         tokens = encoder.norm_pre(tokens)
     return tokens, grid
+
+
+def embed_patches(patch_embed: nn.Module, images: Tensor) -> Tensor:
+    """(B, h, w, D), one token for each patch of images (B, 3, H, W)."""
+    projection = getattr(patch_embed, "proj", None)
+    if images.is_cuda and type(patch_embed) is PatchEmbed and type(projection) is nn.Conv2d:
+        return patch_embed.norm(patches_by_product(projection, images))
+    return patch_embed(images)  # with timm's dynamic_img_size
+
+
+def patches_by_product(projection: nn.Conv2d, images: Tensor) -> Tensor:
+    """The convolution of a patch embedding, (B, h, w, D), as one matrix product.
+
+    It is one, as its steps are as long as its kernel is wide. Of three channels cuDNN has no fast
+    convolution: for the assignment network's passes it took 1.1 ms on an H200.
+    """
+    high, wide = projection.kernel_size
+    patches = images.unflatten(3, (-1, wide)).unflatten(2, (-1, high))
+    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return F.linear(patches, projection.weight.flatten(1), projection.bias)
 
 
 def resize_position_embedding(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 from cosa.core.tensors import at_least_float32
 from cosa.lattice.points import neighbours, pack, simplices
 
+# Said by PyTorch at the first of them; what is used here is a constructor and a product.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+
 # Larger blocks of memory are handed back to the system after each use and cleared before the next
 # (glibc), which takes long where there are many channels.
 _LARGEST_BLOCK = 2**25
@@ -30,7 +34,9 @@ _LARGEST_BLOCK = 2**25
 class Lattice:
     """A Gaussian filter over a set of points, built once for any number of values.
 
-    Filtering is deterministic, and linear in the number of points.
+    Filtering is linear in the number of points, and deterministic on the CPU; on CUDA the sparse
+    product does not promise the order of its sums. It does not write to the lattice, which
+    threads may share. ``num_points`` is the number of lattice points in use, at most N (d+1).
 
     Args:
         features: (N, d) float, N >= 1, each divided by its standard deviation. Positions and
@@ -52,17 +58,15 @@ class Lattice:
             )
         with torch.no_grad():
             corner, place, weights = simplices(at_least_float32(features.detach()))
-            keys, strides = pack(corner, place, group)
-            self._connect(keys, weights)
-            self._blur_rows = neighbours(self._points, strides)
+            keys, strides, room = pack(corner, place, group)
+            points = self._connect(keys, weights)
+            self._blur_rows = neighbours(points, strides, room).flatten(1)
+        self.num_points = len(points)
         # An axis of the blur, for every lattice point: itself and its two neighbours.
-        self._blur_weights = weights.new_full((self.num_points + 1, 3), 0.5)
-        self._blur_weights[:, 0] = 1
-
-    @property
-    def num_points(self) -> int:
-        """Lattice points in use, at most N (d+1)."""
-        return len(self._points)
+        blur = weights.new_full((len(points) + 1, 3), 0.5)
+        blur[:, 0] = 1
+        self._blur_weights = blur.flatten()
+        self._blur_bags = _bags(self._blur_rows[0], 3)
 
     def filter(self, values: Tensor) -> Tensor:
         """Unnormalised filtering: about sum_j exp(-|f_i - f_j|^2 / 2) v_j for every point i.
@@ -85,9 +89,9 @@ class Lattice:
         Raises:
             ValueError: ``values`` are not (N, K).
         """
-        if values.dim() != 2 or len(values) != len(self._slice_rows):
+        if values.dim() != 2 or len(values) != len(self._slice_weights):
             raise ValueError(
-                f"values must have shape ({len(self._slice_rows)}, K), got {tuple(values.shape)}"
+                f"values must have shape ({len(self._slice_weights)}, K), got {tuple(values.shape)}"
             )
         wide = at_least_float32(values)
         return _Filter.apply(wide.to(self._slice_weights.dtype), self, False).to(wide.dtype)
@@ -102,6 +106,7 @@ class Lattice:
         other = copy.copy(self)
         other._splat_weights = self._splat_weights * factor.index_select(0, self._splat_rows)
         other._slice_weights = self._slice_weights * factor[:, None]
+        other._splat = other._matrix()
         return other
 
     def normalized(self, weight: float = 1.0) -> Lattice:
@@ -109,23 +114,37 @@ class Lattice:
         ones = torch.ones_like(self._slice_weights[:, :1])
         return self.scaled((weight / self.filter(ones)[:, 0]).sqrt())
 
-    def _connect(self, keys: Tensor, weights: Tensor) -> None:
+    def _connect(self, keys: Tensor, weights: Tensor) -> Tensor:
         """Number the lattice points, and list who splats onto each and who slices each.
 
-        keys: (N, d+1) packed lattice points of each simplex; weights: (N, d+1).
+        keys: (N, d+1) packed lattice points of each simplex; weights: (N, d+1). Returns the keys
+        of the lattice points, ascending.
         """
         n, corners = keys.shape
         ordered, order = keys.flatten().sort(stable=True)
-        self._points, number, count = torch.unique_consecutive(
+        points, number, count = torch.unique_consecutive(
             ordered, return_inverse=True, return_counts=True
         )
         rows = torch.empty(n * corners, dtype=torch.int32, device=keys.device)
-        self._slice_rows = rows.scatter_(0, order, number.int()).view(n, corners)
+        rows.scatter_(0, order, number.int())
+        self._slice_rows, self._slice_bags = rows, _bags(rows, corners)
         self._slice_weights = weights / (1 + 2.0 ** (1 - corners))
         self._splat_rows = order.div(corners, rounding_mode="floor").int()
         self._splat_weights = weights.flatten().index_select(0, order)
         # The last bag is empty: the row of zeros that stands for all missing lattice points.
-        self._splat_offsets = F.pad(count.cumsum(0), (1, 0)).int()
+        ends = rows.new_full((len(count) + 2,), n * corners)
+        ends[:1] = 0
+        torch.cumsum(count, dim=0, dtype=torch.int32, out=ends[1:-1])
+        self._splat_ends = ends
+        self._splat = self._matrix()
+        return points
+
+    def _matrix(self) -> Tensor | None:
+        """The splat as a sparse matrix, on CUDA."""
+        if not self._splat_weights.is_cuda:
+            return None
+        size = (len(self._splat_ends) - 1, len(self._slice_weights))
+        return splat_matrix(self._splat_ends, self._splat_rows, self._splat_weights, size)
 
     def _blocks(self, values: Tensor) -> int:
         """Into how many blocks of channels the values had better be cut."""
@@ -138,12 +157,21 @@ class Lattice:
         # Sparse matrices with few entries a row times (N, K): an embedding bag sums weighted rows
         # without storing them, as index_select would. Missing neighbours are a row of zeros, so
         # that all bags are of one size.
-        values = _weighted_rows(
-            self._splat_rows, values, self._splat_weights, self._splat_offsets
+        values = self._onto_lattice(values)
+        for rows in self._blur_rows.flip(0) if reverse else self._blur_rows:
+            values = _weighted_rows(rows, values, self._blur_weights, self._blur_bags)
+        return _weighted_rows(
+            self._slice_rows, values, self._slice_weights.flatten(), self._slice_bags
         )
-        for rows in reversed(self._blur_rows) if reverse else self._blur_rows:
-            values = _weighted_rows(rows, values, self._blur_weights)
-        return _weighted_rows(self._slice_rows, values, self._slice_weights)
+
+    def _onto_lattice(self, values: Tensor) -> Tensor:
+        if self._splat is None:
+            return _weighted_rows(
+                self._splat_rows, values, self._splat_weights, self._splat_ends[:-1]
+            )
+        # The splat has rows of thousands of entries, at which CUDA's embedding bags are slow.
+        with torch.autocast("cuda", enabled=False):
+            return self._splat @ values
 
 
 class _Filter(torch.autograd.Function):
@@ -200,8 +228,23 @@ def bilateral_features(image: Tensor, sigma_xy: float, sigma_rgb: float) -> Tens
     return torch.cat([place.expand(*colour.shape[:-1], 2), colour], dim=-1)
 
 
-def _weighted_rows(
-    rows: Tensor, values: Tensor, weights: Tensor, offsets: Tensor | None = None
-) -> Tensor:
-    """(M, K): sums of rows of values (N, K), by (M, n) rows, or (T,) rows in bags at offsets."""
+def splat_matrix(ends: Tensor, columns: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """A sparse CSR matrix of ``size`` whose row i has the entries from ends[i] to ends[i + 1].
+
+    Args:
+        ends: (rows + 1,) int32, ascending from 0.
+        columns: (T,) int32.
+        weights: (T,) floating point.
+        size: given, so that the host need not wait for the largest column.
+    """
+    return torch.sparse_csr_tensor(ends, columns, weights, size, check_invariants=False)
+
+
+def _bags(rows: Tensor, size: int) -> Tensor:
+    """Where each bag of ``size`` rows begins."""
+    return torch.arange(0, rows.numel(), size, dtype=rows.dtype, device=rows.device)
+
+
+def _weighted_rows(rows: Tensor, values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    """(M, K): weighted sums of rows of values (N, K), by rows (T,) in M bags at offsets (M,)."""
     return F.embedding_bag(rows, values, offsets, mode="sum", per_sample_weights=weights)

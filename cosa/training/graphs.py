@@ -39,9 +39,10 @@ class Graphed:
     images of that size. Weights may change between two calls, in place. A network that draws
     numbers draws others each time.
 
-    With gradient, one pass may be on its way: forward, then backward, then the next. The way back
-    is recorded for those outputs that a loss has read. When others are read, it is computed anew
-    for that step, and recorded anew with the next.
+    With gradient, one pass may be on its way: forward, then backward, then the next, before which
+    the loss is to be let go: nodes of autograd that live on would lead a recording to where they
+    were made. The way back is recorded for those outputs that a loss has read. When others are
+    read, it is computed anew for that step, and recorded anew with the next.
 
     Args:
         call: a ``CoSANetwork``, an ``AssignmentNetwork`` or a ``Compiled`` one.
@@ -115,7 +116,7 @@ class Replays(Calls):
         if known is None:
             return function(*given)
         if known.recorded is None:
-            self._record(known, lambda: _RecordedCall(self._recorder, function, given))
+            self._record(known, given, lambda: _RecordedCall(self._recorder, function, given))
         return function(*given) if known.recorded is None else known.recorded.replay(given)
 
     def losses(
@@ -128,7 +129,8 @@ class Replays(Calls):
             return function(read, *given)
         moved = _on_device(given, next(iter(read.values())).device)
         if known.recorded is None:
-            self._record(known, lambda: _RecordedLosses(self._recorder, function, read, moved))
+            self._record(known, moved, lambda: _RecordedLosses(
+                self._recorder, function, read, moved))
         if known.recorded is None:
             return function(read, *given)
         known.recorded.take(moved)
@@ -155,9 +157,9 @@ class Replays(Calls):
         known.made += 1
         return known if known.made > WARM_UP else None
 
-    def _record(self, known: _Function, make: Callable[[], Any]) -> None:
-        self._recorder = self._recorder or _Recorder()
+    def _record(self, known: _Function, given: Any, make: Callable[[], Any]) -> None:
         with _failures_told() as failures:
+            self._recorder = self._recorder or _Recorder(tree_leaves(given)[0].device)
             known.recorded = make()
         if failures:
             self._failed = True
@@ -175,8 +177,11 @@ class _Function:
 class _Recorder:
     """Makes graphs that share their memory, and are replayed one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        # PyTorch gives a pool up for good when the last graph is gone that has memory of it.
+        with self.recording() as self._keeper:
+            torch.zeros(1, device=device)
 
     @contextmanager
     def recording(self) -> Iterator[torch.cuda.CUDAGraph]:
@@ -302,7 +307,7 @@ class _Recorded:
         weights: list[Tensor],
     ) -> None:
         self.images = images.clone()
-        recorder = _Recorder()
+        recorder = _Recorder(images.device)
         with recorder.recording() as self._forward:
             self.output = call(self.images)
         self.outputs = list(_with_gradient(self.output))

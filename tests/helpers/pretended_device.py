@@ -62,8 +62,10 @@ class OnCuda(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> OnCuda:
+        sparse = inner.layout != torch.strided  # has no strides
+        like = torch.empty(inner.shape, device=META) if sparse else inner
         shell = torch.empty_strided(
-            inner.shape, inner.stride(), dtype=inner.dtype, device=META
+            inner.shape, like.stride(), dtype=inner.dtype, device=META
         )
         tensor = torch.Tensor._make_subclass(
             cls, shell, dispatch_device=False, device_for_backend_keys=CUDA

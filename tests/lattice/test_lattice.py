@@ -1,9 +1,11 @@
+import importlib.util
 import math
+import warnings
 
 import pytest
 import torch
 
-from cosa.lattice import Lattice, bilateral_features
+from cosa.lattice import Lattice, bilateral_features, filter
 from cosa.lattice.filter import spatial_features
 from tests.helpers.draws import rand, randn
 
@@ -238,6 +240,40 @@ def test_scaled_and_normalized():
     assert torch.allclose(lattice.normalized().filter(values), norm * lattice.filter(norm * values))
     # The lattice itself is as it was.
     assert torch.equal(lattice.filter(values), Lattice(features).filter(values))
+
+
+# The sparse product, which is the splat on CUDA
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # pytest forgets the program's
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_splat_as_a_sparse_matrix_is_that_of_bags(dtype):
+    lattice = Lattice(bilateral_features(photograph(12, 16), 8, 30).to(dtype)).normalized()
+    values = randn(192, 3).to(dtype)
+    size = (lattice.num_points + 1, 192)
+    matrix = filter.splat_matrix(
+        lattice._splat_ends, lattice._splat_rows, lattice._splat_weights, size
+    )
+    bags = lattice._onto_lattice(values)
+    assert bags.shape == (lattice.num_points + 1, 3) and bags[:-1].any() and not bags[-1].any()
+    torch.testing.assert_close(matrix @ values, bags)
+    assert matrix.crow_indices().dtype == matrix.col_indices().dtype == torch.int32
+
+
+def test_no_word_of_sparse_matrices_being_in_beta():
+    parts = torch.tensor([0, 1]).int(), torch.tensor([0]).int(), torch.ones(1), (1, 1)
+    spec = importlib.util.spec_from_file_location("imported_again", filter.__file__)
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
+            again = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(again)
+            assert again.splat_matrix(*parts).to_dense().item() == 1
+            warnings.warn("another", UserWarning, stacklevel=1)
+    finally:
+        torch.set_warn_always(False)
+    assert [str(warning.message) for warning in noted] == ["another"]
 
 
 # Types and shapes

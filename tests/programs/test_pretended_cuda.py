@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import train
+from cosa import crf
 from cosa.checkpoint import read as read_checkpoint
 from cosa.config import from_dict, to_dict
 from cosa.core.device import choose_autocast
@@ -20,6 +21,7 @@ from cosa.data import build_dataset
 from cosa.data.batches import to_device
 from cosa.data.loader import training_loader
 from cosa.data.partners import PartnerViews
+from cosa.lattice import Lattice
 from cosa.regularizers.registry import REGULARIZERS
 from cosa.training.build import build_step
 from cosa.training.optimizer import build_optimizer, optimizer_step
@@ -28,6 +30,7 @@ from cosa.training.step_log import StepLog
 from infer import main as infer
 from tests.helpers import cotraining as tiny_cotraining
 from tests.helpers.cotraining import ON
+from tests.helpers.draws import randn
 from tests.helpers.inference import ALL, files, save_smooth
 from tests.helpers.tiny import ROOT, tiny_tree
 from tests.helpers.training import configure, evaluated, stop_after, training_lines
@@ -59,7 +62,6 @@ WAITS = {
     "dense_energy": {
         ("copy to the CPU", "points._ranges"),
         ("unique_consecutive", "filter._connect"),
-        ("copy to the CPU", "points._finder"),
     },
 }
 """Where the host waits in a step with this regularizer, beside the threshold."""
@@ -217,6 +219,43 @@ def test_constants_and_decisions_of_the_host_are_moved_without_a_wait(cuda, batc
     here = {key for key, value in moved.items() if not value.is_cuda}
     assert here == {"partner_class", "host_labels"}
     assert "host_labels" not in to_device(batch, "cpu", torch.zeros(3, 1, 1))
+
+
+# The lattice and the CRF, which take other ways on CUDA
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.5, 20.0])
+def test_a_lattice_is_that_of_the_cpu(cuda, dtype, spread):
+    features, values = spread * randn(150, 3).to(dtype), randn(150, 4, seed=1).to(dtype)
+    group = torch.arange(150) % 2
+    here = Lattice(features, group).normalized()
+    there = Lattice(features.cuda(), group.cuda()).normalized()
+    for name in ("_slice_rows", "_splat_rows", "_splat_ends", "_blur_rows"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name)), name
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = there.filter(values.cuda())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.cpu(), here.filter(values))
+    for x in (ours := values.clone().requires_grad_(), theirs := values.cuda().requires_grad_()):
+        ((here if x is ours else there).filter(x) ** 2).sum().backward()
+    torch.testing.assert_close(theirs.grad.cpu(), ours.grad)
+
+
+def test_a_crf_waits_for_what_it_keeps_and_for_the_lattice(cuda):
+    crf._kept_kernel.cache_clear()
+    image, p = (255 * torch.rand(30, 40, 3)).byte(), torch.rand(5, 30, 40).softmax(dim=0)
+    found, waits = [], []
+    for _ in range(2):
+        given = image.cuda(), p.cuda()
+        cuda.waits.clear()
+        found.append(crf.dense_crf(*given, negligible=1.1).cpu())
+        waits.append([(wait.operation, wait.function) for wait in cuda.waits][:-1])
+    lattice = [("copy to the CPU", "points._ranges"), ("unique_consecutive", "filter._connect")]
+    assert waits[1] == [("copy to the CPU", "crf._mean_field"), *lattice]
+    assert waits[0] == [*waits[1], *lattice], "that of position, too"
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], crf.dense_crf(image, p, negligible=1.1))
 
 
 # Training

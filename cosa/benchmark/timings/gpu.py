@@ -28,6 +28,7 @@ from cosa.core.terminal import Parser, say
 TOPIC = "gpu"
 BENCHMARK = ["-m", "cosa.benchmark"]
 VOC = ["--config", "configs/voc.yaml", "device=cuda"]
+FEW = ["--rounds", "6", "train.compile=false"]
 PLAIN = ["train.compile=false", "train.cuda_graphs=false"]
 
 
@@ -46,12 +47,13 @@ def _train(*options: str) -> Callable[[Path, list[str]], list[str]]:
 
 def _inference(file: Path, photos: list[str]) -> list[str]:
     return [*BENCHMARK, "inference", *photos, "--config", "configs/voc.yaml", "--classes", "21",
-            "--limit", "12", "--device", "cuda", "--output", str(file),
+            "--limit", "12", "--backends", "torch", "--presets", "release", "--device", "cuda",
+            "--output", str(file),
             "--report", str(file.with_suffix(".md"))]
 
 
 def _crf(file: Path, photos: list[str]) -> list[str]:
-    return [*BENCHMARK, "crf", *photos, "--device", "cuda", "--limit", "2", "--repeats", "2",
+    return [*BENCHMARK, "crf", *photos, "--device", "cuda", "--limit", "1", "--repeats", "3",
             "--memory", "--output", str(file), "--report", str(file.with_suffix(".md"))]
 
 
@@ -66,8 +68,8 @@ PARTS = {
     "inference": Part("inference with and without a CRF", _inference),
     "channels": Part("the CRF's filter by channels", lambda file, photos: [
         *BENCHMARK, "channels", *photos, "--device", "cuda", "--json", str(file)]),
-    "memory-12": Part("training with 12 GiB", _train("--memory-limit", "12", "--rounds", "6")),
-    "memory-8": Part("training with 8 GiB", _train("--memory-limit", "8", "--rounds", "6")),
+    "memory-12": Part("training with 12 GiB", _train("--memory-limit", "12", *FEW)),
+    "memory-8": Part("training with 8 GiB", _train("--memory-limit", "8", *FEW)),
     "train-plain": Part("training operation by operation", _train(*PLAIN)),
     "demo": Part("the demo", lambda file, _: [
         "train.py", "configs/demo.yaml", "device=cuda", f"output={file.parent}", "name=demo"]),

@@ -134,10 +134,12 @@ def _channels(figures: Mapping[str, Any]) -> list[str]:
 def _memory(figures: Mapping[str, Any]) -> list[str]:
     told = [
         f"{CAPS[name]}: {figures[name]['memory_bytes'] / 2**20:.0f} MiB at the peak, "
-        f"{1e3 * figures[name]['seconds_per_iteration']:.1f} ms"
+        f"{figures[name]['reserved_bytes'] / 2**20:.0f} held"
         for name in CAPS if name in figures
     ]
-    return [f"The default step with no more memory than {'; '.join(told)}."] if told else []
+    if not told:
+        return []
+    return [f"The step without torch.compile, with no more memory than {'; '.join(told)}."]
 
 
 def _demo(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> list[str]:

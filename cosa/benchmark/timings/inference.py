@@ -92,6 +92,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=whole(1, BATCH.high), default=4, metavar="N", help="default: 4")
     add("--workers", type=whole(1, THREADS.high), default=default_workers(), metavar="N",
         help="threads that read, that write and that run a CRF of torch on the CPU, overlapped")
+    add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS),
+        help="of the CRF; all that are installed")
+    add("--presets", nargs="+", choices=ITERATED, default=list(ITERATED), help="of the CRF; both")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add_report_option(parser)
     add("--output", default=f"runs/{TOPIC}/{TOPIC}.json", help="file of the numbers")
@@ -145,11 +148,11 @@ def prepare(given: argparse.Namespace, folder: Path) -> Work:
     if masks:
         jobs = with_masks(jobs, masks, network.num_classes, given.limit)
     jobs = first(jobs, given.limit)
-    missing = missing_pydensecrf()
+    missing = missing_pydensecrf() if "pydensecrf" in given.backends else None
     if missing is not None:
         notes.append(f"Rows are left out: {missing}.")
-    rows = choose_rows(network, given.size or network.image_size,
-                       [backend for backend in BACKENDS if missing is None or backend == "torch"],
+    backends = [name for name in given.backends if missing is None or name == "torch"]
+    rows = choose_rows(network, given.size or network.image_size, backends, given.presets,
                        given.max_size)
     facts = {
         "device": str(device), "threads": setup.threads,
@@ -163,9 +166,10 @@ def prepare(given: argparse.Namespace, folder: Path) -> Work:
 
 
 def choose_rows(
-    network: TrainedNetwork, size: int, backends: Sequence[str], max_size: int = MAX_SIZE
+    network: TrainedNetwork, size: int, backends: Sequence[str],
+    presets: Sequence[str] = ITERATED, max_size: int = MAX_SIZE,
 ) -> list[Row]:
-    """For each view no CRF, then each backend with each number of iterations.
+    """For each view no CRF, then each backend with each preset.
 
     The multi-scale view has the scales and flips that the weights were evaluated with; where
     these are scale 1 without flips, there is no such view.
@@ -177,7 +181,7 @@ def choose_rows(
         views["multi-scale"] = seen
     choices: list[CrfSettings | None] = [None]
     for backend in backends:
-        for preset in ITERATED:
+        for preset in presets:
             choices.append(CrfSettings(**PRESETS[preset], backend=backend))
     return [
         Row(view, Settings(size=size, scales=scales, flip=flip, max_size=max_size, crf=crf))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 REPEATS = 3
@@ -18,7 +19,8 @@ def profile(work: Callable[[], object]) -> list[dict[str, Any]]:
     """Name, ``milliseconds`` and ``count`` of each kernel in one piece of work, longest first."""
     work()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=both) as recorded:
         for _ in range(REPEATS):
             work()
         torch.cuda.synchronize()
@@ -26,8 +28,8 @@ def profile(work: Callable[[], object]) -> list[dict[str, Any]]:
         {"name": event.key, "milliseconds": event.self_device_time_total / REPEATS / 1e3,
          "count": event.count / REPEATS}
         for event in recorded.key_averages()
-        # Ranges that programs name are on the device's time line, too.
-        if event.self_device_time_total > 0 and not event.is_user_annotation
+        # Ranges that programs name are on the device's time line, too, such as Optimizer.step#...
+        if event.device_type == DeviceType.CUDA and "#" not in event.key
     ]
     return sorted(kernels, key=lambda kernel: -kernel["milliseconds"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,10 @@ def _step(trainer: Trainer, exact: bool) -> tuple[dict[str, float], torch.Tensor
     last = trainer.config.train.iterations - 1
     for _ in range(STEPS):
         trainer.optimizer.zero_grad()
-        if exact:
-            with full_precision():
-                loss, terms = cotraining.step(batch, last)
-                loss.backward()
-        else:
+        with full_precision() if exact else nullcontext():
             loss, terms = cotraining.step(batch, last)
             loss.backward()
+        loss = loss.detach()
     grads = [p.grad.flatten() for p in cotraining.online.parameters() if p.grad is not None]
     values = {name: value.item() for name, value in terms.items()}
     return values, torch.cat(grads).double()
