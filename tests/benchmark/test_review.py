@@ -48,7 +48,7 @@ def test_measures_by_hand():
     plain = review_measures.promised(None, 1.0)(maps)
     assert plain == pytest.approx(sum(ious) / 2)
     both = review_measures.promised(review_measures._both, 1.0)(maps)
-    assert both == found["the same at temperature 1"]
+    assert both == found["the bold one at temperature 1"]
     assert both == pytest.approx(sum(ious) / (2 + 1 - 0.9 * 0.8), rel=1e-6)
 
 

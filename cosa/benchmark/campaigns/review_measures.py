@@ -196,15 +196,15 @@ MEASURES: dict[str, Callable[[Seen], float]] = {
     "promised IoU, classes not shown by positions": promised(lambda promise, _: promise.peak),
     "promised IoU, classes not shown by class scores": promised(lambda _, presence: presence),
     CHOSEN: promised(_both),
-    "the same at temperature 1": promised(_both, 1.0),
-    "the same, times IoU of flip and scales":
+    "the bold one at temperature 1": promised(_both, 1.0),
+    "the bold one times the IoU of flip and scales":
         lambda seen: promised(_both)(seen) * _both_alike(seen),
-    "the same, times IoU of CAM and mask":
+    "the bold one times the IoU of CAM and mask":
         lambda seen: promised(_both)(seen) * MEASURES[_cam_alike](seen),
 }
 """Row of the table -> a number of an image, the larger the more certain."""
 
-PASSES = {"flip:": 2, "scales:": 3, "flip and": 4, "the same, times IoU of flip": 4}
+PASSES = {"flip:": 2, "scales:": 3, "flip and": 4, "the bold one times the IoU of flip": 4}
 """Passes of the network that rows beginning so need; the others need one."""
 
 
