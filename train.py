@@ -37,6 +37,7 @@ from cosa.data.check import examine
 from cosa.data.loader import training_loader
 from cosa.data.order import trained_on
 from cosa.evaluate import EvaluationStopped, class_indices
+from cosa.report import keep_up
 from cosa.scores import format_table
 from cosa.training.build import (
     build_cotraining,
@@ -53,6 +54,7 @@ from cosa.training.optimizer import build_optimizer, optimizer_step
 from cosa.training.run_folder import RunFolder
 from cosa.training.saved import State
 from cosa.training.session import Session
+from cosa.training.start import describe_start
 from cosa.training.step_log import DivergedError
 
 DEFAULT_CONFIG = "configs/demo.yaml"
@@ -145,13 +147,17 @@ def train(config: Config, run: RunFolder, resume: bool = False) -> int:
         **to_dict(config.augment),
     )
     distributed.barrier()  # all have read what is there before the first one changes it
-    with run.locked(), StopRequest() as stop:
+    with (
+        run.locked(), StopRequest() as stop,
+        session.board.opened(session.state.iteration, session.evaluation_next()),
+    ):
         if resume:
             session.take_up()
             run.write_config(config)
         else:
             run.create(config)
         run.write_data(report.tree())
+        run.log_start(describe_start(run, session.state.iteration, device, autocast))
         try:
             if fit(session, loader, train_set, stop):
                 return explain_stop(session, stop)
@@ -182,6 +188,7 @@ def fit(
         for batch in loader:
             if session.evaluation_due():
                 show_scores(state.iteration, session.evaluate(stop.asked))
+                report_on(session)
 
             batch = to_device(batch, session.device, session.cotraining.online.mean)
             distributed.reseed(config.seed, state.iteration)
@@ -232,7 +239,7 @@ def finish(session: Session, stop: StopRequest) -> None:
         session.save()
     split = scored_split(config)
     if split != "val":
-        scores = session.score(build_dataset(config.data, split), stop.asked)
+        scores = session.score(build_dataset(config.data, split), split, stop.asked)
     xi, xi_aux = session.cotraining.xi()
     seconds = round(state.seconds, 1)
     run.write_summary({
@@ -240,6 +247,7 @@ def finish(session: Session, stop: StopRequest) -> None:
         "best_validation_score": state.best, "evaluation_seconds": scores["seconds"],
         "seconds": seconds, "peak_memory_mb": memory,
     })
+    report_on(session)
     say(*format_table(scores).split("\n"))
     say(f"{split} scores of the final network after {seconds} s of training, evaluations on the "
         f"way included; all files are in {run.path}, pictures in {run.panels}")
@@ -258,10 +266,12 @@ def log_training(session: Session, bar: tqdm, lr: float) -> None:
     losses = session.log.take_means()
     if not distributed.is_main():
         return
-    session.run.log({
+    record = {
         "iteration": state.iteration, **losses, "xi": xi, "xi_aux": xi_aux,
         "lr": lr, "seconds": round(state.seconds, 2),
-    })
+    }
+    session.run.log(record)
+    session.board.log(record)
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
     known = "/".join("-" if value is None else f"{value:.2f}" for value in (xi, xi_aux))
     rate = bar.format_dict["rate"] or (bar.n - bar.initial) / bar.format_dict["elapsed"]
@@ -274,6 +284,12 @@ def show_scores(iteration: int, scores: dict[str, Any]) -> None:
     names = ("miou", "cam_miou", "aux_cam_miou", "classification_map")
     shown = [f"{name} {100 * scores[name]:.1f}" for name in names if scores.get(name) is not None]
     say(f"iteration {iteration}: " + ", ".join(shown))
+
+
+def report_on(session: Session) -> None:
+    """Write the report of what there is so far, if the configuration wants one."""
+    if session.config.train.report:
+        keep_up(session.run.path)
 
 
 @contextmanager

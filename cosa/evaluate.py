@@ -7,6 +7,7 @@ exclude; that score is ``miou_label_filtered`` and is never mixed up with the fo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,19 @@ class ShownImage:
     """Of a batch of 1, at the evaluation's ``image_size`` squared, on its device."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the scores of an evaluation are made of."""
+
+    indices: list[int]
+    """The n images that were scored, by their numbers in the data set."""
+    of_images: list[float]
+    """The label-free mean IoU of each, in [0, 1] (``cosa.metrics.iou_of_image``); NaN without a
+    mask."""
+    counts: dict[str, Any]
+    """``PixelScores.parts``; empty without masks."""
+
+
 def evaluate(
     network: nn.Module,
     dataset: SegmentationDataset,
@@ -73,6 +87,7 @@ def evaluate(
     should_stop: Callable[[], bool] | None = None,
     on_image: Callable[[ShownImage], None] | None = None,
     shown: int = 8,
+    on_parts: Callable[[Parts], None] | None = None,
 ) -> dict[str, Any]:
     """Score ``network`` on ``dataset``.
 
@@ -95,6 +110,7 @@ def evaluate(
         should_stop: asked before each batch; it is enough if one process's says so.
         on_image: called for ``shown`` of the scored images, evenly spread, once each is predicted;
             each process calls its own for its images.
+        on_parts: called once, at the end, in each process with the same.
 
     Returns:
         JSON-serialisable scores in [0, 1], None where undefined:
@@ -122,7 +138,7 @@ def evaluate(
     on_show = set(spread(indices, shown)) if on_image is not None else set()
     pixels = PixelScores(len(dataset.classes), thresholds, boundary, min_class_score)
     autocast = autocast or nullcontext
-    logits, stopped = [], False
+    logits, stopped, of_images = [], False, dict.fromkeys(own, math.nan)
     single = tuple(scales) == (1.0,) and not flip
     whole_patches = scaled_size((image_size, image_size), 1.0, network.stride)
     with (
@@ -132,7 +148,7 @@ def evaluate(
         _eval_mode(network),
         torch.no_grad(),
     ):
-        counting = counter.submit(_count, pixels, ())
+        counting = counter.submit(_count, pixels, (), of_images)
         while batch := list(islice(samples, batch_size)):
             stopped = should_stop is not None and should_stop()
             if stopped:
@@ -153,12 +169,12 @@ def evaluate(
                 labels = torch.from_numpy(np.asarray(dataset.labels[index]))
                 if mask is not None:
                     with _memory_for(dataset, index):
-                        seen.append((pixels.look(maps, labels, mask.shape), mask))
+                        seen.append((index, pixels.look(maps, labels, mask.shape), mask))
                 if index in on_show:
                     on_image(ShownImage(index, labels, mask, maps))
             # The CPU counts one batch while the device works on the next.
             counting.result()
-            counting = counter.submit(_count, pixels, seen)
+            counting = counter.submit(_count, pixels, seen, of_images)
             bar.update(len(batch))
         counting.result()
 
@@ -170,6 +186,10 @@ def evaluate(
     all_logits = _in_order(torch.cat(logits).numpy() if logits else labels[:0], len(indices))
     scores["classification_map"] = mean_over_present(average_precision(all_logits, labels))
     scores["classification_f1"] = mean_over_present(f1_scores(all_logits, labels))
+    if on_parts is not None:
+        found = np.array([[value] for value in of_images.values()]).reshape(-1, 1)
+        found = _in_order(found, len(indices))[:, 0].tolist()
+        on_parts(Parts(list(indices), found, pixels.parts() if pixels.images else {}))
     scores["images"] = len(indices)
     scores["seconds"] = round(time.perf_counter() - started, 3)
     return without_nan(scores)
@@ -203,9 +223,13 @@ def _memory_for(dataset: SegmentationDataset, index: int) -> AbstractContextMana
     ))
 
 
-def _count(pixels: PixelScores, seen: Iterable[tuple[Decided, np.ndarray]]) -> None:
-    for maps, mask in seen:
-        pixels.count(maps, mask)
+def _count(
+    pixels: PixelScores,
+    seen: Iterable[tuple[int, Decided, np.ndarray]],
+    of_images: dict[int, float],
+) -> None:
+    for index, maps, mask in seen:
+        of_images[index] = pixels.count(maps, mask)
 
 
 def _split(prediction: Prediction) -> Iterator[Prediction]:
@@ -217,7 +241,7 @@ def _split(prediction: Prediction) -> Iterator[Prediction]:
 
 
 def _in_order(own: np.ndarray, count: int) -> np.ndarray:
-    """The rows of all processes, (count, C), from those of each, which has every world()-th."""
+    """The rows of all processes, (count, C) float32, from those of each: every world()-th."""
     rows = np.zeros((count, *own.shape[1:]), np.float32)
     parts = distributed.gather(own)
     for number, part in enumerate(parts):

@@ -41,6 +41,18 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     return iou
 
 
+def iou_of_image(confusion: np.ndarray) -> float:
+    """Mean IoU of the classes that the target or the prediction of one image shows; NaN if none.
+
+    Args:
+        confusion: (K, K) pixel counts of the image.
+    """
+    hits = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+    shown = union > 0
+    return float((hits[shown] / union[shown]).mean()) if shown.any() else math.nan
+
+
 def mean_over_present(values: Sequence[float] | np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN if there is none."""
     values = np.asarray(values, dtype=np.float64)
@@ -309,6 +321,17 @@ class CamMetrics:
     def counts(self) -> tuple[np.ndarray, ...]:
         """The int64 arrays behind all scores; those of several sets of images add up in place."""
         return (self._histogram,)
+
+    def distribution(self) -> tuple[list[float], np.ndarray, np.ndarray]:
+        """How confident the CAM is where the target shows the background, and where a class.
+
+        Returns:
+            The edges 0, the thresholds, 1, increasing; and two (n,) int64 arrays of pixels, with n
+            one less than there are edges.
+        """
+        edges = [0.0, *sorted(self.thresholds), 1.0]
+        pixels = self._histogram.sum(axis=1)
+        return edges, pixels[0], pixels[1:].sum(axis=0)
 
     def confusion(self, threshold: float) -> np.ndarray:
         """(K, K) pixel counts at one of the thresholds given at construction."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from cosa.cam import filter_by_labels, strips
 from cosa.core.numbers import percent
 from cosa.core.text import aligned
-from cosa.metrics import CamMetrics, SegmentationMetrics, mean_over_present
+from cosa.metrics import CamMetrics, SegmentationMetrics, iou_of_image, mean_over_present
 from cosa.predict import Prediction, believed, strongest
 
 CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -71,6 +71,7 @@ class PixelScores:
         self.aux_cam = CamMetrics(classes, (self.aux_threshold,))
         self.ensemble = CamMetrics(classes, (self.ensemble_threshold,))
         self.images = np.zeros((), np.int64)
+        self.images_of = np.zeros(classes, np.int64)
 
     def look(self, maps: Prediction, image_labels: Tensor, size: tuple[int, int]) -> Decided:
         """Reduce an image's maps to what is counted, on their device.
@@ -99,20 +100,30 @@ class PixelScores:
             decided.ensemble[rows] = self.ensemble.code((cam + aux_cam) / 2)
         return decided
 
-    def count(self, seen: Decided, mask: np.ndarray) -> None:
-        """Add one image with its mask, (H, W) uint8; on the CPU."""
+    def count(self, seen: Decided, mask: np.ndarray) -> float:
+        """Add one image with its mask, (H, W) uint8; on the CPU.
+
+        Returns:
+            The label-free mean IoU of this image alone, over the classes that mask or segmentation
+            show; NaN for a mask that is ignored all over.
+        """
+        before = self.seg.confusion.copy()
         self.seg.update(seen.seg, mask)
+        own = self.seg.confusion - before
         self.filtered.update(seen.filtered, mask)
         self.cam.count(seen.cam, mask)
         self.aux_cam.count(seen.aux_cam, mask)
         self.ensemble.count(seen.ensemble, mask)
         self.images += 1
+        self.images_of += own.any(axis=1)
+        return iou_of_image(own)
 
     @property
     def counts(self) -> tuple[np.ndarray, ...]:
         """The int64 arrays behind all scores; those of several sets of images add up in place."""
         metrics = (self.seg, self.filtered, self.cam, self.aux_cam, self.ensemble)
-        return (self.images, *(array for each in metrics for array in each.counts))
+        arrays = (array for each in metrics for array in each.counts)
+        return (self.images, self.images_of, *arrays)
 
     def compute(self, names: Sequence[str], coexistence: Sequence[int]) -> dict[str, Any]:
         """The scores of ``cosa.evaluate.evaluate`` that need masks.
@@ -144,6 +155,22 @@ class PixelScores:
         scores["iou"] = dict(zip(names, seg["iou"], strict=True))
         scores["cam_iou"] = dict(zip(names, cam_iou.tolist(), strict=True))
         return scores
+
+    def parts(self) -> dict[str, Any]:
+        """What the scores are made of, as JSON holds it, the background first among the classes.
+
+        ``confusion``: (C + 1, C + 1) pixels of the label-free segmentation, rows are true classes;
+        ``images_of_class``: how many masks show each; ``confidences``: pixels by the confidence
+        of M', where the mask has the ``background`` and where it has a class, between ``edges``
+        of which the threshold is one.
+        """
+        edges, background, foreground = self.cam.distribution()
+        return {
+            "confusion": self.seg.confusion.tolist(),
+            "images_of_class": self.images_of.tolist(),
+            "confidences": {"edges": edges, "background": background.tolist(),
+                            "foreground": foreground.tolist()},
+        }
 
 
 def _label_map(labels: Tensor) -> np.ndarray:

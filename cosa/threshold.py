@@ -87,9 +87,17 @@ class DynamicThreshold:
         Raises:
             NotFiniteError: a confidence of the newest batch is NaN; that batch is dropped.
         """
-        while self._pending:
-            self._take(*self._pending.popleft())
+        self._take_pending()
         return self._value
+
+    def distribution(self) -> np.ndarray:
+        """The confidences that ξ is fitted to: (501,) int64, how many are 0, 1/500 .. 1.
+
+        Raises:
+            NotFiniteError: see ``value``.
+        """
+        self._take_pending()
+        return self._total.copy()
 
     @property
     def started(self) -> bool:
@@ -144,6 +152,10 @@ class DynamicThreshold:
         """
         self.push(confidence)
         return self.value
+
+    def _take_pending(self) -> None:
+        while self._pending:
+            self._take(*self._pending.popleft())
 
     def _take(self, counts: Tensor, ready: torch.cuda.Event | None) -> None:
         if ready is not None:

@@ -1,6 +1,7 @@
 """Evaluation against values that follow from the pictures, with a network that reads colours."""
 
 import json
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -315,6 +316,30 @@ def test_absent_classes_are_none_and_json_works():
 def test_unknown_coexistence_class(dataset):
     with pytest.raises(UserError, match="'grene'.*'green'"):
         run(dataset, coexistence_classes=("grene",))
+
+
+def test_what_the_scores_are_made_of(dataset):
+    """The last but one picture: red is right, green stands on background; the last: red does."""
+    found = []
+    scores = run(dataset, on_parts=found.append, thresholds=(0.5, 0.5))
+    (parts,) = found
+    assert parts.indices == [0, 1, 2, 3, 4]
+    assert parts.of_images == pytest.approx([1, 1, 1, (1 + 0 + 0) / 3, (0.75 + 0) / 2])
+    assert parts.counts["images_of_class"] == [5, 2, 1, 1]
+    column = 32 * 8  # pixels
+    confusion = np.array(parts.counts["confusion"]) // column
+    # Of truth: 2 + 2 + 2 + 2 + 4 columns of background, 2 + 2 of red, 2 of green, 2 of blue.
+    assert confusion.tolist() == [[9, 1, 2, 0], [0, 4, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]]
+    told = parts.counts["confidences"]
+    assert told["edges"] == [0, *sorted((*CAM_THRESHOLDS, 0.5)), 1]
+    assert sum(told["background"]) == 12 * column and sum(told["foreground"]) == 8 * column
+    assert scores["iou"]["red"] == pytest.approx(4 / 5)
+    # Of some images, by their own numbers; without masks nothing is counted.
+    run(dataset, on_parts=found.append, max_images=2)
+    assert found[1].indices == [1, 3] and found[1].of_images == pytest.approx([1, 1 / 3])
+    dataset.has_masks = False
+    run(dataset, on_parts=found.append)
+    assert all(map(math.isnan, found[2].of_images)) and found[2].counts == {}
 
 
 def test_max_images_are_spread(dataset):

@@ -359,6 +359,13 @@ class TrainConfig(Section):
     keep_checkpoints: int = option(2, Range(1, 1000))
     """How many are kept: last.pth and those before it, in case that it cannot be read."""
 
+    tensorboard: bool = False
+    """Write losses, scores and panels for TensorBoard, too; needs the package tensorboard."""
+    report: bool = True
+    """Write report.html into the run folder at each evaluation and at the end, where the package
+    matplotlib is installed, with pictures of the best, median and worst images and of each class if
+    evaluate.panels is not 0."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.accumulate > self.batch_size:

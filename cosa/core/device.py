@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from cosa.core import distributed
 from cosa.core.errors import UserError
 from cosa.core.terminal import note
+from cosa.core.threads import core_count
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
@@ -117,6 +120,23 @@ def describe(device: torch.device, autocast: Callable[[], AbstractContextManager
     with autocast():
         lower = torch.is_autocast_enabled(device.type)
     return f"{name} in {'bfloat16' if lower else 'float32'}"
+
+
+def machine(device: torch.device) -> str:
+    """Processor, number of cores, GPU if it is used, and PyTorch version."""
+    parts = [f"{_processor()}, {core_count()} cores"]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    return ", ".join([*parts, f"PyTorch {torch.__version__}"])
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class Options:
     The sentence of each field is the one of ``--help``. None stands for an option that is not
     given: ``choose_settings`` puts in its place what the weights say. ``save`` holds keys of
     ``KINDS``, in its order, "overlay" among them if ``overlay`` is set, "regions" if ``export`` is,
-    and "mask" and "certainty" if ``review`` is.
+    and "mask" and "certainty" if ``review`` or ``report`` is.
     """
 
     input: str = option(
@@ -126,6 +126,10 @@ class Options:
     review: int | None = option(
         "also tell how certain each mask is, and show the N images whose masks are least so",
         REVIEWED, metavar="N", default=None,
+    )
+    report: bool = option(
+        "also write a page that shows the images and their masks, the least certain first",
+        action="store_true", default=False,
     )
     overwrite: bool = option("compute finished files again", action="store_true", default=False)
     labels: str | None = option(
@@ -253,7 +257,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     if options.value_range and options.value_range[0] >= options.value_range[1]:
         parser.error("--value-range: the first number must be below the second")
     chosen = {*options.save, *["overlay"] * options.overlay, *["regions"] * bool(options.export),
-              *["mask", "certainty"] * bool(options.review)}
+              *["mask", "certainty"] * bool(options.review or options.report)}
     return replace(
         options, save=tuple(kind for kind in KINDS if kind in chosen),
         export=tuple(name for name in FORMATS if name in options.export),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 from cosa.core import distributed
@@ -14,6 +14,7 @@ from cosa.inference.command_line import Options, parse
 from cosa.inference.counts import Counts
 from cosa.inference.exports import export
 from cosa.inference.finished import in_order
+from cosa.inference.gallery import GALLERY, write_gallery
 from cosa.inference.jobs import Plan, share
 from cosa.inference.outcome import Outcome
 from cosa.inference.pipeline import segment_files
@@ -96,6 +97,8 @@ def process(task: Task, stop: Interrupts, summary: Summary | None) -> Counts:
             lines += annotate(task, counts, stop)
         if complete and options.review:
             lines += show_least_certain(task, counts, stop)
+        if not counts.interrupted and complete and options.report:
+            lines += show_gallery(task, counts, stop)
         if summary is not None:
             summary.finish({
                 "input": options.input, "output": options.output, "weights": options.weights,
@@ -136,11 +139,28 @@ def annotate(task: Task, counts: Counts, stop: Interrupts) -> list[str]:
 
 def show_least_certain(task: Task, counts: Counts, stop: Interrupts) -> list[str]:
     """Write the table and sheet of --review, in one process; returns lines that tell of them."""
-    failed, interrupted = distributed.from_main(
-        lambda: review(task.jobs, counts.failures, task.options, task.network, task.settings, stop))
-    counts.failed += failed
-    counts.interrupted |= interrupted
+    interrupted = look_again(review, task, counts, stop)
     return [] if interrupted else [f"least certain first: {TABLE}, {SHEET}"]
+
+
+def show_gallery(task: Task, counts: Counts, stop: Interrupts) -> list[str]:
+    """Write the page of --report, in one process; returns lines that tell of it."""
+    interrupted = look_again(write_gallery, task, counts, stop)
+    return [] if interrupted else [f"to look at: {GALLERY}"]
+
+
+def look_again(make: Callable, task: Task, counts: Counts, stop: Interrupts) -> bool:
+    """Let one process make something of all results; whether a signal came.
+
+    Args:
+        make: ``review`` or ``write_gallery``.
+    """
+    failures, interrupted = distributed.from_main(
+        lambda: make(task.jobs, counts.failures, task.options, task.network, task.settings, stop))
+    counts.failed += len(failures)
+    counts.failures |= failures
+    counts.interrupted |= interrupted
+    return interrupted
 
 
 def follow(

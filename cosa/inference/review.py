@@ -10,6 +10,9 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError
 from cosa.core.files import check_target, write_atomically, writing
@@ -59,7 +62,7 @@ def check_review(options: Options, jobs: Plan) -> None:
 def review(
     jobs: Plan, failures: Mapping[str, str], options: Options, network: TrainedNetwork,
     settings: Settings, stop: Interrupts,
-) -> tuple[int, bool]:
+) -> tuple[dict[str, str], bool]:
     """Write the table of all images, and the sheet of the ``options.review`` least certain.
 
     Args:
@@ -67,19 +70,19 @@ def review(
         failures: names of the images that have no mask of this run, and why.
 
     Returns:
-        How many images failed further, each of which is told, and whether a signal came; nothing
-        is written then.
+        Names of the images that failed further, each of which is told, and why; and whether a
+        signal came: nothing is written then.
 
     Raises:
         UserError: a file cannot be written.
     """
     good, broken = jobs.only(file not in failures for file in jobs.files), {}
     try:
-        known = _known(good, options.workers, broken, stop)
+        known = certainties(good, options.workers, broken, stop)
         least = [(good[place], value) for value, place in known[: options.review]]
         entries = _entries(least, network.num_classes, settings.reading, broken, stop)
     except KeyboardInterrupt:
-        return len(broken), True
+        return broken, True
     errors = {**failures, **broken}
     rows = [(good.files[place], f"{value:.6f}", errors.pop(good.files[place], ""))
             for value, place in known]
@@ -91,10 +94,10 @@ def review(
             save_image(sheet, contact_sheet(entries, network.classes, network.palette))
         else:
             sheet.unlink(missing_ok=True)
-    return len(broken), False
+    return broken, False
 
 
-def _known(
+def certainties(
     jobs: Plan, workers: int, broken: dict[str, str], stop: Interrupts
 ) -> list[tuple[float, int]]:
     """The certainty of each image and its place in ``jobs``, sorted; ``broken`` gets the others."""
@@ -102,7 +105,7 @@ def _known(
     with closing(parallel_map(_certainty, jobs, workers, 2 * workers)) as found:
         for place, value in enumerate(stop.awaiting(found)):
             if isinstance(value, UserError):
-                _fail(jobs.files[place], value, broken)
+                fail(jobs.files[place], value, broken)
             else:
                 known.append((value, place))
     return sorted(known)
@@ -121,13 +124,14 @@ def _entries(
         for (job, _), made in zip(least, stop.awaiting(shown), strict=True):
             bar.update()
             if isinstance(made, UserError):
-                _fail(job.name, made, broken)
+                fail(job.name, made, broken)
             else:
                 entries.append(made)
     return entries
 
 
-def _fail(name: str, error: UserError, broken: dict[str, str]) -> None:
+def fail(name: str, error: UserError, broken: dict[str, str]) -> None:
+    """Tell that an image cannot be shown, and why."""
     broken[name] = str(error)
     say(f"failed: {error}", error=True)
 
@@ -143,15 +147,27 @@ def _entry(num_classes: int, reading: Reading, found: tuple[Job, float]) -> Entr
     """An image on the sheet, or why it cannot be shown."""
     job, value = found
     try:
-        image = read_image(job.source, reading)
-        mask = read_mask(job.results["mask"], num_classes)
+        image, mask = read_pair(job, num_classes, reading)
     except UserError as error:
         return error
-    except MemoryError:
-        return UserError(f"{job.source} is not shown: it is too large for the free memory")
-    if mask.shape != (image.height, image.width):
-        return UserError(f"{job.source} changed while it was segmented; run again")
     return entry(job.name, f"certainty {value:.2f}", image, mask)
+
+
+def read_pair(job: Job, num_classes: int, reading: Reading) -> tuple[Image.Image, np.ndarray]:
+    """An image and its mask, (H, W) uint8.
+
+    Raises:
+        UserError: they cannot be read, do not fit into the memory, or are of different sizes.
+    """
+    try:
+        image = read_image(job.source, reading)
+        mask = read_mask(job.results["mask"], num_classes)
+    except MemoryError as error:
+        raise UserError(f"{job.source} is not shown: it is too large for the free memory") from (
+            error)
+    if mask.shape != (image.height, image.width):
+        raise UserError(f"{job.source} changed while it was segmented; run again")
+    return image, mask
 
 
 def _is_own(table: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cosa.core.errors import UserError
 from cosa.inference.command_line import Options
 from cosa.inference.exports import export_places
+from cosa.inference.gallery import gallery_places
 from cosa.inference.jobs import Plan, mask_name
 from cosa.inference.record import CLASSES_FILE, MARKS_FILE
 from cosa.inference.review import review_places
@@ -26,7 +27,8 @@ def check_json(options: Options, jobs: Plan) -> None:
 def _is_taken(target: Path, options: Options, jobs: Plan) -> bool:
     output, above = Path(options.output), [target, *target.parents]
     files = [options.weights, options.labels, output / CLASSES_FILE, output / MARKS_FILE,
-             options.colors, *export_places(options), *review_places(options)]
+             options.colors, *export_places(options), *review_places(options),
+             *gallery_places(options)]
     if options.evaluate and Path(options.evaluate).is_file():
         files.append(options.evaluate)
     if not {_real(file) for file in files if file}.isdisjoint(above):

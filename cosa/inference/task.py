@@ -21,6 +21,7 @@ from cosa.inference.choose_settings import choose_crf, choose_settings
 from cosa.inference.command_line import Options
 from cosa.inference.exports import choose_writers
 from cosa.inference.finished import find_finished
+from cosa.inference.gallery import check_gallery
 from cosa.inference.huge import require_rasterio
 from cosa.inference.jobs import Plan, plan
 from cosa.inference.labels import ImageLabels, read_image_labels
@@ -50,7 +51,8 @@ class Task:
     @property
     def writing(self) -> bool:
         """Whether there is anything left to do."""
-        return bool(self.writers or self.options.review) or not all(self.finished)
+        pages = self.options.review or self.options.report
+        return bool(self.writers or pages) or not all(self.finished)
 
     def start(self) -> None:
         """Note new results, if there are to be any, and sweep up what killed programs left.
@@ -79,6 +81,8 @@ def look(options: Options) -> Iterator[Task]:
     require_rasterio(options.save)
     if options.review:
         check_review(options, jobs)
+    if options.report:
+        check_gallery(options)
     device = choose_device(options.device, "--device ")
     crf = choose_crf(options)
     network = load_network(options.weights, device)

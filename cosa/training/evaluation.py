@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from cosa.core.device import choose_autocast
 from cosa.core.errors import NotFiniteError
 from cosa.core.files import writing
 from cosa.data import SegmentationDataset
-from cosa.evaluate import ShownImage, evaluate
+from cosa.data.subset import Subset
+from cosa.evaluate import Parts, ShownImage, evaluate
 from cosa.network import CoSANetwork, NetworkOutput
 from cosa.pictures.panels import save_prediction_panel
 
@@ -28,6 +29,7 @@ def score(
     panels_folder: Path | None = None,
     should_stop: Callable[[], bool] | None = None,
     boundary: bool = True,
+    on_parts: Callable[[Parts], None] | None = None,
 ) -> dict[str, Any]:
     """``cosa.evaluate.evaluate`` with the ``evaluate`` section of the configuration.
 
@@ -35,7 +37,7 @@ def score(
         network: evaluated on the device where it is.
         thresholds: (xi, xi_aux), in [0, 1] or None.
         panels_folder: where to write ``evaluate.panels`` pictures; None for none.
-        should_stop, boundary: of ``cosa.evaluate.evaluate``.
+        should_stop, boundary, on_parts: of ``cosa.evaluate.evaluate``.
 
     Raises:
         UserError: a coexistence class is unknown.
@@ -48,7 +50,54 @@ def score(
         on_image = panel_writer(
             panels_folder, dataset, thresholds[0], config.method, options.min_class_score
         )
-    device = next(network.parameters()).device
+    return _evaluate(
+        network, config, dataset, thresholds, on_image=on_image, shown=options.panels,
+        boundary=boundary, max_images=options.max_images, should_stop=should_stop,
+        on_parts=on_parts, coexistence_classes=options.coexistence_classes,
+    )
+
+
+def draw_images(
+    network: CoSANetwork,
+    config: Config,
+    dataset: SegmentationDataset,
+    thresholds: tuple[float | None, float | None],
+    indices: Sequence[int],
+    paths: Sequence[Path],
+    should_stop: Callable[[], bool] | None = None,
+) -> None:
+    """Draw some images as :func:`score` does, which takes as long as to score them.
+
+    Args:
+        network, dataset, thresholds, should_stop: as there.
+        indices: of images of the data set, each once; in each process all of them.
+        paths: of their PNG files, which must be in one folder.
+
+    Raises:
+        NotFiniteError, EvaluationStopped: as there.
+    """
+    if not indices:
+        return
+    some = Subset(dataset, indices)
+    on_image = panel_writer(
+        paths[0].parent, some, thresholds[0], config.method, config.evaluate.min_class_score,
+        names=[path.stem for path in paths],
+    )
+    _evaluate(
+        network, config, some, thresholds, on_image=on_image, shown=len(some), boundary=False,
+        progress=False, should_stop=should_stop,
+    )
+
+
+def _evaluate(
+    network: CoSANetwork,
+    config: Config,
+    dataset: SegmentationDataset,
+    thresholds: tuple[float | None, float | None],
+    **rest: Any,
+) -> dict[str, Any]:
+    """``cosa.evaluate.evaluate`` of maps as configured, which must be finite."""
+    options, device = config.evaluate, next(network.parameters()).device
     with finite_output(network):
         return evaluate(
             network,
@@ -58,15 +107,10 @@ def score(
             scales=options.scales,
             flip=options.flip,
             batch_size=options.batch_size,
-            coexistence_classes=options.coexistence_classes,
             min_class_score=options.min_class_score,
             device=device,
             autocast=choose_autocast(device, config.train.precision),
-            max_images=options.max_images,
-            boundary=boundary,
-            should_stop=should_stop,
-            on_image=on_image,
-            shown=options.panels,
+            **rest,
         )
 
 
@@ -96,18 +140,21 @@ def panel_writer(
     threshold: float | None,
     method: MethodConfig,
     min_class_score: float = 0.0,
+    names: Sequence[str] | None = None,
 ) -> Callable[[ShownImage], None]:
-    """What draws images of an evaluation, each into ``folder`` under its name in the data set.
+    """What draws images of an evaluation, each into ``folder`` under its name.
 
     Args:
         threshold: xi in [0, 1], where M' becomes a pseudo-label; None where training fitted none,
             it is drawn at 0.5 then.
         method: whose perplexity decides where the pseudo-label is hatched: above ``csc_epsilon``.
         min_class_score: of ``cosa.evaluate.evaluate``.
+        names: of the pictures; None: those of the images in the data set.
     """
+    names = dataset.names if names is None else names
 
     def write(shown: ShownImage) -> None:
-        path, image = folder / f"{dataset.names[shown.index]}.png", dataset.image(shown.index)
+        path, image = folder / f"{names[shown.index]}.png", dataset.image(shown.index)
         with writing(path):
             save_prediction_panel(
                 path,

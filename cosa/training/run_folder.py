@@ -41,25 +41,35 @@ class RunFolder:
 
     config.yaml         the whole configuration
     data.json           what was found in the data set
+    starts.jsonl        one JSON object per start: the program and the machine
     metrics.jsonl       one JSON object per line: "iteration", "loss", its terms, thresholds
     evaluations.jsonl   one JSON object per line: "iteration" and the scores
     last.pth            everything that resuming needs
     checkpoint-*.pth    the same of earlier iterations
     best.pth            the assignment network at its best validation score, for inference
     panels/             pictures of the last evaluation
+    details.json        what the scores of the last evaluation are made of
+    examples/           pictures of its best, median and worst images, and of each class
     summary.json        final scores
+    report.html         all of it, to be looked at
+    tensorboard/        what TensorBoard shows, where that is wanted
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.data = self.path / "data.json"
+        self.starts = self.path / "starts.jsonl"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.last = self.path / "last.pth"
         self.best = self.path / "best.pth"
         self.panels = self.path / "panels"
+        self.details = self.path / "details.json"
+        self.examples = self.path / "examples"
         self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -124,9 +134,9 @@ class RunFolder:
         """
         self.check_free()
         with writing(self.path):
-            for path in (self.metrics, self.evaluations):
+            for path in (self.metrics, self.evaluations, self.starts):
                 write_atomically(path, "")
-            for path in (self.best, self.summary):
+            for path in (self.best, self.summary, self.details, self.report):
                 path.unlink(missing_ok=True)
         self._remove_leftovers()
         self.write_config(config)
@@ -165,6 +175,11 @@ class RunFolder:
         return load_saved(self.config, overrides)
 
     @main_only
+    def log_start(self, record: dict[str, Any]) -> None:
+        """Append one line to starts.jsonl."""
+        append(self.starts, json.dumps(record) + "\n")
+
+    @main_only
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         append(self.metrics, json.dumps(record) + "\n")
@@ -181,7 +196,17 @@ class RunFolder:
         Raises:
             UserError: a line is of another kind.
         """
-        return [record for _, record in _records(self.evaluations)]
+        return read_log(self.evaluations)
+
+    @main_only
+    def write_details(self, details: dict[str, Any]) -> None:
+        """Write details.json, and delete the pictures that it does not name."""
+        write_atomically(self.details, json.dumps(details) + "\n")
+        named = {example["file"] for example in details["examples"]}
+        with writing(self.examples):
+            for path in self.examples.glob("*.png"):
+                if path.name not in named:
+                    path.unlink()
 
     @main_only
     def forget_after(self, iteration: int) -> None:
@@ -195,6 +220,8 @@ class RunFolder:
         """
         logs = [(path, _records(path)) for path in (self.metrics, self.evaluations)]
         stale = self.summary.exists() and self._summarised() > iteration
+        if self.details.exists() and self._detailed() > iteration:
+            self.details.unlink()
         self._remove_leftovers()
         for path, records in logs:
             _keep(path, records, iteration)
@@ -202,7 +229,7 @@ class RunFolder:
             self.summary.unlink()
 
     def _remove_leftovers(self) -> None:
-        for folder in (self.path, self.panels):
+        for folder in (self.path, self.panels, self.examples):
             remove_leftovers(folder, alone=True)
 
     def _summarised(self) -> int:
@@ -211,10 +238,24 @@ class RunFolder:
         where = f"{self.summary} is damaged, delete it"
         return parse_json(text, where, _Summary)["iterations"]
 
+    def _detailed(self) -> int:
+        """The iteration that details.json speaks of."""
+        text = read_text(self.details, "the record of the evaluation")
+        return parse_json(text, f"{self.details} is damaged, delete it", _Line)["iteration"]
+
     @main_only
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file of a run, each with its ``iteration``; none without the file.
+
+    Raises:
+        UserError: a line is of another kind.
+    """
+    return [record for _, record in _records(path)]
 
 
 def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -16,15 +16,19 @@ from cosa.config import Config, to_dict
 from cosa.core.declared import check
 from cosa.core.distributed import is_main, main_only
 from cosa.core.errors import NotFiniteError, UserError, one_line
+from cosa.core.memory import in_mebibytes, peak_memory
 from cosa.core.terminal import note
 from cosa.cotrain import CoTraining
 from cosa.data import SegmentationDataset
+from cosa.evaluate import Parts, spread
 from cosa.training.changes import told
 from cosa.training.checkpoints import Rotation
-from cosa.training.evaluation import score, validation_score
+from cosa.training.details import choose_examples, describe_parts, fitted_confidences
+from cosa.training.evaluation import draw_images, score, validation_score
 from cosa.training.run_folder import RunFolder
 from cosa.training.saved import Saved, State
 from cosa.training.step_log import StepLog
+from cosa.training.tensorboard import Board
 
 
 @dataclass
@@ -40,12 +44,15 @@ class Session:
     log: StepLog = field(default_factory=StepLog)
     best_weights: dict[str, Any] | None = None
     """The content of best.pth. Checkpoints hold it: going back to one brings back its best."""
+    board: Board = field(init=False)
+    """What is logged, for TensorBoard."""
     rotation: Rotation = field(init=False)
     """The checkpoints in the run folder."""
     _restored_from: Path | None = field(init=False, default=None)
     _saved_at: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.board = Board(self.run.tensorboard, self.config.train.tensorboard)
         self.rotation = Rotation(self.run, self.config.train.keep_checkpoints)
         self._saved_at = time.monotonic()
 
@@ -60,6 +67,10 @@ class Session:
         if every == 0 or self.finished():  # the final evaluation is not a periodic one
             return False
         return done > self.state.evaluated and done % every == 0
+
+    def evaluation_next(self) -> bool:
+        """Whether an evaluation, a periodic one or the final one, is the next thing to do."""
+        return self.finished() or self.evaluation_due()
 
     def finished(self) -> bool:
         """Whether all iterations are done."""
@@ -92,8 +103,9 @@ class Session:
         Raises:
             EvaluationStopped: ``should_stop`` returned True; nothing was logged.
         """
-        scores = self.score(self.val_set, should_stop)
-        self.run.log_evaluation(self.state.iteration, scores)
+        scores = self.score(self.val_set, "val", should_stop)
+        spent = round(self.state.seconds, 2)
+        self.run.log_evaluation(self.state.iteration, {**scores, "training_seconds": spent})
         self.keep_best(scores)
         self.state.evaluated = self.state.iteration
         if self.finished() or not self.checkpoint_due():
@@ -102,21 +114,55 @@ class Session:
         return scores
 
     def score(
-        self, dataset: SegmentationDataset, should_stop: Callable[[], bool]
+        self, dataset: SegmentationDataset, split: str, should_stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        """Scores of the assignment network, with panels in the run folder.
+        """Scores of the assignment network; panels, details and examples in the run folder.
+
+        Args:
+            split: "val" or "test", what the data set is.
 
         Raises:
             UserError: what the network says of an image is not finite.
+            EvaluationStopped: ``should_stop`` returned True.
         """
+        done, found = self.state.iteration, []
         try:
-            return score(
+            scores = score(
                 self.cotraining.assignment.network, self.config, dataset, self.cotraining.xi(),
-                panels_folder=self.run.panels, should_stop=should_stop,
+                panels_folder=self.run.panels, should_stop=should_stop, on_parts=found.append,
             )
+            for parts in found:
+                self._keep_details(parts, dataset, split, should_stop)
+                shown = [dataset.names[index]
+                         for index in spread(parts.indices, self.config.evaluate.panels)]
+                panels = [(name, self.run.panels / f"{name}.png") for name in shown]
+                self.board.log_scores(done, split, scores, panels)
+            return scores
         except NotFiniteError as error:
-            about = f"in the evaluation after iteration {self.state.iteration}"
+            about = f"in the evaluation after iteration {done}"
             raise self.diverged(f"{error} {about}") from error
+
+    def _keep_details(
+        self, parts: Parts, dataset: SegmentationDataset, split: str,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Write what an evaluation's scores are made of, and draw images that are worth a look."""
+        done, xi = self.state.iteration, self.cotraining.xi()
+        drawn = self.config.train.report and self.config.evaluate.panels
+        examples = choose_examples(parts, dataset.labels) if drawn else []
+        files = [f"{done:08d}-{split}-{number:02d}.png" for number in range(len(examples))]
+        draw_images(
+            self.cotraining.assignment.network, self.config, dataset, xi,
+            [one.index for one in examples], [self.run.examples / file for file in files],
+            should_stop,
+        )
+        self.run.write_details({
+            "iteration": done, "split": split, "xi": xi,
+            "fitted": fitted_confidences(self.cotraining.labeller.thresholds),
+            "training_seconds": round(self.state.seconds, 2),
+            "peak_memory_mb": in_mebibytes(peak_memory(self.device)),
+            **describe_parts(parts, dataset, examples, files),
+        })
 
     def require_finite(self) -> None:
         """Look at the weights, before they are saved or scored.

@@ -19,7 +19,7 @@ from tests.helpers.pages import PAGES, cases
 from tests.helpers.tiny import ROOT
 
 KNOWN = ("make", "pip install", "python train.py", "python infer.py", "python -m", "torchrun",
-         "hf download", "mv")
+         "hf download", "mv", "tensorboard")
 OTHERS = ("pytest",)
 """Modules that are no programs of this project."""
 

@@ -180,7 +180,9 @@ def refuse() -> None:
 
 
 def exact(folder: Path) -> int:
-    return train.main([configure(folder, "pair", regularizers=EXACT, model=EXACT_MODEL)])
+    return train.main([
+        configure(folder, "pair", regularizers=EXACT, model=EXACT_MODEL), "train.report=true",
+    ])
 
 
 def uninterrupted(folder: Path) -> int:

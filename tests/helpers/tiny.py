@@ -42,7 +42,7 @@ TINY = {
     "optimizer": {"lr": 1e-3, "warmup_iterations": 2, "clip_norm": 1.0},
     "train": {
         "iterations": 12, "batch_size": 4, "log_every": 1, "evaluate_every": 0,
-        "checkpoint_every": 1000,
+        "checkpoint_every": 1000, "report": False,
     },
     "evaluate": {"image_size": SIZE, "scales": [1.0], "batch_size": 4, "panels": 2},
 }
@@ -74,6 +74,7 @@ BENCHMARK_TINY = [
     "model.decoder_width=16", "train.iterations=4", "train.batch_size=2", "train.log_every=1",
     "method.cls_iterations=1", "method.s2c_start=2", "optimizer.warmup_iterations=1",
     "evaluate.image_size=48", "evaluate.scales=[1.0]", "evaluate.panels=0", "data.workers=0",
+    "train.report=false",
 ]
 
 

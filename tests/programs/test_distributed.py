@@ -95,7 +95,7 @@ def alone(both, tmp_path_factory):
     """The run of a single process with the configuration of the exact scenario."""
     folder = tmp_path_factory.mktemp("alone")
     config = pair.configure(folder, "alone", regularizers=pair.EXACT, model=pair.EXACT_MODEL)
-    assert train.main([config]) == 0
+    assert train.main([config, "train.report=true"]) == 0
     return folder / "alone"
 
 
@@ -179,6 +179,19 @@ def test_training_is_the_same_in_one_and_in_two_processes(both, alone):
     assert others["miou"] == pytest.approx(scores["miou"], abs=0.02)
     panels = [sorted(path.name for path in (run / "panels").iterdir()) for run in runs]
     assert panels[0] == panels[1]
+
+
+def test_what_a_report_needs_is_of_all_images_in_two_processes(both, alone):
+    runs = alone, both[0] / "pair"
+    mine, other = (json.loads((run / "details.json").read_text()) for run in runs)
+    pixels = [np.sum(details["confusion"], axis=1).tolist() for details in (mine, other)]
+    assert pixels[0] == pixels[1] and mine["images_of_class"] == other["images_of_class"]
+    assert sum(mine["image_scores"]) == sum(other["image_scores"]) == mine["images"] == 5
+    assert mine["fitted"] == other["fitted"]
+    for run, details in zip(runs, (mine, other), strict=True):
+        assert len(details["examples"]) == 5
+        assert sorted(path.name for path in (run / "examples").iterdir()) == [
+            example["file"] for example in details["examples"]]
 
 
 def test_a_signal_to_one_process_stops_both_where_they_are_and_resuming_is_exact(both):
