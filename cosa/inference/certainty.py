@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cosa.core.tensors import in_float64
+
 TEMPERATURE = 0.5
 """Of the softmax over the classes; below 1, since training leaves probabilities that are lower
 than how often they are right."""
@@ -24,7 +26,7 @@ class Promise:
     """
 
     def __init__(self, presence: Tensor, temperature: float = TEMPERATURE) -> None:
-        self._presence, self._temperature = presence.double(), temperature
+        self._presence, self._temperature = in_float64(presence), temperature
         # Per class: the area of its mask, the sums of its probabilities within it and in all
         # positions, and the largest.
         self._area, self._inside, self._total, self.peak = self._presence.new_zeros(
@@ -36,11 +38,12 @@ class Promise:
         flat = scores.flatten(1).float()
         labels = flat.max(dim=0).indices
         probabilities = (flat / (passes * self._temperature)).softmax(dim=0)
-        sure = probabilities.gather(0, labels[None])[0]
+        sure = in_float64(probabilities.gather(0, labels[None])[0])
+        labels = labels.to(sure.device)
         self._area += torch.bincount(labels, minlength=len(scores))
-        self._inside += torch.bincount(labels, sure.double(), minlength=len(scores))
-        self._total += probabilities.sum(dim=1, dtype=torch.float64)
-        self.peak = torch.maximum(self.peak, probabilities.amax(dim=1).double())
+        self._inside += torch.bincount(labels, sure, minlength=len(scores))
+        self._total += in_float64(probabilities.sum(dim=1))
+        self.peak = torch.maximum(self.peak, in_float64(probabilities.amax(dim=1)))
 
     @property
     def shown(self) -> Tensor:
