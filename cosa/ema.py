@@ -114,7 +114,7 @@ class _Cast:
         self._sources: list[Tensor] = []
         self._casts: list[Tensor] = []
         self._versions: list[int] | None = None
-        full = {network.classifier, network.aux_classifier, network.decoder.conv8}
+        full = {network.classifier, network.aux_classifier, *network.decoder.scoring}
         pairs = zip(network.modules(), self.network.modules(), strict=True)
         for source, module in pairs:
             lower = type(source) in PRODUCTS and source not in full

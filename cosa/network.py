@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosa.affinity import affinity, spread
+from cosa.cam import resize
 from cosa.core.errors import UserError
-from cosa.core.tensors import in_full_precision
+from cosa.core.tensors import at_least_float32, directions, in_full_precision
+from cosa.decoder import FinerDecoder, LargeFOV
 from cosa.encoders.build import build_encoder, choose_reader, first_layers
 from cosa.encoders.normalization import IMAGENET, per_channel, resolve
 from cosa.encoders.reader import Features
@@ -32,14 +34,15 @@ UNDECAYED = ("_token", "pos_embed", "relative_position_bias_table")
 class NetworkOutput:
     """What one forward pass yields; (h, w) is the grid of positions, image size over stride.
 
-    All but the features is float32 under autocast, too.
+    The segmentation has a grid of its own, (h', w'), image size over ``seg_stride``: the same, or
+    two or four times as fine. All but the features is float32 under autocast, too.
     """
 
     logits: Tensor  # (B, C) class scores of the final features, before the sigmoid
     aux_logits: Tensor  # (B, C) class scores of the auxiliary features
     cam: Tensor  # (B, C, h, w) class activation map M, unbounded
     aux_cam: Tensor  # (B, C, h, w) auxiliary class activation map, unbounded
-    seg: Tensor  # (B, C+1, h, w) segmentation logits, channel 0 is the background
+    seg: Tensor  # (B, C+1, h', w') segmentation logits, channel 0 is the background
     features: Tensor  # (B, D, h, w) final features, of a ViT after its last LayerNorm
     offset: Tensor | None = None  # (C, 1, 1) what class scores have beside the CAM, if anything
     aux_offset: Tensor | None = None  # (C, 1, 1) the same of the auxiliary ones
@@ -55,24 +58,6 @@ class NetworkOutput:
         if self.aux_offset is None:
             return self.aux_cam
         return self.aux_cam + self.aux_offset
-
-
-class LargeFOV(nn.Module):
-    """Three bias-free convolutions with a large field of view: (B, D, h, w) to (B, K, h, w)."""
-
-    def __init__(self, in_channels: int, out_channels: int, width: int = 512, dilation: int = 5):
-        super().__init__()
-        options = {"padding": dilation, "dilation": dilation, "bias": False}
-        self.conv6 = nn.Conv2d(in_channels, width, 3, **options)
-        self.conv7 = nn.Conv2d(width, width, 3, **options)
-        self.conv8 = nn.Conv2d(width, out_channels, 1, bias=False)
-        for conv in (self.conv6, self.conv7):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        nn.init.trunc_normal_(self.conv8.weight, std=0.01)  # starts near uniform probabilities
-
-    def forward(self, features: Tensor) -> Tensor:
-        hidden = F.relu(self.conv7(F.relu(self.conv6(features))))
-        return in_full_precision(self.conv8, hidden)
 
 
 class CamClassifier(nn.Conv2d):
@@ -136,6 +121,9 @@ class CoSANetwork(nn.Module):
             alike (``cosa.affinity``); 0: not at all.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
+        decoder_stride: pixels of a position of the segmentation, a half or a quarter of the maps'
+            stride: the decoder is a ``FinerDecoder``, which reads the last stage of this stride,
+            too. 0: that of the other maps.
         normalization: mean and standard deviation of RGB in [0, 1] that the encoder's weights
             were trained with: "encoder" for what timm says of its name, "imagenet", or both as
             three numbers each. They are kept in the buffers ``mean`` and ``std``, (3, 1, 1)
@@ -170,6 +158,7 @@ class CoSANetwork(nn.Module):
         affinity_power: float = 4.0,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
+        decoder_stride: int = 0,
         normalization: str | Sequence[Sequence[float]] = "encoder",
     ):
         super().__init__()
@@ -180,7 +169,7 @@ class CoSANetwork(nn.Module):
         self.cam_steps, self.seg_steps = cam_steps, seg_steps
         self.reader = choose_reader(
             self.encoder, encoder, aux_layer, aux_stage, output_stride,
-            early_layer if cam_steps or seg_steps else None,
+            early_layer if cam_steps or seg_steps else None, decoder_stride,
         )
         self.affinity_power = affinity_power
         for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
@@ -192,7 +181,9 @@ class CoSANetwork(nn.Module):
         self.aux_norm = nn.LayerNorm(aux_width, eps=1e-6) if aux_norm else nn.Identity()
         self.classifier = CamClassifier(width, num_classes, pooling, class_offset)
         self.aux_classifier = CamClassifier(aux_width, num_classes, aux_pooling, class_offset)
-        self.decoder = LargeFOV(width, num_classes + 1, decoder_width, decoder_dilation)
+        shape = num_classes + 1, decoder_width, decoder_dilation
+        self.decoder = (FinerDecoder(width, self.reader.fine_width, *shape) if decoder_stride
+                        else LargeFOV(width, *shape))
         self.train()  # freezes what is to be frozen
 
     def forward(self, images: Tensor) -> NetworkOutput:
@@ -204,29 +195,44 @@ class CoSANetwork(nn.Module):
         Raises:
             ValueError: the size is not a multiple of the stride.
         """
-        features, aux_features, early_features = self.encode(images)
+        features, aux_features, early_features, fine = self.encode(images)
         output = NetworkOutput(
             logits=self.classifier.scores(features),
             aux_logits=self.aux_classifier.scores(aux_features),
             cam=in_full_precision(self.classifier, features),
             aux_cam=in_full_precision(self.aux_classifier, aux_features),
-            seg=self.decoder(features),
+            seg=self.decoder(features, fine),
             features=features,
             offset=self.classifier.offset_of_maps(),
             aux_offset=self.aux_classifier.offset_of_maps(),
         )
         if early_features is not None:
-            self._spread(output, affinity(early_features, self.affinity_power))
+            self._spread(output, early_features, fine)
         return output
 
-    def _spread(self, output: NetworkOutput, weights: Tensor) -> None:
-        """Spread the maps of an output over what is alike; CAMs without what is negative."""
+    def _spread(self, output: NetworkOutput, early: Tensor, fine: Tensor | None) -> None:
+        """Spread the maps of an output over what is alike; CAMs without what is negative.
+
+        On the finer grid of a segmentation the cosine is the mean of those of both stages: the
+        early one knows more of objects, the finer one of edges.
+        """
+        if self.cam_steps or fine is None:
+            weights = affinity(early, self.affinity_power)
         if self.cam_steps:
             output.cam = spread(F.relu(output.cam), weights, self.cam_steps)
             output.aux_cam = spread(F.relu(output.aux_cam), weights, self.cam_steps)
         if self.seg_steps:
+            if fine is not None:
+                both = (at_least_float32(resize(early, fine.shape[-2:])), at_least_float32(fine))
+                joined = torch.cat([directions(found, dim=1) for found in both], dim=1)
+                weights = affinity(joined, self.affinity_power)
             likely = spread(output.seg.softmax(dim=1), weights, self.seg_steps)
             output.seg = likely.clamp_min(LEAST_PROBABILITY).log()
+
+    @property
+    def seg_stride(self) -> int:
+        """Side in pixels of a position of the segmentation, ``stride`` or a part of it."""
+        return self.reader.fine_stride
 
     @property
     def stride(self) -> int:

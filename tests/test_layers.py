@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.tiny import ROOT
 
 METHOD = (
-    "affinity", "network", "ema", "cam", "present", "predict", "targets", "threshold", "losses",
+    "affinity", "decoder", "network", "ema", "cam", "present", "predict", "targets", "threshold", "losses",
     "terms",
 )
 STEP = (*METHOD, "regularizers", "cotrain")

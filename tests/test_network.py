@@ -45,7 +45,7 @@ def test_encoders_of_timm(name, prefix):
         assert output.features.shape == (2, 96, 2, 3)
         # At the pre-training size nothing is resized: timm's own forward is the reference.
         images = torch.randn(2, 3, 4 * patch, 4 * patch)
-        features, aux_features, _ = network.encode(images)
+        features, aux_features = network.encode(images)[:2]
         normalised = (images - network.mean) / network.std
         final, (aux,) = encoder.forward_intermediates(normalised, indices=[1], norm=False)
         assert final.shape[1] == 16 + prefix
@@ -70,7 +70,7 @@ def test_images_are_normalised_by_hand():
     output = network(images)
     by_hand = torch.tensor([0.5, -0.5, 0.5])[None, :, None, None].expand(2, 3, 16, 8)
     assert torch.equal(seen[0], by_hand)
-    features, aux_features, _ = network.encode(images)
+    features, aux_features = network.encode(images)[:2]
     assert torch.equal(output.features, features) and not torch.equal(features, aux_features)
 
 

@@ -206,6 +206,10 @@ class ModelConfig(Section):
     """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = option(5, Range(1, 128))
     """Dilation of its 3x3 convolutions, in tokens."""
+    decoder_stride: int = option(0, Range(0, 1024))
+    """Pixels of a position of the segmentation, a half or a quarter of the other maps': the decoder
+    is enlarged and sees the encoder's last stage of this stride, too; no part of CoSA. 0: as the
+    other maps."""
     freeze_layers: int = option(0, Range(0, 10000))
     """Keep so many of the encoder's first layers as they were pretrained: its stem, then whole
     stages, or a ViT's blocks."""

@@ -99,11 +99,13 @@ def choose_reader(
     aux_stage: int = -2,
     output_stride: int = 0,
     early_layer: int | None = None,
+    fine_stride: int = 0,
 ) -> Reader:
     """How the maps of a model of :func:`build_encoder` are read.
 
     Args:
         early_layer: see ``CoSANetwork``; None if the early map is not to be read.
+        fine_stride: of the finer map; 0 if none is to be read.
 
     Raises:
         UserError: it yields no maps, has no such block or stage, or is of another stride.
@@ -111,7 +113,11 @@ def choose_reader(
     vit = is_plain_vit(encoder)
     aux = aux_layer if vit else aux_stage
     early = aux if early_layer is None else early_layer  # not read: any will do
-    reader: Reader = (BlockReader if vit else StageReader).of(encoder, name, aux, early)
+    if vit and fine_stride:
+        raise UserError(f"model.decoder_stride={fine_stride} cannot be had of {name}: all blocks "
+                        "of a plain ViT have one grid; set it to 0, or choose a network of stages")
+    reader: Reader = (BlockReader.of(encoder, name, aux, early) if vit else
+                      StageReader.of(encoder, name, aux, early, fine_stride))
     if output_stride and reader.stride != output_stride:
         raise UserError(f"model.output_stride={output_stride} cannot be had of {name}, whose "
                         f"stride is {reader.stride}: set it to that, or to 0 for the encoder's own")

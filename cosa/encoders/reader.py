@@ -12,7 +12,7 @@ from cosa.core.errors import UserError
 
 
 class Features(NamedTuple):
-    """What is read of a batch of images, all on one grid."""
+    """What is read of a batch of images; all but ``fine`` on one grid."""
 
     final: Tensor
     """(B, width, h, w)"""
@@ -20,6 +20,8 @@ class Features(NamedTuple):
     """(B, aux_width, h, w)"""
     early: Tensor | None
     """(B, D, h, w) of ``early_layer``; None where it was not asked for."""
+    fine: Tensor | None = None
+    """(B, fine_width, h', w') of the stage of ``fine_stride``; None where there is no such."""
 
 
 def check_layers(name: str, count: int, kind: str, **layers: int) -> None:
@@ -56,6 +58,10 @@ class Reader(ABC):
     """Channels of the auxiliary map."""
     early_layer: int
     """Index, from 0, of the block or stage that the early map is of."""
+    fine_width: int
+    """Channels of the finer map; 0 where none is read."""
+    fine_stride: int
+    """Side in pixels of its positions, a part of ``stride``; ``stride`` where none is read."""
 
     @abstractmethod
     def read(self, encoder: nn.Module, images: Tensor, early: bool = False) -> Features:

@@ -36,16 +36,19 @@ class StageReader(Reader):
     """The same of the early stage."""
     channels_last: bool
     """Whether the model gives its final map as (B, h, w, width)."""
+    fine_stage: int | None = None
+    """Index of the stage of the finer map."""
 
     @classmethod
     def of(
-        cls, encoder: nn.Module, name: str, aux_stage: int, early_stage: int
+        cls, encoder: nn.Module, name: str, aux_stage: int, early_stage: int, fine_stride: int = 0
     ) -> StageReader:
         """The reader of a timm model, found by a look at its maps.
 
         Args:
             name: of the model, for errors.
             aux_stage, early_stage: -1 is the last stage, 0 the first.
+            fine_stride: read the last stage of this stride, too; 0: no other one.
 
         Raises:
             UserError: it has no such stage, or yields no maps of any size.
@@ -68,16 +71,19 @@ class StageReader(Reader):
             sizes = " and ".join(str(tuple(found.shape[2:])) for found in (final, aux, early))
             raise UserError(f"model.encoder={name} yields maps of {sizes} positions for an image "
                             f"of {PROBE}: they must divide it, choose another encoder")
+        fine = _finer(name, [_stride(found) for found in stages], stride, fine_stride)
         return cls(
-            stride, width, aux.shape[1], early_stage % count, aux_stage % count, *others,
-            channels_last,
+            stride, width, aux.shape[1], early_stage % count,
+            0 if fine is None else stages[fine].shape[1], fine_stride or stride,
+            aux_stage % count, *others, channels_last, fine,
         )
 
     def read(self, encoder: nn.Module, images: Tensor, early: bool = False) -> Features:
         """See :meth:`cosa.encoders.reader.Reader.read`."""
         # The layout in which convolutions are fastest, on GPUs and CPUs; values are the same.
         images = images.contiguous(memory_format=torch.channels_last)
-        wanted = sorted({self.aux_stage, self.early_layer} if early else {self.aux_stage})
+        wanted = {self.aux_stage, self.early_layer} if early else {self.aux_stage}
+        wanted = sorted(wanted if self.fine_stage is None else wanted | {self.fine_stage})
         final, stages = encoder.forward_intermediates(images, indices=wanted, output_fmt="NCHW")
         if self.channels_last:
             final = final.permute(0, 3, 1, 2)
@@ -89,11 +95,29 @@ class StageReader(Reader):
             final,
             self._averaged(maps[self.aux_stage], self.aux_stride),
             self._averaged(maps[self.early_layer], self.early_stride) if early else None,
+            None if self.fine_stage is None else maps[self.fine_stage],
         )
 
     def _averaged(self, found: Tensor, stride: int) -> Tensor:
         finer = self.stride // stride
         return F.avg_pool2d(found, finer) if finer > 1 else found
+
+
+def _finer(name: str, strides: list[int], stride: int, wanted: int) -> int | None:
+    """The last stage of the stride that the segmentation is to have; None for that of all maps.
+
+    Raises:
+        UserError: there is none, or it is none that the decoder can be enlarged to.
+    """
+    if not wanted:
+        return None
+    possible = [other for other in (stride // 2, stride // 4) if other in strides]
+    if wanted not in possible:
+        others = " or ".join(map(str, possible))
+        raise UserError(f"model.decoder_stride={wanted} cannot be had of {name}, whose maps have a "
+                        f"stride of {stride}: " + (f"choose {others}, of which it has a stage, or 0"
+                                                   if possible else "set it to 0"))
+    return max(index for index, found in enumerate(strides) if found == wanted)
 
 
 @torch.no_grad()

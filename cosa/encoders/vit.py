@@ -39,7 +39,7 @@ class BlockReader(Reader):
         depth, width = len(encoder.blocks), encoder.embed_dim
         check_layers(name, depth, "blocks", aux_layer=aux_layer, early_layer=early_layer)
         stride = encoder.patch_embed.feat_ratio()
-        return cls(stride, width, width, early_layer % depth, aux_layer % depth)
+        return cls(stride, width, width, early_layer % depth, 0, stride, aux_layer % depth)
 
     def read(self, encoder: nn.Module, images: Tensor, early: bool = False) -> Features:
         """See :meth:`cosa.encoders.reader.Reader.read`."""

@@ -27,7 +27,8 @@ class SlidingNetwork:
     apart (up to the rounding to whole positions). At every position of the grid the maps are
     averaged with the weights sin²(π (i + 1/2) / n), i = 0..n-1 along each side of a window, so
     that a map fades out towards the border of its window. Class scores are the largest of all
-    windows. Windows lie on whole positions, hence no map is resampled.
+    windows. Windows lie on whole positions, hence no map is resampled. A segmentation of a finer
+    grid is blended on that grid.
 
     Beside one batch of windows, only as many rows of the image and of the maps are held as a
     window is high.
@@ -54,8 +55,9 @@ class SlidingNetwork:
                 asked for from the top down, once.
             flip: also show it mirrored, in the same forward passes.
             keep: takes the maps of ``maps``, float32, from the top down, each time of some rows
-                of the grid of H / stride rows and W / stride columns. Of their V views the second
-                is that of the mirrored image, turned back.
+                of the grid of H / stride rows and W / stride columns, of the segmentation the
+                rows of its own grid at the same place. Of their V views the second is that of the
+                mirrored image, turned back.
 
         Returns:
             (V, C) class scores, float32.
@@ -109,35 +111,55 @@ class _Blend:
     """Weighted means of maps that cover parts of a grid, finished from the top down."""
 
     def __init__(self, grid: tuple[int, int], size: tuple[int, int]) -> None:
-        self._width, self._size = grid[1], size
-        self._weight = torch.outer(fade(size[0]), fade(size[1]))
+        self._grid, self._size = grid, size
         self._top = 0  # the row that the first row of the sums is of
-        self._weights = torch.zeros(size[0], grid[1])
-        self._sums: Bands = {}
+        self._sums: dict[str, _Sums] = {}
 
     def add(self, place: Place, maps: Bands) -> None:
-        """Add the maps (V, K, h, w) of a window, whose top is the one ``above`` was told last."""
-        columns = slice(place[1], place[1] + self._size[1])
+        """Add the maps (V, K, h, w) of a window, whose top is the one ``above`` was told last.
+
+        A map may be so many times as fine as the grid, along both sides.
+        """
         for name, part in maps.items():
-            self._weight = self._weight.to(part.device)
             if name not in self._sums:
-                shape = *part.shape[:2], self._size[0], self._width
-                self._sums[name] = self._weight.new_zeros(shape)
-            self._sums[name][..., columns] += part * self._weight
-        self._weights = self._weights.to(self._weight.device)
-        self._weights[:, columns] += self._weight
+                self._sums[name] = _Sums(part, self._grid[1], self._size)
+            self._sums[name].add(place[1], part)
 
     def above(self, row: int) -> Bands:
         """The means of the rows above ``row``, which no further window touches."""
         done, self._top = min(row - self._top, self._size[0]), row
-        if not done or not self._sums:
-            return {}
-        finished = {name: total[..., :done, :] / self._weights[:done]
-                    for name, total in self._sums.items()}
-        for total in (*self._sums.values(), self._weights):
-            kept = total[..., done:, :].clone()
-            total.zero_()[..., : kept.shape[-2], :] = kept
-        return finished
+        return {name: sums.take(done) for name, sums in self._sums.items()} if done else {}
+
+
+class _Sums:
+    """The rows of a map that windows still touch: weighted sums, and the sums of the weights.
+
+    Args:
+        part: (V, K, h, w), of any window; float32 on its device is what is summed.
+        width: of the image, in positions of the network's grid.
+        size: (height, width) of a window, in these; the map may be so many times as fine.
+    """
+
+    def __init__(self, part: Tensor, width: int, size: tuple[int, int]) -> None:
+        self._finer = part.shape[-1] // size[1]
+        height, wide = part.shape[-2:]
+        self._weight = torch.outer(fade(height), fade(wide)).to(part.device)
+        self._weights = self._weight.new_zeros(height, self._finer * width)
+        self._total = self._weight.new_zeros(*part.shape[:2], *self._weights.shape)
+
+    def add(self, left: int, part: Tensor) -> None:
+        columns = slice(self._finer * left, self._finer * left + part.shape[-1])
+        self._total[..., columns] += part * self._weight
+        self._weights[:, columns] += self._weight
+
+    def take(self, rows: int) -> Tensor:
+        """The means of the upper rows, so many of the network's grid, which make room."""
+        done = self._finer * rows
+        means = self._total[..., :done, :] / self._weights[:done]
+        for sums in (self._total, self._weights):
+            kept = sums[..., done:, :].clone()
+            sums.zero_()[..., : kept.shape[-2], :] = kept
+        return means
 
 
 def _turned_back(bands: Bands) -> Bands:

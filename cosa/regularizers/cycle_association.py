@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cosa.cam import free_of_padding
@@ -404,9 +405,14 @@ class CycleAssociation(Regularizer):
         valid: Tensor,
         image_labels: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The fields of ``Candidates`` for the images of one forward pass."""
+        """The fields of ``Candidates`` for the images of one forward pass.
+
+        A segmentation of a finer grid is averaged over the positions of the features.
+        """
         valid = free_of_padding(valid, context.grid)
         labels = confident_labels(
             context.labeller.relabel(targets, context.grid), valid, self.options.perplexity
         )
-        return output.features, output.seg, labels, valid, image_labels
+        finer = output.seg.shape[-1] // context.grid[1]
+        seg = F.avg_pool2d(output.seg, finer) if finer > 1 else output.seg
+        return output.features, seg, labels, valid, image_labels

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cosa.network import CoSANetwork
 from cosa.predict import scaled_size
 
-NO_PRODUCTS = ("layer_norm", "batch_norm", "group_norm", "instance_norm", "adaptive_avg_pool2d")
+NO_PRODUCTS = ("layer_norm", "batch_norm", "group_norm", "instance_norm", "adaptive_avg_pool2d",
+               "upsample_bilinear2d", "upsample_nearest2d")
 """Operations that fvcore counts by default."""
 
 
