@@ -40,6 +40,7 @@ def describe_export(network: TrainedNetwork, size: int | None) -> dict[str, Any]
         "scales": list(evaluate.scales),
         "flip": evaluate.flip,
         "stride": network.stride,
+        "seg_stride": network.seg_stride,  # of seg's positions, stride or a part of it
         "fixed_size": None if size is None else [size, size],
         "inputs": INPUTS,
         "input_range": list(INPUT_RANGE),  # of black and full red, green or blue

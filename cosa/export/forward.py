@@ -29,7 +29,8 @@ OUTPUTS = {
     "logits": "class scores (batch, classes), before the sigmoid",
     "aux_logits": "auxiliary class scores, like logits",
 }
-"""Fields of ``NetworkOutput`` that are exported, in this order; rows and columns: positions."""
+"""Fields of ``NetworkOutput`` that are exported, in this order; rows and columns: positions, of the
+segmentation those of its own grid."""
 
 MIN_PATCHES, MAX_PATCHES = 2, 2048
 """Per side. Exporters treat sides of length 1 as a case of its own."""

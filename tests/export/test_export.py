@@ -73,7 +73,7 @@ def expected_metadata():
     return {
         "classes": list(CLASSES), "palette": [list(color) for color in PALETTE],
         "thresholds": [0.25, None], "image_size": SIZE, "scales": [1.0], "flip": True,
-        "stride": PATCH, "fixed_size": None, "input_range": [0.0, 1.0],
+        "stride": PATCH, "seg_stride": PATCH, "fixed_size": None, "input_range": [0.0, 1.0],
         "value_range": None, "bands": None,
         "inputs": {"images": "RGB images (batch, 3, height, width) in [0, 1], normalised inside"},
         "outputs": export.OUTPUTS,
