@@ -8,8 +8,8 @@ import pytest
 from tests.helpers.tiny import ROOT
 
 METHOD = (
-    "affinity", "decoder", "network", "ema", "cam", "present", "predict", "targets", "threshold", "losses",
-    "terms",
+    "affinity", "decoder", "network", "ema", "cam", "present", "predict", "targets", "threshold",
+    "losses", "terms",
 )
 STEP = (*METHOD, "regularizers", "cotrain")
 RESULTS = ("crf", "metrics", "scores", "evaluate")
