@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cosa.affinity import affinity, spread
 from cosa.cam import resize
 from cosa.core.errors import UserError
-from cosa.core.tensors import at_least_float32, directions, in_full_precision
+from cosa.core.tensors import in_full_precision
 from cosa.decoder import FinerDecoder, LargeFOV
 from cosa.encoders.build import build_encoder, choose_reader, first_layers
 from cosa.encoders.normalization import IMAGENET, per_channel, resolve
@@ -207,27 +207,26 @@ class CoSANetwork(nn.Module):
             aux_offset=self.aux_classifier.offset_of_maps(),
         )
         if early_features is not None:
-            self._spread(output, early_features, fine)
+            self._spread(output, affinity(early_features, self.affinity_power))
         return output
 
-    def _spread(self, output: NetworkOutput, early: Tensor, fine: Tensor | None) -> None:
+    def _spread(self, output: NetworkOutput, weights: Tensor) -> None:
         """Spread the maps of an output over what is alike; CAMs without what is negative.
 
-        On the finer grid of a segmentation the cosine is the mean of those of both stages: the
-        early one knows more of objects, the finer one of edges.
+        Of a finer segmentation the means over the CAMs' positions are spread: what it knows within
+        them is kept, and affinities of all its positions would need up to 256 times the memory.
         """
-        if self.cam_steps or fine is None:
-            weights = affinity(early, self.affinity_power)
         if self.cam_steps:
             output.cam = spread(F.relu(output.cam), weights, self.cam_steps)
             output.aux_cam = spread(F.relu(output.aux_cam), weights, self.cam_steps)
         if self.seg_steps:
-            if fine is not None:
-                both = (at_least_float32(resize(early, fine.shape[-2:])), at_least_float32(fine))
-                joined = torch.cat([directions(found, dim=1) for found in both], dim=1)
-                weights = affinity(joined, self.affinity_power)
-            likely = spread(output.seg.softmax(dim=1), weights, self.seg_steps)
-            output.seg = likely.clamp_min(LEAST_PROBABILITY).log()
+            likely, finer = output.seg.softmax(dim=1), self.stride // self.seg_stride
+            means = F.avg_pool2d(likely, finer) if finer > 1 else likely
+            found = spread(means, weights, self.seg_steps).clamp_min(LEAST_PROBABILITY).log()
+            if finer > 1:
+                change = found - means.clamp_min(LEAST_PROBABILITY).log()
+                found = output.seg.log_softmax(dim=1) + resize(change, output.seg.shape[-2:])
+            output.seg = found
 
     @property
     def seg_stride(self) -> int:

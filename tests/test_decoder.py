@@ -137,20 +137,21 @@ def test_a_stride_that_cannot_be_had_is_refused(options, message):
         tiny(**{"decoder_stride": 8} | options)
 
 
-def test_the_segmentation_is_spread_on_its_own_grid():
+def test_the_means_of_a_finer_segmentation_are_spread():
     images = noise(2, 3, 32, 48)
     plain, spreading = (tiny(decoder_stride=8, **options).eval()
                         for options in ({}, {"cam_steps": 2, "seg_steps": 1}))
     one, other, read = plain(images), spreading(images), spreading.reader.read(
         spreading.encoder, (images - spreading.mean) / spreading.std, early=True)
-    torch.testing.assert_close(
-        other.cam, spread(F.relu(one.cam), affinity(read.early, 4.0), 2))
-    # The cosine is the mean of both stages'.
-    both = [F.normalize(found, dim=1) for found in (resize(read.early, (4, 6)), read.fine)]
-    weights = affinity(torch.cat(both, dim=1), 4.0)
-    assert weights.shape == (2, 24, 24)
-    probabilities = spread(one.seg.softmax(dim=1), weights, 1)
-    torch.testing.assert_close(other.seg.softmax(dim=1), probabilities, atol=1e-5, rtol=1e-4)
+    weights = affinity(read.early, 4.0)
+    torch.testing.assert_close(other.cam, spread(F.relu(one.cam), weights, 2))
+    means = one.seg.softmax(dim=1).unflatten(3, (3, 2)).unflatten(2, (2, 2)).mean((3, 5))
+    change = spread(means, weights, 1) / means
+    expected = one.seg.log_softmax(dim=1) + resize(change.log(), (4, 6))
+    torch.testing.assert_close(other.seg, expected, atol=1e-5, rtol=1e-4)
+    # Where nothing is like anything else, nothing changes.
+    spreading.affinity_power = 1e6
+    torch.testing.assert_close(spreading(images).seg.softmax(1), one.seg.softmax(1))
 
 
 # What reads the maps
