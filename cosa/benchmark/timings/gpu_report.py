@@ -32,7 +32,7 @@ def make_section(
     figures = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
                for name in results if (folder / f"{name}.json").is_file()
                and results[name]["exit"] == 0}
-    parts = ["## On a GPU", stamp.heading(facts)]
+    parts = ["## All parts on a GPU", stamp.heading(facts)]
     failed = [f"{name} ({'too long' if result['exit'] is None else result['exit']})"
               for name, result in results.items() if result["exit"] != 0]
     if failed:
