@@ -216,7 +216,8 @@ def test_runs_scored_on_other_images_are_not_compared_silently(tmp_path, undrawn
     path = write_comparison([run.path for run in runs], tmp_path / "c.html")
     text = told(path.read_text(encoding="utf-8"))
     assert "cannot be compared as they are" in text and "Not trained to the end" in text
-    assert f"tiny ({runs[0].path})" in text, "runs of one name are told apart"
+    for run in runs:  # of long paths the middle is left out
+        assert f"{str(run.path)[-8:]})" in text, "runs of one name are told apart"
 
 
 @pytest.mark.parametrize("shares, text", [
