@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -71,10 +72,18 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: no such file, no right to read it, damaged, or it holds objects that only code
             could restore.
     """
-    content = read_tensors(path, REMEDY, released.SAFE_TYPES)
+    content = read_tensors(path, REMEDY + _hub_hint(path), released.SAFE_TYPES)
     if type(content) is not dict:
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint of train.py")
     return content
+
+
+def _hub_hint(path: str | Path) -> str:
+    """How to write what looks like a model on the hub, user/name, where no such folder is."""
+    user, _, name = str(path).partition("/")
+    if not re.fullmatch(r"[\w-][\w.-]*", user) or not re.fullmatch(r"[\w-]+(\.\d+)*", name):
+        return ""
+    return "" if Path(user).exists() else f"; if a model on the hub is meant, write hf-hub:{path}"
 
 
 def verify(path: str | Path) -> None:

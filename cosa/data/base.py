@@ -160,8 +160,9 @@ class FileDataset(SegmentationDataset):
                 note(f"checking the values of {masks} masks; 40,000 take about a minute")
         errors = [error for error in in_threads(self._error, range(len(self))) if error]
         if errors:
-            more = f" ({len(errors) - 1} more files have problems)" if len(errors) > 1 else ""
-            raise UserError(f"{errors[0]}{more}")
+            others = len(errors) - 1
+            more = f" ({others} more file{'s have' if others > 1 else ' has'} problems)"
+            raise UserError(f"{errors[0]}{more if others else ''}")
 
     def _error(self, index: int) -> str | None:
         image = self.image_paths[index]

@@ -304,7 +304,9 @@ def explained(path: Path) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         reason = reason or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image: {reason}") from error
+        damaged = not getattr(error, "errno", None) and isinstance(error, OSError | SyntaxError)
+        remedy = "; copy it again, or remove it" if damaged else ""
+        raise UserError(f"{path} cannot be read as an image: {reason}{remedy}") from error
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> torch.Tensor:

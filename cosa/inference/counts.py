@@ -22,6 +22,8 @@ class Counts:
     skipped: int = 0
     failed: int = 0
     unscored: int = 0
+    empty: int = 0
+    """Of those done, masks of the background alone."""
     stale: int = 0
     """Images that failed and whose files are those of an earlier run."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Counts:
             self.skipped += 1
         else:
             self.done += 1
+            self.empty += bool(outcome.empty)
         self.unscored += unscored is not None
 
     @contextmanager
@@ -52,7 +55,7 @@ class Counts:
     def add_up(self) -> None:
         """Add what became of the other processes' images; one interrupted interrupts all."""
         every = [asdict(counts) for counts in distributed.gather(self)]
-        for name in ("done", "skipped", "failed", "unscored", "stale"):
+        for name in ("done", "skipped", "failed", "unscored", "empty", "stale"):
             setattr(self, name, sum(counts[name] for counts in every))
         self.failures = {name: why for counts in every for name, why in counts["failures"].items()}
         self.interrupted = any(counts["interrupted"] for counts in every)
@@ -60,7 +63,7 @@ class Counts:
     def report(self) -> dict[str, Any]:
         """For the summary."""
         counts = asdict(self)
-        del counts["stale"], counts["failures"]
+        del counts["stale"], counts["empty"], counts["failures"]
         seconds = time.perf_counter() - counts.pop("started")
         return {
             **counts,

@@ -55,6 +55,8 @@ class Outcome:
     """(height, width)"""
     found: list[Found] | None = None
     """By label; where ``details`` was asked for."""
+    empty: bool | None = None
+    """Whether the mask is background alone; None where none was made, or not in one piece."""
     certainty: float | None = None
     """In [0, 1], of the network's segmentation, before any CRF; see ``cosa.inference.certainty``.
     None where none was made, or where the files of an earlier run do not tell."""

@@ -302,3 +302,4 @@ def _label(work: _Work, details: bool, save: Sequence[str]) -> None:
     if details:
         work.outcome.found = found(maps.classes, pixels, probabilities)
     work.results.mask = np.array(maps.classes, dtype=np.uint8)[mask.numpy()]
+    work.outcome.empty = not work.results.mask.any()

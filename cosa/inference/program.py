@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast
 from cosa.core.signals import Interrupts
-from cosa.core.terminal import progress_bar, say, tell
+from cosa.core.terminal import note, progress_bar, say, tell
 from cosa.inference.command_line import Options, parse
 from cosa.inference.counts import Counts
 from cosa.inference.exports import export
@@ -22,6 +22,9 @@ from cosa.inference.review import SHEET, TABLE, review
 from cosa.inference.scoring import Scored, scored
 from cosa.inference.summary import Summary
 from cosa.inference.task import Task, look
+
+FEW = 3
+"""Of fewer masks, that none holds a class is usual."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +90,9 @@ def process(task: Task, stop: Interrupts, summary: Summary | None) -> Counts:
             follow(stop.awaiting(results), awaited, counts, summary)
         counts.add_up()
         complete = not counts.interrupted
+        if complete and not options.labels and counts.empty == counts.done >= FEW:
+            note(f"all {counts.done} masks are background alone: the network finds no class in "
+                 "these images, as after a training that was too short or on other ones")
         if complete and task.writing and not counts.stale and distributed.is_main():
             task.record.end()
         if complete and scorer is not None:

@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cosa.cam import filter_by_labels, resize
+from cosa.core import IGNORE
 from cosa.core.text import NAME, shown
 from cosa.pictures.legend import BAR, DARK, GAP, PALE, Item, Legend, text_font
-from cosa.pictures.palette import Color, overlay, save_image
+from cosa.pictures.palette import Color, full_palette, overlay, save_image
 from cosa.predict import Prediction, believed, strongest
 from cosa.targets import cam_pseudo_labels, perplexity
 
@@ -139,6 +140,8 @@ def save_panel(
         for label in sorted(labels, key=lambda label: (label not in there, label))
         if 0 < label <= len(classes)
     ]
+    if IGNORE in there:
+        legend.append((tuple(full_palette(palette)[IGNORE].tolist()), "not counted", True))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(path, _compose(columns, legend))

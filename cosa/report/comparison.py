@@ -163,7 +163,8 @@ def _classes(groups: Sequence[Group]) -> Markup | None:
         label: [_mean([iou[one] for iou in some]) for one in names] for label, some in known
     }
     left_out = len(groups) - len(known)
-    note = f"{left_out} more rows of the table are not drawn" if left_out else None
+    note = (f"{left_out} more row{'s' if left_out > 1 else ''} of the table not drawn"
+            if left_out else None)
     return bars("Label-free IoU of each class", [str(one) for one in names], means, "IoU in %",
                 note)
 

@@ -32,7 +32,8 @@ def curves(run: Run) -> list[Markup]:
         ]
         if series:
             title = "Scores over time" if time else "Scores over iterations"
-            note = "on the validation images, which best.pth is chosen on"
+            alone = f"{series[0].label} " if len(series) == 1 else ""  # which has no legend
+            note = f"{alone}on the images scored, by which best.pth is chosen"
             found.append(_over(title, [run], series, time, note))
     return [chart for chart in found if chart is not None]
 

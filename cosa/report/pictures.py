@@ -31,8 +31,11 @@ def picture_section(run: Run) -> Markup | None:
     if details and details.get("examples"):
         chosen = details["examples"][:MOST]
         shown_ones = [_example(run, one) for one in chosen]
-        told = ("By the label-free mIoU of each image alone: the best, the median and the worst "
-                f"ones, and one of each class, the middle one of those that hold it; {COLUMNS}.")
+        told = f"One of each class, the middle one of those that hold it; {COLUMNS}."
+        if any(one["kind"] != "class" for one in chosen):  # without masks no image is the best
+            told = ("By the label-free mIoU of each image alone: the best, the median and the "
+                    f"worst ones, and one of each class, the middle one of those that hold it; "
+                    f"{COLUMNS}.")
     else:
         paths = sorted(run.folder.panels.rglob("*.png"))[:MOST]
         shown_ones = [

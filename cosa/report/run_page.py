@@ -16,6 +16,8 @@ from cosa.report.summary import score_section, state
 
 NOTHING = "Not recorded in this run."
 
+NO_MASKS = "There are no masks, and without them it is not known."
+
 
 def run_page(run: Run) -> str:
     """The whole page.
@@ -24,11 +26,14 @@ def run_page(run: Run) -> str:
         UserError: matplotlib is not installed.
     """
     charts, known = curves(run), confidences(run)
+    unknown = None
+    if run.scores is not None and run.scores.get("miou") is None:
+        unknown = element("p", NO_MASKS, class_="pale")
     sections = [
         section("score", "Score", score_section(run)),
         section("curves", "Curves", charts and element("div", charts, class_="grid")),
-        section("classes", "Classes", per_class(run)),
-        section("confusion", "Confusions", confusion(run)),
+        section("classes", "Classes", per_class(run) or unknown),
+        section("confusion", "Confusions", confusion(run) or unknown),
         section("confidences", "Confidences", known and element("div", known, class_="grid")),
         section("pictures", "Pictures", picture_section(run)),
         section("data", "Data set", data_section(run)),

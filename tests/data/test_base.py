@@ -613,7 +613,7 @@ def test_check_finds_broken_and_missing_images(folder):
     (folder / "images" / "c.jpeg").write_text("no image")
     (folder / "images" / "été 1.jpg").unlink()
     fails("c.jpeg is not an image", dataset.check)
-    fails("(1 more files have problems)", dataset.check)
+    fails("(1 more file has problems)", dataset.check)
 
 
 @pytest.mark.parametrize(

@@ -355,6 +355,23 @@ def test_names_of_a_labels_file(tmp_path):
     assert len(errors) == 2 and "'nan'" in errors[0] and "'cat sofa'" in errors[1]
 
 
+@pytest.mark.parametrize("classes, images, named", [
+    (("dgo", "dog"), [1, 4], "'dgo' (1) beside 'dog' (4)"),
+    (("dining tabel", "dining table"), [2, 6], "'dining tabel' (2) beside 'dining table' (6)"),
+    (("giraffe", "girafe"), [9, 2], "'girafe' (2) beside 'giraffe' (9)"),
+    (("cat", "car"), [1, 9], None),
+    (("dgo", "dog"), [2, 5], None),
+    (("dgo", "dog"), [3, 30], None),
+    (("dgo", "dog"), [0, 30], None),
+])
+def test_labels_that_look_misspelt(classes, images, named):
+    labels = Labels(images=40, of_class=[*images, 20], unlabelled=0)
+    findings = judged(Statistics("training", [*classes, "sofa"], labels))
+    told = [f.sentence for f in findings if "misspelt" in f.sentence]
+    assert [f.severity for f in findings if "misspelt" in f.sentence] == ["warning"] * len(told)
+    assert len(told) == (named is not None) and all(named in sentence for sentence in told)
+
+
 # Images
 
 

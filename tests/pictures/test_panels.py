@@ -98,6 +98,9 @@ def test_legend_names_classes_that_are_shown(tmp_path):
 
     panel = draw(tmp_path, **parts())
     assert colored(panel, PALETTE[1]) and not colored(panel, PALETTE[2])
+    ignored = voc_palette(256)[255]
+    truth = np.full((64, 48), 255, np.uint8)
+    assert colored(draw(tmp_path, **parts(truth=truth)), ignored) and not colored(panel, ignored)
     panel = draw(tmp_path, **parts(prediction=np.full((64, 48), 2)))
     assert colored(panel, PALETTE[1]) and colored(panel, PALETTE[2])
 

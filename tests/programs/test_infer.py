@@ -34,6 +34,32 @@ def other_weights(weights):
     return path
 
 
+def test_masks_without_any_class_are_told(tmp_path, weights, command_line):
+    """As of a network that was trained for a few steps: its logits are all the same here."""
+    content = torch.load(weights, weights_only=True)
+    for name, tensor in content["assignment"].items():
+        if name.startswith("decoder.conv8"):
+            tensor.zero_()
+    blank = tmp_path / "blank.pt"
+    torch.save(content, blank)
+    for k in range(3):
+        save(tmp_path / f"in/{k}.png")
+
+    def told(weights, *options):
+        out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+        code, _, err = command_line(
+            "infer.py", tmp_path / "in", "--weights", weights, "--output", out, *options)
+        assert code == 0
+        return "note: all 3 masks are background alone" in err
+
+    assert told(blank) and not told(weights)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,labels\n0.png,\n1.png,\n2.png,\n")
+    assert not told(blank, "--labels", labels), "the user has said so"
+    (tmp_path / "in/2.png").unlink()
+    assert not told(blank), "of two it may be true"
+
+
 def test_hostile_images(tmp_path, program):
     exif = Image.Exif()
     exif[0x0112] = 6

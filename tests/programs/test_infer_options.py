@@ -136,6 +136,10 @@ def test_a_folder_is_called_a_folder_and_a_file_a_file(tmp_path, photos, weights
         f"{photos} cannot be read (it is a folder): give the best.pth or last.pth of a run folder, "
         "or a copy of the file"
     )
+    hint = "; if a model on the hub is meant, write hf-hub:user/pets-v1.0"
+    assert refusal("user/pets-v1.0", photos, out).endswith(f"a copy of the file{hint}")
+    for other in ("user/pets.pth", "tests/pets", tmp_path / "user/pets"):
+        assert "hub" not in refusal(other, photos, out)
     assert refusal(file, photos, out) == (
         f"{file} is empty: give the best.pth or last.pth of a run folder, or a copy of the file"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ ENOUGH = 5
 
 SEVERAL = 3
 """Of fewer masks, what all have in common may be chance."""
+
+SLIPS, USUAL, ALIKE = 2, 3, 0.8
+"""A label of so few images at most is taken for misspelt beside one of so many times as many that
+is so much alike (``difflib``'s ratio)."""
 
 DARK = 15
 """The largest value of images that are nearly black."""
@@ -94,6 +99,20 @@ def names_that_are_several(s: Statistics) -> Iterator[Finding]:
 
 
 # Image-level labels
+
+
+def labels_that_look_misspelt(s: Statistics) -> Iterator[Finding]:
+    """No error: cat and car are one letter apart, and a rare class may be meant."""
+    if s.split != "training" or s.labels is None:
+        return
+    count = dict(zip(s.classes, s.labels.of_class, strict=True))
+    pairs = [(rare, common) for rare, few in count.items() if 0 < few <= SLIPS
+             for common, many in count.items() if many >= USUAL * few and _alike(rare, common)]
+    if pairs:
+        told = ", ".join(f"{quoted([rare])} ({count[rare]}) beside {quoted([common])} "
+                         f"({count[common]})" for rare, common in pairs[:SEVERAL])
+        yield warning(f"labels of few training images look like misspelt ones of many: {told}; "
+                      "correct them in the labels file unless they are meant")
 
 
 def nothing_to_tell_apart(s: Statistics) -> Iterator[Finding]:
@@ -259,6 +278,12 @@ def labels_against_masks(s: Statistics) -> Iterator[Finding]:
         yield warning(sentence)
 
 
+def _alike(one: str, other: str) -> bool:
+    """Whether the names differ by a letter or two of many, or by the order of their letters."""
+    return (sorted(one) == sorted(other)
+            or difflib.SequenceMatcher(None, one, other).ratio() >= ALIKE)
+
+
 def _such_as(example: str) -> str:
     return f", such as {example}" if example else ""
 
@@ -266,7 +291,8 @@ def _such_as(example: str) -> str:
 OF_NAMES = (names_that_are_none, names_that_look_alike, names_that_are_several)
 
 RULES = (
-    nothing_to_tell_apart, classes_everywhere, classes_nowhere, images_without_labels,
+    labels_that_look_misspelt, nothing_to_tell_apart, classes_everywhere, classes_nowhere,
+    images_without_labels,
     images_of_one_colour, values_that_seem_misread, images_nearly_black,
     masks_unreadable, masks_without_classes, masks_nearly_ignored, background_that_is_not_0,
     labels_against_masks,

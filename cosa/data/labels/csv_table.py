@@ -138,7 +138,7 @@ def _lines(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]
             raise UserError(
                 f"{path}, line {number}: {len(fields)} fields where the header has {len(header)}; "
                 f"separate columns with {_shown(delimiter)}, and put a field that holds it in "
-                'quotes ("cat, dog")'
+                f'quotes ("cat{delimiter}dog")'
             )
     return header, lines[1:]
 

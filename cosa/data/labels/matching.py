@@ -181,7 +181,7 @@ def match_rows(table: LabelTable, index: ImageIndex, all_of_them: bool = True) -
     if strays and all_of_them:
         stray = strays[0]
         raise UserError(
-            f"{table.where(stray)}: there is no image '{stray.image}'"
-            f"{did_you_mean(stray.image, index.names)}; names are relative to the folder of images"
+            f"{table.where(stray)}: there is no image '{stray.image}'; names are relative to the "
+            f"folder of images{did_you_mean(stray.image, index.names)}"
         )
     return rows

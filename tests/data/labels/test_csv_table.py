@@ -125,7 +125,8 @@ def test_blanks_separate_where_that_is_said_or_the_classes_are_known(root):
     ("image,label\na,cat\na,dog\n", "remove one, or join the labels of both in one"),
     ("image;cat;dog\na;1;2\n", "line 2: '2' in the column 'dog' where 0 or 1 belongs"),
     (",image,labels\n0,a,cat\n0,b,dog\n", "the first column has no name"),
-    ("image;labels\na;cat;dog\n", "line 2: 3 fields where the header has 2; separate columns with"),
+    ("image;labels\na;cat;dog\n", "line 2: 3 fields where the header has 2; separate columns with "
+     "';', and put a field that holds it in quotes (\"cat;dog\")"),
     ("image,labels\na,\"['cat', 'dog\"\n", "line 2: '['cat', 'dog' begins as a list of labels"),
     ("image,labels\na,[[cat]]\n", "line 2: '[[cat]]' begins as a list of labels"),
     ('image,labels\na,"{""choices"": 3}"\n', "line 2: choices must be a list, not 3"),
