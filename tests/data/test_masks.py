@@ -341,7 +341,7 @@ def test_masks_off_by_a_percent_are_resized(tmp_path, capsys, stored, fits):
     found = dataset(data)
     if not fits:
         fails(rf"a.png: the mask is {stored[0]}x{stored[1]} pixels but .*a.jpg is 200x100; they "
-              r"must have one size \(1 more files", found.check)
+              r"must have one size \(1 more file has problems", found.check)
         fails("they must have one size", lambda: found.mask_size(0))
         fails("they must have one size", lambda: found.mask(0))
         return

@@ -44,7 +44,7 @@ def test_too_little_memory_for_the_imports(program):
 
 
 @pytest.mark.parametrize("size, name", [
-    (600_000, "last.pth"), (150_000, "last.pth"), (2000, "config.yaml"), (3000, "metrics.jsonl"),
+    (600_000, "last.pth"), (150_000, "last.pth"), (2000, "config.yaml"), (5000, "metrics.jsonl"),
 ])
 def test_a_disk_that_is_full_loses_nothing(tmp_path, size, name):
     config = configure(tmp_path, model=RANDOM,
