@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -164,13 +165,12 @@ class CoTraining:
                 labelled = [self._label(one, assigned.pop(0).maps) for one in parts]
                 counts = self._counts(active, labelled)
                 mark("targets")
-            # Not kept under a name: the next part needs the room.
-            weights, sums = self._sums(
-                active, self._context(labelled[number], output, active, iteration)
+            # The context is not kept under a name: the next part needs the room.
+            means = self._weighted(
+                active, self._context(labelled[number], output, active, iteration), counts,
+                len(part["weak"]) / len(batch["weak"]),
             )
-            means = self._divide(sums, counts, len(part["weak"]) / len(batch["weak"]))
-            # Eq. (12), and what the regularizers add to it.
-            weighted = sum(weight * means[name] for name, weight in weights.items())
+            weighted = means.pop("loss")
             mark("losses")
             if number < len(parts) - 1:
                 weighted.backward()
@@ -202,8 +202,7 @@ class CoTraining:
             seen = self._context(
                 self._label(part, maps, xi), replace(output, **read), active, iteration=0
             )
-            means = self._divide({name: self.terms[name].sum(seen) for name in active}, {}, 1.0)
-            return {"loss": sum(active[name] * mean for name, mean in means.items()), **means}
+            return self._weighted(active, seen)
 
         values = self.replay.losses(("losses", *active.items()), losses, read, part, maps, xi)
         mark("losses")
@@ -271,19 +270,25 @@ class CoTraining:
             return {}
         return {name: sum(self.terms[name].counts(part).sum() for part in parts) for name in active}
 
-    def _sums(
-        self, active: Mapping[str, float], seen: Context
-    ) -> tuple[dict[str, float], dict[str, Sum]]:
-        """Name -> weight, and name -> sum, of all terms: CoSA's and the regularizers'."""
+    def _weighted(
+        self, active: Mapping[str, float], seen: Context,
+        counts: Mapping[str, Tensor] = MappingProxyType({}), share: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """First "loss", Eq. (12) and what the regularizers add to it, then each term unweighted.
+
+        Args:
+            counts, share: see :meth:`_divide`; those of a whole batch by default.
+        """
         weights = dict(active)
         sums = {name: self.terms[name].sum(seen) for name in active}
         for regularizer in self.active_regularizers(seen.iteration):
             weights |= regularizer.weights()
             sums |= regularizer(seen)
-        return weights, sums
+        means = self._divide(sums, counts, share)
+        return {"loss": sum(weight * means[name] for name, weight in weights.items()), **means}
 
     def _divide(
-        self, sums: dict[str, Sum], counts: dict[str, Tensor], share: float
+        self, sums: dict[str, Sum], counts: Mapping[str, Tensor], share: float
     ) -> dict[str, Tensor]:
         """Name -> mean, of which those of all parts and processes make that of the whole batch.
 

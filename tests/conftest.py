@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.helpers.inference import run_main, write_weights
+from tests.helpers.inference import run_main, save_smooth, write_weights
 from tests.helpers.tiny import ROOT
 
 
@@ -54,6 +54,14 @@ def command_line(monkeypatch, capfd):
 def weights(tmp_path_factory):
     """A file of a tiny network's weights, for infer.py."""
     return write_weights(tmp_path_factory.mktemp("weights") / "tiny.pt")
+
+
+@pytest.fixture
+def photos(request, tmp_path):
+    """A folder of the images that the module names in NAMES, each of its own size."""
+    for k, name in enumerate(request.module.NAMES):
+        save_smooth(tmp_path / "in" / name, (40 + k, 30), seed=k)
+    return tmp_path / "in"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Collection, Sequence
@@ -20,6 +19,7 @@ from cosa.core.threads import parallel_map
 from cosa.export.annotations import FORMATS, MODEL, Picture, Target, Writer, from_arrays
 from cosa.inference.command_line import Options
 from cosa.inference.jobs import Job, Plan
+from cosa.inference.places import spare_inputs
 
 _DIGITS = 12
 """Of the weights' digest, that tell one model from another."""
@@ -40,12 +40,7 @@ def choose_writers(options: Options, network: TrainedNetwork, digest: str) -> li
         prefix=options.image_prefix, overwrite=options.overwrite,
     )
     writers = [FORMATS[name](target) for name in options.export]
-    for path in export_places(options):
-        for name in ("weights", "labels", "colors", "evaluate"):
-            given = getattr(options, name)
-            if given and Path(os.path.realpath(given)).is_relative_to(os.path.realpath(path)):
-                raise UserError(f"--{name} {given} would be overwritten by --export: choose "
-                                "another --output, or move it away")
+    spare_inputs(options, export_places(options), "--export")
     for writer in writers:
         writer.check()
     return writers

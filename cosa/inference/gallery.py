@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -13,14 +12,13 @@ from PIL import Image
 
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError
-from cosa.core.files import check_target, write_atomically
+from cosa.core.files import write_atomically
 from cosa.core.signals import Interrupts
-from cosa.core.terminal import progress_bar
 from cosa.core.text import NAME, shown
-from cosa.core.threads import parallel_map
 from cosa.inference.command_line import Options
 from cosa.inference.jobs import Job, Plan
-from cosa.inference.review import certainties, fail, read_pair
+from cosa.inference.places import check_places
+from cosa.inference.review import certainties, look_at, read_pair
 from cosa.inference.settings import Settings
 from cosa.pages.markup import Markup, element, is_own, link, name, page, picture, table
 from cosa.pages.style import STYLE
@@ -43,19 +41,7 @@ def gallery_places(options: Options) -> list[Path]:
 
 def check_gallery(options: Options) -> None:
     """Raise ``UserError`` if the gallery would be in the way of another file."""
-    (place,) = gallery_places(options)
-    for given in ("weights", "labels", "colors", "evaluate"):
-        path = getattr(options, given)
-        if path and os.path.realpath(path) == os.path.realpath(place):
-            raise UserError(f"--{given} {path} would be overwritten by --report: choose another "
-                            "--output, or move it away")
-    check_target(place)
-    own = not place.exists()
-    with suppress(OSError):
-        own = own or is_own(place)
-    if not own:
-        raise UserError(f"{place} is there and was not written by --report: move it away, or "
-                        "choose another --output")
+    check_places(options, gallery_places(options), "--report", _is_own)
 
 
 def write_gallery(
@@ -77,26 +63,25 @@ def write_gallery(
     """
     (place,) = gallery_places(options)
     good, broken = jobs.only(file not in failures for file in jobs.files), {}
-    cards: list[Markup] = []
     try:
         known = certainties(good, options.workers, broken, stop)
         least = [(good[index], value) for value, index in known[:MOST]]
         make = partial(_card, network, settings, place)
-        bar = progress_bar(total=len(least), unit="image", disable=None)
         # A few at a time: these are whole images.
-        with bar, closing(parallel_map(make, least, min(2, options.workers), 2)) as made:
-            for (job, _), card in zip(least, stop.awaiting(made), strict=True):
-                bar.update()
-                if isinstance(card, UserError):
-                    fail(job.name, card, broken)
-                else:
-                    cards.append(card)
+        cards = look_at(make, least, min(2, options.workers), broken, stop)
     except KeyboardInterrupt:
         return broken, True
     others = [(good[index], value) for value, index in known[MOST:]]
     errors = sorted({**failures, **broken}.items())
     write_atomically(place, _page(jobs, cards, others, errors, network, place))
     return broken, False
+
+
+def _is_own(place: Path) -> bool:
+    try:
+        return is_own(place)
+    except OSError:
+        return False
 
 
 def _page(

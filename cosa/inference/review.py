@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from cosa.checkpoint import TrainedNetwork
 from cosa.core.errors import UserError
-from cosa.core.files import check_target, write_atomically, writing
+from cosa.core.files import write_atomically, writing
 from cosa.core.signals import Interrupts
 from cosa.core.terminal import progress_bar, say
 from cosa.core.threads import parallel_map
@@ -26,9 +26,12 @@ from cosa.inference.command_line import Options
 from cosa.inference.jobs import Job, Plan
 from cosa.inference.kinds import SHEET
 from cosa.inference.outputs import read_certainty
+from cosa.inference.places import check_places
 from cosa.inference.settings import Settings
 from cosa.pictures.palette import save_image
 from cosa.pictures.sheet import Entry, contact_sheet, entry
+
+Shown = TypeVar("Shown")
 
 TABLE = "review.csv"
 HEAD = ("image", "certainty", "error")
@@ -42,21 +45,12 @@ def review_places(options: Options) -> list[Path]:
 
 def check_review(options: Options, jobs: Plan) -> None:
     """Raise ``UserError`` if a review would be in the way of another file, or it of the review."""
-    table, sheet = review_places(options)
+    places = review_places(options)
+    sheet = places[1]
     if jobs.overwritten(sheet.parent, [SHEET]):
         raise UserError(f"an image would become {sheet}, where --review puts its contact sheet: "
                         "rename the image")
-    for name in ("weights", "labels", "colors", "evaluate"):
-        given = getattr(options, name)
-        if given and os.path.realpath(given) in map(os.path.realpath, (table, sheet)):
-            raise UserError(f"--{name} {given} would be overwritten by --review: choose another "
-                            "--output, or move it away")
-    check_target(table)
-    check_target(sheet)
-    there = next((path for path in (table, sheet) if path.exists()), None)
-    if there is not None and not _is_own(table):
-        raise UserError(f"{there} is there and was not written by --review: move it away, or "
-                        "choose another --output")
+    check_places(options, places, "--review", _is_own)
 
 
 def review(
@@ -80,7 +74,9 @@ def review(
     try:
         known = certainties(good, options.workers, broken, stop)
         least = [(good[place], value) for value, place in known[: options.review]]
-        entries = _entries(least, network.num_classes, settings.reading, broken, stop)
+        # One at a time: these are whole images.
+        make = partial(_entry, network.num_classes, settings.reading)
+        entries = look_at(make, least, 1, broken, stop)
     except KeyboardInterrupt:
         return broken, True
     errors = {**failures, **broken}
@@ -111,23 +107,26 @@ def certainties(
     return sorted(known)
 
 
-def _entries(
-    least: list[tuple[Job, float]], num_classes: int, reading: Reading, broken: dict[str, str],
-    stop: Interrupts,
-) -> list[Entry]:
-    """What is on the sheet; ``broken`` gets the images that cannot be shown."""
-    entries = []
-    # One at a time: these are whole images.
-    shown = parallel_map(partial(_entry, num_classes, reading), least, 1, 2)
+def look_at(
+    make: Callable[[tuple[Job, float]], Shown | UserError], least: Sequence[tuple[Job, float]],
+    workers: int, broken: dict[str, str], stop: Interrupts,
+) -> list[Shown]:
+    """What is made of each image and its certainty; ``broken`` gets those that cannot be shown.
+
+    Args:
+        workers: images that are held at a time.
+    """
+    shown = []
+    found = parallel_map(make, least, workers, 2)
     bar = progress_bar(total=len(least), unit="image", disable=None)
-    with bar, closing(shown):
-        for (job, _), made in zip(least, stop.awaiting(shown), strict=True):
+    with bar, closing(found):
+        for (job, _), made in zip(least, stop.awaiting(found), strict=True):
             bar.update()
             if isinstance(made, UserError):
                 fail(job.name, made, broken)
             else:
-                entries.append(made)
-    return entries
+                shown.append(made)
+    return shown
 
 
 def fail(name: str, error: UserError, broken: dict[str, str]) -> None:

@@ -61,7 +61,7 @@ class Graphed:
         if self._failed or images.device.type != DEVICE:
             return self._call(images)
         known = self._passes.setdefault(images.shape, _Pass())
-        with _casts_uncached(images.device):
+        with _autocast_of(images.device)():
             if known.made >= WARM_UP and known.recorded is None:
                 self._record(known, images)
             if known.recorded is None:
@@ -391,6 +391,3 @@ def _autocast_of(device: torch.device) -> Callable[[], torch.autocast]:
     dtype = torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
 
-
-def _casts_uncached(device: torch.device) -> torch.autocast:
-    return _autocast_of(device)()

@@ -14,18 +14,11 @@ from cosa.data.masks import open_masks
 from cosa.export.annotations import FORMATS
 from cosa.export.annotations.yolo import Yolo
 from cosa.inference import outputs
-from tests.helpers.inference import CLASSES, files, read, refusal, save_smooth
+from tests.helpers.inference import CLASSES, files, read, refusal
 
 EXPORT = ("--export", ",".join(FORMATS), "--simplify", "0")
 NAMES = ["0.png", "a/1.png", "a/2.jpg"]
 WHOLE = ["coco.json", "labelstudio.json", "labelstudio.xml", "yolo/data.yaml"]
-
-
-@pytest.fixture
-def photos(tmp_path):
-    for k, name in enumerate(NAMES):
-        save_smooth(tmp_path / "in" / name, (40 + k, 30), seed=k)
-    return tmp_path / "in"
 
 
 def stem(name):

@@ -17,13 +17,6 @@ from tests.helpers.reports import EVIL, assert_inert, assert_readable, browse, p
 NAMES = ["0.png", "a/1.png", "a/2.jpg", "a/3.png"]
 
 
-@pytest.fixture
-def photos(tmp_path):
-    for k, name in enumerate(NAMES):
-        save_smooth(tmp_path / "in" / name, (40 + k, 30), seed=k)
-    return tmp_path / "in"
-
-
 def links(page):
     return [value for tag, key, value in parsed(page)[1] if (tag, key) == ("a", "href")]
 

@@ -19,13 +19,6 @@ from tests.helpers.inference import files, refusal, save_smooth
 NAMES = ["0.png", "a/1.png", "a/2.jpg", "a/3.png"]
 
 
-@pytest.fixture
-def photos(tmp_path):
-    for k, name in enumerate(NAMES):
-        save_smooth(tmp_path / "in" / name, (40 + k, 30), seed=k)
-    return tmp_path / "in"
-
-
 def table(out):
     with open(out / "review.csv", newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from cosa.benchmark.tables import REPORT, print_section
 from cosa.benchmark.timings.train import choose_dataset
 from cosa.benchmark.timings.trainer import Trainer
 from cosa.config import load_config
-from cosa.core.device import full_precision, memory_errors_explained
+from cosa.core.device import memory_errors_explained
 from cosa.core.files import write_atomically
 from cosa.core.terminal import Parser
 from cosa.core.text import aligned
@@ -47,7 +46,7 @@ def measure(config_file: str, overrides: Sequence[str], ways: dict[str, list[str
             config = load_config(config_file, [
                 *overrides, "model.pretrained=false", "threshold.dynamic=false", *options])
             trainer = Trainer(config, choose_dataset(config, Path(folder)))
-            terms, gradient = _step(trainer, exact=name == "float32")
+            terms, gradient = _step(trainer)
             reference = gradient if reference is None else reference
             difference = (gradient - reference).norm() / reference.norm()
             found[name] = {"terms": terms, "gradient": difference.item()}
@@ -55,15 +54,14 @@ def measure(config_file: str, overrides: Sequence[str], ways: dict[str, list[str
     return found
 
 
-def _step(trainer: Trainer, exact: bool) -> tuple[dict[str, float], torch.Tensor]:
+def _step(trainer: Trainer) -> tuple[dict[str, float], torch.Tensor]:
     """Terms and gradient of the last of some equal steps, after which no weight moves."""
     cotraining, batch = trainer.cotraining, trainer.cached_batches()[0]
     last = trainer.config.train.iterations - 1
     for _ in range(STEPS):
         trainer.optimizer.zero_grad()
-        with full_precision() if exact else nullcontext():
-            loss, terms = cotraining.step(batch, last)
-            loss.backward()
+        loss, terms = cotraining.step(batch, last)
+        loss.backward()
         loss = loss.detach()
     grads = [p.grad.flatten() for p in cotraining.online.parameters() if p.grad is not None]
     values = {name: value.item() for name, value in terms.items()}
