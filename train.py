@@ -212,6 +212,7 @@ def fit(
                 # Nothing is saved before it is known that the steps went well.
                 if saving or session.settling_due():
                     session.log.settle()
+                    session.cotraining.xi()  # a GPU's tells only now of what was not finite
                 if saving or session.evaluation_due():
                     session.require_finite()
 

@@ -184,13 +184,16 @@ class Labeller:
         self.alpha, self.beta = alpha, beta
         self.temperature = temperature
 
-    def threshold(self, key: str) -> float:
+    def threshold(self, key: str) -> float | Tensor:
         """The threshold of the map ``key`` with all that it was adapted to.
+
+        Returns:
+            A number, or a tensor () of a GPU that fits it, see ``DynamicThreshold.newest``.
 
         Raises:
             NotFiniteError: the assignment network's activations are NaN.
         """
-        return self.thresholds[key].value if self.fixed is None else self.fixed
+        return self.thresholds[key].newest if self.fixed is None else self.fixed
 
     def known_thresholds(self) -> tuple[float | None, float | None]:
         """(ξ, ξ†); None for one that no batch has adapted: no term uses it, or none has begun."""

@@ -1,34 +1,39 @@
 """The dynamic threshold between background and foreground (Eq. 6 of CoSA).
 
 The confidences of the last batches are taken as a mixture of two Gaussians; the threshold is the
-point between their means where the weighted densities cross. The mixture is fitted by
-expectation-maximisation on a histogram, which gives the result of a fit on the samples at a
-cost that does not depend on their number.
+point between their means where the weighted densities cross (``cosa.mixture``).
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cosa.core.errors import NotFiniteError
+from cosa.mixture import LEVELS, fit_threshold
 
-# Confidences are rounded to multiples of 1/500, a variance of 3e-7. 0 and 1, where normalised
-# maps pile up, are exact.
-_LEVELS = 501
-_GRID = np.linspace(0, 1, _LEVELS)
-_LEFT_OUT, _MISSING = _LEVELS, _LEVELS + 1
-_POWERS = np.stack([np.ones(_LEVELS), _GRID, _GRID**2])
+_LEFT_OUT, _MISSING = LEVELS, LEVELS + 1
 
-_MIN_SAMPLES = 16
-_MAX_STEPS = 50  # each of two EM iterations and an extrapolation
-_TOLERANCE = 1e-6
+
+class Fit(Protocol):
+    """A queue and its threshold on a GPU: ``cosa.mixture.device.DeviceFit``."""
+
+    xi: Tensor
+
+    def push(self, counts: Tensor) -> None: ...
+
+    def read(self) -> tuple[float, int]: ...
+
+    def rows(self) -> Tensor: ...
+
+
+OnGpu = Callable[[float, Tensor, int, float, float, torch.device], Fit | None]
+"""Makes a ``Fit``, see ``DeviceFit``; None where there is none."""
 
 
 class DynamicThreshold:
@@ -44,6 +49,8 @@ class DynamicThreshold:
         variance_floor: the least variance of either Gaussian.
         all_sum: where several processes have a share of each batch, the sum of a tensor over
             them: all agree on ξ then.
+        on_gpu: asked once, when the first confidences come from a GPU; what it makes fits there,
+            and ``newest`` waits for nothing. Without one the host fits.
 
     Raises:
         ValueError: an argument is out of range.
@@ -57,6 +64,7 @@ class DynamicThreshold:
         min_confidence: float = 0.05,
         variance_floor: float = 1e-4,
         all_sum: Callable[[Tensor], Tensor] = lambda counts: counts,
+        on_gpu: OnGpu = lambda *given: None,
     ) -> None:
         if queue_length < 1:
             raise ValueError(f"queue_length must be at least 1, got {queue_length}")
@@ -71,11 +79,13 @@ class DynamicThreshold:
         self.smoothing = smoothing
         self.min_confidence = min_confidence
         self.variance_floor = variance_floor
-        self._all_sum = all_sum
+        self._all_sum, self._on_gpu = all_sum, on_gpu
+        self._fit: Fit | None = None
+        self._asked = False
         self._value = float(initial)
         self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._queue: deque[np.ndarray] = deque(maxlen=queue_length)
-        self._total = np.zeros(_LEVELS, dtype=np.int64)
+        self._total = np.zeros(LEVELS, dtype=np.int64)
 
     @property
     def value(self) -> float:
@@ -85,24 +95,36 @@ class DynamicThreshold:
         whose densities do not cross between their means.
 
         Raises:
-            NotFiniteError: a confidence of the newest batch is NaN; that batch is dropped.
+            NotFiniteError: a confidence of the newest batch is NaN, or on a GPU of one since this
+                was last read; such a batch is dropped.
         """
         self._take_pending()
+        if self._fit is not None:
+            self._value, missing = self._fit.read()
+            if missing:
+                raise NotFiniteError(f"{missing} confidences of the last steps are NaN")
         return self._value
 
+    @property
+    def newest(self) -> float | Tensor:
+        """``value``, but of a fit on a GPU as a tensor (), float32, for which the host waits not.
+
+        That is NaN, and nothing raised, if a confidence of the newest batch is NaN.
+        """
+        return self.value if self._fit is None else self._fit.xi
+
     def distribution(self) -> np.ndarray:
-        """The confidences that ξ is fitted to: (501,) int64, how many are 0, 1/500 .. 1.
+        """The confidences that ξ is fitted to: (LEVELS,) int64, how many are 0, 1/500 .. 1.
 
         Raises:
             NotFiniteError: see ``value``.
         """
-        self._take_pending()
-        return self._total.copy()
+        return np.sum(self._rows(), axis=0, dtype=np.int64)
 
     @property
     def started(self) -> bool:
         """Whether any batch was taken in; before, ``value`` is the initial one."""
-        return len(self._queue) + len(self._pending) > 0
+        return self._fit is not None or len(self._queue) + len(self._pending) > 0
 
     def push(self, confidence: Tensor, counted: Tensor | None = None) -> None:
         """Take in the confidences of one batch, of all processes, as soon as they are there.
@@ -135,6 +157,9 @@ class DynamicThreshold:
         ready = None
         counts = self._all_sum(counts)  # all processes agree on ξ, and on whether to stop
         if counts.is_cuda:
+            if self._fits_on(counts.device):
+                self._fit.push(counts)
+                return
             stream = torch.cuda.current_stream(counts.device)
             counts = counts.to("cpu", non_blocking=True)
             ready = torch.cuda.Event()
@@ -164,7 +189,7 @@ class DynamicThreshold:
         missing = int(counts[_MISSING])
         if missing:
             raise NotFiniteError(f"{missing} of {int(counts.sum())} confidences are NaN")
-        histogram = counts[:_LEVELS].numpy().astype(np.int32)
+        histogram = counts[:LEVELS].numpy().astype(np.int32)
         if len(self._queue) == self._queue.maxlen:
             self._total -= self._queue[0]
         self._queue.append(histogram)
@@ -173,11 +198,26 @@ class DynamicThreshold:
         if fit is not None:
             self._value = self.smoothing * self._value + (1 - self.smoothing) * fit
 
+    def _fits_on(self, device: torch.device) -> bool:
+        """Whether the fit is made on a device, to which the queue moves at the first time."""
+        if not self._asked:
+            self._asked = True
+            rows = torch.from_numpy(self._rows())
+            self._fit = self._on_gpu(self._value, rows, self._queue.maxlen, self.smoothing,
+                                     self.variance_floor, device)
+        return self._fit is not None
+
+    def _rows(self) -> np.ndarray:
+        """The histograms in the queue, oldest first, (n, LEVELS) int32."""
+        self._take_pending()
+        if self._fit is not None:
+            return self._fit.rows().numpy()
+        return np.array(self._queue, dtype=np.int32).reshape(-1, LEVELS)
+
     def state_dict(self) -> dict[str, Any]:
         """The threshold and the queue: ``value`` float, ``histograms`` (n, levels) int32."""
         value = self.value  # takes in what is pending
-        rows = np.array(self._queue, dtype=np.int32).reshape(-1, _LEVELS)
-        return {"value": value, "histograms": torch.from_numpy(rows)}
+        return {"value": value, "histograms": torch.from_numpy(self._rows())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; of a longer queue the newest batches are kept.
@@ -186,35 +226,14 @@ class DynamicThreshold:
             ValueError: the state is of another histogram.
         """
         rows = state["histograms"]
-        if rows.dim() != 2 or rows.shape[1] != _LEVELS:
-            raise ValueError(f"histograms must have shape (n, {_LEVELS}), got {tuple(rows.shape)}")
+        if rows.dim() != 2 or rows.shape[1] != LEVELS:
+            raise ValueError(f"histograms must have shape (n, {LEVELS}), got {tuple(rows.shape)}")
         self._value = float(state["value"])
+        self._fit, self._asked = None, False
         self._pending.clear()
         self._queue.clear()
         self._queue.extend(rows.cpu().numpy().astype(np.int32))
-        self._total = np.sum(self._queue, axis=0, dtype=np.int64) + np.zeros(_LEVELS, np.int64)
-
-
-def fit_threshold(histogram: np.ndarray, variance_floor: float = 1e-4) -> float | None:
-    """Fit two Gaussians to a histogram and return where their densities cross: Eq. (6) of CoSA.
-
-    Args:
-        histogram: counts at equally spaced confidences from 0 to 1, (501,).
-        variance_floor: the least variance of either Gaussian.
-
-    Returns:
-        The crossing between the two means, or None where there is none.
-    """
-    samples = histogram.sum()
-    if samples < _MIN_SAMPLES or np.count_nonzero(histogram) < 2:
-        return None
-    frequency = histogram / samples
-    fit = _fit_mixture(frequency, variance_floor)
-    # A Gaussian that holds less than one sample has vanished.
-    if min(fit[0][0], fit[1][0]) * samples < 1:
-        return None
-    low, high = sorted(fit, key=lambda moments: moments[1] / moments[0])
-    return _crossing(low, high, variance_floor)
+        self._total = np.sum(self._queue, axis=0, dtype=np.int64) + np.zeros(LEVELS, np.int64)
 
 
 def _histogram(confidence: Tensor, counted: Tensor | None, min_confidence: float) -> Tensor:
@@ -226,90 +245,11 @@ def _histogram(confidence: Tensor, counted: Tensor | None, min_confidence: float
     if flat.dtype != torch.float64:
         flat = flat.float()
     missing = torch.isnan(flat)
-    level = (flat.clamp(0, 1) * (_LEVELS - 1)).round().masked_fill(missing, 0).long()
+    level = (flat.clamp(0, 1) * (LEVELS - 1)).round().masked_fill(missing, 0).long()
     if min_confidence > 0:
         level = level.masked_fill(flat <= min_confidence, _LEFT_OUT)
     level = level.masked_fill(missing, _MISSING)
     if counted is not None:
         level = level.masked_fill(~counted.flatten(), _LEFT_OUT)
     # Unlike bincount, this needs no look at the largest level, for which the host would wait.
-    return level.new_zeros(_LEVELS + 2).scatter_add_(0, level, torch.ones_like(level))
-
-
-# A Gaussian with its weight is held as its moments (weight, weight * mean, weight * mean square):
-# they add up over the two Gaussians to those of the data, and an EM iteration is a map of one
-# Gaussian's moments.
-
-
-def _fit_mixture(frequency: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fit two Gaussians by EM from a start that depends on the histogram alone.
-
-    Plain EM creeps where the Gaussians overlap; a squared extrapolation (SQUAREM: Varadhan and
-    Roland, 2008) after every second iteration reaches the same fixed point sooner.
-    """
-    weighted = _POWERS * frequency
-    total = weighted.sum(axis=1)
-
-    def iterate(high: np.ndarray) -> np.ndarray:
-        exponent = (_log_density(total - high, floor) - _log_density(high, floor)) @ _POWERS
-        return weighted @ (1 / (1 + np.exp(np.minimum(exponent, 700))))
-
-    high = _upper_class(weighted)
-    for _ in range(_MAX_STEPS):
-        first = iterate(high)
-        second = iterate(first)
-        if not (_is_gaussian(second) and _is_gaussian(total - second)):
-            return total - second, second
-        change = first - high
-        bend = second - first - change
-        start, high = high, second
-        if np.abs(second - first).max() < _TOLERANCE:
-            break
-        length = max(math.sqrt(change @ change / max(bend @ bend, 1e-300)), 1.0)
-        leap = start + 2 * length * change + length**2 * bend
-        if _is_gaussian(leap) and _is_gaussian(total - leap):
-            high = leap
-    return total - high, high
-
-
-def _upper_class(weighted: np.ndarray) -> np.ndarray:
-    """The moments above the split of least within-class variance (Otsu: an exact 2-means)."""
-    below = weighted.cumsum(axis=1)
-    total, below = below[:, -1:], below[:, :-1]
-    weight = below[0] * (total[0] - below[0])
-    between = (below[1] * total[0] - total[1] * below[0]) ** 2
-    separation = np.divide(between, weight, out=np.zeros_like(between), where=weight > 1e-12)
-    return total[:, 0] - below[:, separation.argmax()]
-
-
-def _is_gaussian(moments: np.ndarray) -> bool:
-    """Whether the moments are those of some Gaussian: a weight, and no negative variance."""
-    weight, first, second = moments.tolist()
-    return weight > 1e-9 and second * weight >= first * first * (1 - 1e-9)
-
-
-def _log_density(moments: np.ndarray, floor: float) -> np.ndarray:
-    """The log of the weighted density: coefficients of 1, x and x^2, up to a shared constant."""
-    weight, first, second = moments.tolist()
-    mean = first / weight
-    variance = max(second / weight - mean**2, floor)
-    constant = math.log(weight) - 0.5 * math.log(variance) - 0.5 * mean**2 / variance
-    return np.array([constant, mean / variance, -0.5 / variance])
-
-
-def _crossing(low: np.ndarray, high: np.ndarray, floor: float) -> float | None:
-    """Where ``high`` becomes the denser Gaussian between the two means; None where it does not."""
-    c, b, a = (_log_density(high, floor) - _log_density(low, floor)).tolist()
-    left, right = float(low[1] / low[0]), float(high[1] / high[0])
-    if right - left < _GRID[1]:
-        return None
-    if not (c + left * (b + left * a) < 0 < c + right * (b + right * a)):
-        return None
-    # A parabola of opposite signs at the ends has one root in between.
-    for _ in range(50):
-        middle = (left + right) / 2
-        if c + middle * (b + middle * a) < 0:
-            left = middle
-        else:
-            right = middle
-    return middle
+    return level.new_zeros(LEVELS + 2).scatter_add_(0, level, torch.ones_like(level))

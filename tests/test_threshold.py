@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cosa.core.errors import NotFiniteError
-from cosa.threshold import DynamicThreshold, fit_threshold
+from cosa.mixture import fit_threshold
+from cosa.threshold import DynamicThreshold
 
 SAMPLES = 20000
 

@@ -23,8 +23,10 @@ from torch import Tensor
 from cosa.core.tensors import at_least_float32
 from cosa.lattice.points import neighbours, pack, simplices
 
-# Said by PyTorch at the first of them; what is used here is a constructor and a product.
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+# Said by PyTorch at the first of them; what is used here is a constructor and a product. Some
+# versions miss a choice about checks, though it is made.
+for _said in ("Sparse CSR tensor support is in beta", "Sparse invariant checks are implicitly"):
+    warnings.filterwarnings("ignore", _said, UserWarning)
 
 # Larger blocks of memory are handed back to the system after each use and cleared before the next
 # (glibc), which takes long where there are many channels.

@@ -15,8 +15,8 @@ from cosa.config import Config, to_dict
 from cosa.config.schedule import is_settled
 from cosa.core import distributed
 from cosa.core.device import allow_tf32, choose_autocast, choose_device
-from cosa.core.errors import UserError
-from cosa.core.terminal import say
+from cosa.core.errors import UserError, one_line
+from cosa.core.terminal import note, say
 from cosa.cotrain import Calls, CoTraining, Mark, Network
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
@@ -25,7 +25,7 @@ from cosa.network import CoSANetwork
 from cosa.regularizers.registry import build_regularizers
 from cosa.targets import Labeller
 from cosa.terms import loss_terms
-from cosa.threshold import DynamicThreshold
+from cosa.threshold import DynamicThreshold, Fit
 from cosa.training.compile import Compiled
 from cosa.training.graphs import Graphed, Replays
 
@@ -115,6 +115,7 @@ def assemble(
             min_confidence=threshold.min_confidence,
             variance_floor=threshold.variance_floor,
             all_sum=distributed.all_sum,
+            on_gpu=fit_on_gpu,
         )
         for key in ("cam", "aux_cam")
     }
@@ -145,6 +146,21 @@ def assemble(
         **choose_calls(config, next(network.parameters()).device),
         all_mean=distributed.all_mean,
     )
+
+
+def fit_on_gpu(*given: Any) -> Fit | None:
+    """A ``cosa.mixture.device.DeviceFit`` of these arguments; None, with a note, where it fails."""
+    try:
+        from cosa.mixture.device import DeviceFit
+
+        return DeviceFit(*given)
+    except torch.OutOfMemoryError:
+        raise
+    except ImportError:  # PyTorch brings no Triton: on Windows, for one
+        return None
+    except Exception as error:  # it compiles, which fails in many ways, none of which is ours
+        note(f"Triton failed, the threshold is fitted by the host ({one_line(error)})")
+        return None
 
 
 def calls_of(config: Config, device: torch.device) -> tuple[bool, bool]:

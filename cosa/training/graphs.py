@@ -274,6 +274,8 @@ def _copy(into: Any, given: Any) -> None:
 def _on_device(given: Any, device: torch.device) -> Any:
     """The same tree with its numbers as scalar tensors on a device, for which nobody waits."""
     numbers = [leaf for leaf in tree_leaves(given) if not isinstance(leaf, Tensor)]
+    if not numbers:
+        return given
     moved = iter(move(torch.tensor(numbers, dtype=torch.float32), device).unbind())
     return tree_map(lambda leaf: leaf if isinstance(leaf, Tensor) else next(moved), given)
 

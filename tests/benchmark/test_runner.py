@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from cosa.benchmark.campaigns.campaign import machines_of
 from cosa.benchmark.campaigns.runner import MARKER, Run, Runner
 from cosa.benchmark.stamp import Revision
 from cosa.config import load_config
@@ -150,3 +151,17 @@ def test_a_change_of_the_program_stops_the_runs(tmp_path, fine, finished):
             if run.folder.exists()]
     assert done.count(True) == len(finished) and not runs[2].folder.exists()
     assert [run.config.name for run in runs if run.is_finished()] == finished
+
+
+def test_a_run_tells_on_which_machine_it_was_made(tmp_path):
+    runs = [fake_run(tmp_path, "", f"run{number}") for number in range(3)]
+    Runner(1, 1).complete(runs)
+    here = runs[0].made_on()
+    assert "PyTorch" in here and machines_of(runs, "elsewhere") == here
+    marker = json.loads((runs[0].folder / MARKER).read_text())
+    (runs[0].folder / MARKER).write_text(json.dumps({**marker, "machine": "a GPU"}))
+    assert runs[0].is_finished()
+    assert machines_of(runs, here) == f"2 runs on {here}; 1 run on a GPU"
+    del marker["machine"]
+    (runs[1].folder / MARKER).write_text(json.dumps(marker))
+    assert machines_of(runs[1:2], "elsewhere") == "elsewhere"

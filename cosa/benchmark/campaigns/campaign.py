@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,14 +128,29 @@ def execute(
     # Two at once would each delete the runs that the other has begun.
     with RunFolder(given.output).locked(), terminate_as_interrupt():
         Runner(given.jobs, share, started.require_unchanged).complete(runs)
+    facts = started.facts(device)
     return runs, {
-        **started.facts(device),
+        **facts,
+        "machine": machines_of(runs, facts["machine"]),
         "jobs": given.jobs,
         "threads": share,
         "config_file": given.config,
         "config": to_dict(load_config(given.config, given.overrides)),
         "seeds": given.seeds,
     }
+
+
+def machines_of(runs: Sequence[Run], here: str) -> str:
+    """The machines that have made the runs, each with how many if it was not one.
+
+    Args:
+        here: the present machine, for runs that do not tell.
+    """
+    made = Counter(run.made_on() or here for run in runs)
+    if len(made) == 1:
+        return next(iter(made))
+    told = (f"{count} run{'s' * (count > 1)} on {name}" for name, count in made.most_common())
+    return "; ".join(told)
 
 
 def collect(runs: Sequence[Run]) -> Results:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cosa.benchmark.stamp import Revision
 from cosa.config import Config, to_dict
+from cosa.core.device import choose_device, machine
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
 from cosa.core.hub import fetch, is_model
@@ -92,11 +93,15 @@ class Run:
         self._write_marker(finished=False)
 
     def finish(self) -> None:
-        """Mark the folder as complete."""
-        self._write_marker(finished=True)
+        """Mark the folder as complete, on the machine that has made it."""
+        self._write_marker(finished=True, machine=machine(choose_device(self.config.device)))
 
-    def _write_marker(self, finished: bool) -> None:
-        content = {"finished": finished, "identity": self.identity()}
+    def made_on(self) -> str | None:
+        """The machine that has made a finished run; None where the folder does not tell."""
+        return self._read_marker().get("machine")
+
+    def _write_marker(self, finished: bool, **further: str) -> None:
+        content = {"finished": finished, "identity": self.identity(), **further}
         write_atomically(self.folder / MARKER, json.dumps(content, indent=2) + "\n")
 
     def _read_marker(self) -> dict[str, Any]:

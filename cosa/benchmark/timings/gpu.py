@@ -41,13 +41,16 @@ class Part:
     """Arguments of Python, from the file of its figures and the folder of photographs, if any."""
 
 
+MANY = ["--rounds", "100"]  # of 30 ms: a single late batch is to count for little
+
+
 def _train(*options: str) -> Callable[[Path, list[str]], list[str]]:
     return lambda file, _: [*BENCHMARK, "train", *VOC, "--json", str(file), *options]
 
 
 def _inference(file: Path, photos: list[str]) -> list[str]:
     return [*BENCHMARK, "inference", *photos, "--config", "configs/voc.yaml", "--classes", "21",
-            "--limit", "12", "--backends", "torch", "--presets", "release", "--device", "cuda",
+            "--limit", "64", "--backends", "torch", "--presets", "release", "--device", "cuda",
             "--output", str(file),
             "--report", str(file.with_suffix(".md"))]
 
@@ -59,11 +62,11 @@ def _crf(file: Path, photos: list[str]) -> list[str]:
 
 PARTS = {
     "tests": Part("the tests that need CUDA", lambda file, _: [
-        "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests"]),
+        "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "tests"]),
     "precision": Part("a step in bf16 against float32", lambda file, _: [
         *BENCHMARK, "precision", *VOC, "--json", str(file)]),
-    "train": Part("training as it is by default", _train("--baseline", "--profile")),
-    "train-graphs": Part("training without torch.compile", _train("train.compile=false")),
+    "train": Part("training as it is by default", _train(*MANY, "--baseline", "--profile")),
+    "train-graphs": Part("training without torch.compile", _train(*MANY, "train.compile=false")),
     "crf": Part("the CRF against one core of pydensecrf", _crf),
     "inference": Part("inference with and without a CRF", _inference),
     "channels": Part("the CRF's filter by channels", lambda file, photos: [

@@ -40,6 +40,8 @@ TOPIC = "train"
 DEFAULT_CONFIG = "configs/demo.yaml"
 PHASES = ("data", "teacher", "student", "targets", "losses", "backward", "optimizer and average")
 NOISE_IMAGES = 64
+MOST_COMPARED = 8
+"""Rounds with the baseline's step, which takes long, at most."""
 
 KNOWN = {"voc": len(voc.CLASSES), "coco": len(coco.CLASSES)}
 """Data set whose classes are known without its files -> how many, without the background."""
@@ -319,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = measure(trainer, before, given.rounds, given.warm_up)
         facts = {**started.facts(trainer.device), **facts_of(trainer, measured)}
         if given.baseline:
-            facts["comparison"] = compare(trainer, max(1, given.rounds // 4))
+            facts["comparison"] = compare(trainer, min(max(1, given.rounds // 4), MOST_COMPARED))
         if given.profile and trainer.device.type == "cuda":
             facts["kernels"] = kernels_of(trainer)
     config = trainer.config
