@@ -9,7 +9,7 @@ from tests.helpers.tiny import ROOT
 
 METHOD = (
     "affinity", "decoder", "network", "ema", "cam", "present", "predict", "targets", "threshold",
-    "losses", "terms",
+    "losses", "terms", "mixture",
 )
 STEP = (*METHOD, "regularizers", "cotrain")
 RESULTS = ("crf", "metrics", "scores", "evaluate")

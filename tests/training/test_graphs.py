@@ -172,8 +172,11 @@ def test_which_trainings_use_graphs_and_compile():
 # With a GPU
 
 
-def follow_on_gpu(graphed, **sections):
-    """Losses and final weights of a training on CUDA, and its graphs."""
+def follow_on_gpu(graphed, alone=ITERATIONS, **sections):
+    """Losses and final weights of a training on CUDA, and its graphs.
+
+    From the iteration ``alone`` on, the host is not to wait for the GPU.
+    """
     sections = {"train": {"iterations": ITERATIONS, "cuda_graphs": graphed, "precision": "fp32",
                           "tf32": False},
                 "teacher": TEACHER} | PHASES | HALF | sections
@@ -185,10 +188,12 @@ def follow_on_gpu(graphed, **sections):
         batch = make_batch(seed=iteration)
         batch["present"] = present_index(batch["image_labels"])
         batch = {key: value.cuda() for key, value in batch.items()}
+        torch.cuda.set_sync_debug_mode("error" if iteration >= alone else "default")
         optimizer.zero_grad()
         loss, terms = cotraining.step(batch, iteration)
         _, norm = optimizer_step(optimizer, loss, config.optimizer, iteration, ITERATIONS)
         cotraining.update_assignment(iteration)
+        torch.cuda.set_sync_debug_mode("default")
         loss = loss.detach()
         losses.append(torch.stack([loss, norm, *terms.values()]))
     return losses, cotraining
@@ -206,6 +211,19 @@ def test_on_a_gpu_graphs_make_the_same_training(model, capsys):
         "maps": 1, "losses": 1}
     for mine, theirs in zip(plain, replayed, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graphed", [False, True])
+def test_on_a_gpu_the_host_waits_for_no_step(graphed):
+    # Counted from the start of the last phase, whose graphs are recorded at its third step.
+    alone = PHASES["method"]["s2c_start"] + WARM_UP + 1
+    try:
+        losses, cotraining = follow_on_gpu(graphed, alone, threshold={"cell": 8})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert alone < len(losses) and torch.stack(losses[alone:]).isfinite().all()
+    assert isinstance(cotraining.labeller.threshold("cam"), torch.Tensor)
 
 
 @pytest.mark.cuda
