@@ -53,7 +53,9 @@ def load_encoder_weights(
     if file:
         path = fetch(str(file)) if is_model(file) else find_file(file)
         if path is None:
-            raise UserError(f"the weight file {file} does not exist: correct model.weights")
+            raise UserError(f"the weight file {file} does not exist: correct model.weights, or "
+                            "make the file; for a small ViT, python -m cosa.distill PHOTOS "
+                            f"--output {file} does (weights/README.md)")
     else:
         path = find_by_name(name, folder) or find_in_package(name) or download(name, folder)
     wanted = encoder.state_dict()

@@ -6,7 +6,9 @@ from cosa.config import load_config, settled
 from cosa.data import coco, voc
 from tests.helpers.tiny import ROOT
 
-SHIPPED = ("demo", "voc", "coco", "custom", "photographs", "photographs_regularizers")
+SHIPPED = (
+    "demo", "voc", "coco", "custom", "photographs", "photographs_regularizers", "photographs_vit",
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -206,8 +206,9 @@ def _weights_digest(config: Config) -> str:
         file = fetch(config.model.weights) if hub else folder / config.model.weights
         if file.is_file():
             return _sha256(file, file.stat().st_mtime_ns)
-    raise UserError(f"model.weights: there is no file {config.model.weights}: make it, or set "
-                    "model.pretrained=false")
+    raise UserError(f"model.weights: there is no file {config.model.weights}: make it as "
+                    "weights/README.md says (for a small ViT, by python -m cosa.distill PHOTOS "
+                    f"--output {config.model.weights}), or set model.pretrained=false")
 
 
 @functools.cache
