@@ -86,7 +86,7 @@ def test_the_kernel_compiles():
     constants = {"LEVELS": LEVELS, "BLOCK": 512, "MAX_STEPS": 50, "MIN_SAMPLES": 16,
                  "BISECTIONS": 50}
     signature = {"counts": "*i64", "ring": "*i32", "total": "*i64", "state": "*fp64",
-                 "options": "*fp64", "xi": "*fp32", "length": "i32",
+                 "numbers": "*fp64", "xi": "*fp32", "length": "i32",
                  **dict.fromkeys(constants, "constexpr")}
     for generation in (75, 90):
         source = compiler.ASTSource(device.update, signature, constants)

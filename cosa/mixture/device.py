@@ -41,8 +41,8 @@ class DeviceFit:
         self, value: float, rows: Tensor, queue_length: int, smoothing: float,
         variance_floor: float, device: torch.device,
     ) -> None:
-        options = [smoothing, variance_floor, TOLERANCE, 1e-9, 1 - 1e-9, 1e-12, 1e-300]
-        self._options = torch.tensor(options, dtype=torch.float64, device=device)
+        numbers = [smoothing, variance_floor, TOLERANCE, 1e-9, 1 - 1e-9, 1e-12, 1e-300]
+        self._numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         self._ring = torch.zeros(queue_length, LEVELS, dtype=torch.int32, device=device)
         self._total = torch.zeros(LEVELS, dtype=torch.int64, device=device)
         self._state = torch.zeros(3, dtype=torch.float64, device=device)
@@ -64,7 +64,7 @@ class DeviceFit:
         # A new one each time: the targets of the last step may still be looked at.
         self.xi = torch.empty((), device=counts.device)
         update[(1,)](
-            counts.contiguous(), self._ring, self._total, self._state, self._options, self.xi,
+            counts.contiguous(), self._ring, self._total, self._state, self._numbers, self.xi,
             len(self._ring), LEVELS=LEVELS, BLOCK=_BLOCK, MAX_STEPS=MAX_STEPS,
             MIN_SAMPLES=MIN_SAMPLES, BISECTIONS=_BISECTIONS, num_warps=WARPS,
         )
@@ -88,38 +88,38 @@ class DeviceFit:
 
 
 @triton.jit
-def _coefficients(weight, first, second, options):
+def _coefficients(weight, first, second, numbers):
     """The log of a weighted density: coefficients of 1, x and x^2, up to a shared constant."""
     mean = first / weight
-    variance = tl.maximum(second / weight - mean * mean, tl.load(options + 1))
+    variance = tl.maximum(second / weight - mean * mean, tl.load(numbers + 1))
     constant = tl.log(weight) - tl.log(variance) / 2 - mean * mean / variance / 2
     return constant, mean / variance, -1 / variance / 2
 
 
 @triton.jit
-def _is_gaussian(weight, first, second, options):
+def _is_gaussian(weight, first, second, numbers):
     """Whether moments are those of some Gaussian: a weight, and no negative variance."""
-    heavy = weight > tl.load(options + 3)
-    return heavy & (second * weight >= first * first * tl.load(options + 4))
+    heavy = weight > tl.load(numbers + 3)
+    return heavy & (second * weight >= first * first * tl.load(numbers + 4))
 
 
 @triton.jit
-def _iterate(w, f, s, tw, tf, ts, x, freq, options):
+def _iterate(w, f, s, tw, tf, ts, x, freq, numbers):
     """An iteration of EM: the moments of the upper Gaussian from those it had."""
-    c, b, a = _coefficients(w, f, s, options)
-    other_c, other_b, other_a = _coefficients(tw - w, tf - f, ts - s, options)
+    c, b, a = _coefficients(w, f, s, numbers)
+    other_c, other_b, other_a = _coefficients(tw - w, tf - f, ts - s, numbers)
     exponent = (other_c - c) + x * ((other_b - b) + x * (other_a - a))
     share = freq / (1 + tl.exp(tl.minimum(exponent, 700)))
     return tl.sum(share), tl.sum(share * x), tl.sum(share * x * x)
 
 
 @triton.jit
-def _upper_class(freq, x, level, tw, tf, ts, LEVELS: tl.constexpr, options):
+def _upper_class(freq, x, level, tw, tf, ts, LEVELS: tl.constexpr, numbers):
     """The moments above the split of least within-class variance, an exact 2-means."""
     below, moment = tl.cumsum(freq), tl.cumsum(freq * x)
     weight = below * (tw - below)
     apart = moment * tw - tf * below
-    splits = (weight > tl.load(options + 5)) & (level < LEVELS - 1)
+    splits = (weight > tl.load(numbers + 5)) & (level < LEVELS - 1)
     between = tl.where(splits, apart * apart / tl.where(splits, weight, 1.0), 0.0)
     above = level > tl.argmax(between, axis=0, tie_break_left=True)
     kept = tl.where(above, freq, 0.0)
@@ -128,7 +128,7 @@ def _upper_class(freq, x, level, tw, tf, ts, LEVELS: tl.constexpr, options):
 
 @triton.jit
 def update(
-    counts, ring, total, state, options, xi, length,
+    counts, ring, total, state, numbers, xi, length,
     LEVELS: tl.constexpr, BLOCK: tl.constexpr, MAX_STEPS: tl.constexpr,
     MIN_SAMPLES: tl.constexpr, BISECTIONS: tl.constexpr,
 ):
@@ -156,27 +156,27 @@ def update(
     samples = tl.maximum(samples, 1).to(tl.float64)
     freq = there.to(tl.float64) / samples
     tw, tf, ts = tl.sum(freq), tl.sum(freq * x), tl.sum(freq * x * x)
-    w, f, s = _upper_class(freq, x, level, tw, tf, ts, LEVELS, options)
+    w, f, s = _upper_class(freq, x, level, tw, tf, ts, LEVELS, numbers)
 
-    tolerance = tl.load(options + 2)
+    tolerance = tl.load(numbers + 2)
     step = 0
     going = enough
     while going:
-        w1, f1, s1 = _iterate(w, f, s, tw, tf, ts, x, freq, options)
-        w2, f2, s2 = _iterate(w1, f1, s1, tw, tf, ts, x, freq, options)
-        sound = _is_gaussian(w2, f2, s2, options)
-        sound = sound & _is_gaussian(tw - w2, tf - f2, ts - s2, options)
+        w1, f1, s1 = _iterate(w, f, s, tw, tf, ts, x, freq, numbers)
+        w2, f2, s2 = _iterate(w1, f1, s1, tw, tf, ts, x, freq, numbers)
+        sound = _is_gaussian(w2, f2, s2, numbers)
+        sound = sound & _is_gaussian(tw - w2, tf - f2, ts - s2, numbers)
         moved = tl.maximum(tl.abs(w2 - w1), tl.maximum(tl.abs(f2 - f1), tl.abs(s2 - s1)))
         going = sound & (moved >= tolerance)
         dw, df, ds = w1 - w, f1 - f, s1 - s
         bw, bf, bs = w2 - w1 - dw, f2 - f1 - df, s2 - s1 - ds
-        bend = tl.maximum(bw * bw + bf * bf + bs * bs, tl.load(options + 6))
+        bend = tl.maximum(bw * bw + bf * bf + bs * bs, tl.load(numbers + 6))
         far = tl.maximum(tl.sqrt((dw * dw + df * df + ds * ds) / bend), 1)
         lw = w + 2 * far * dw + far * far * bw
         lf = f + 2 * far * df + far * far * bf
         ls = s + 2 * far * ds + far * far * bs
-        leaps = going & _is_gaussian(lw, lf, ls, options)
-        leaps = leaps & _is_gaussian(tw - lw, tf - lf, ts - ls, options)
+        leaps = going & _is_gaussian(lw, lf, ls, numbers)
+        leaps = leaps & _is_gaussian(tw - lw, tf - lf, ts - ls, numbers)
         w, f, s = tl.where(leaps, lw, w2), tl.where(leaps, lf, f2), tl.where(leaps, ls, s2)
         step += 1
         going = going & (step < MAX_STEPS)
@@ -187,8 +187,8 @@ def update(
     swap = f * (tw - w) < (tf - f) * w
     w, f, s = tl.where(swap, tw - w, w), tl.where(swap, tf - f, f), tl.where(swap, ts - s, s)
     left, right = (tf - f) / tl.maximum(tw - w, 1e-30), f / tl.maximum(w, 1e-30)
-    c, b, a = _coefficients(w, f, s, options)
-    low_c, low_b, low_a = _coefficients(tw - w, tf - f, ts - s, options)
+    c, b, a = _coefficients(w, f, s, numbers)
+    low_c, low_b, low_a = _coefficients(tw - w, tf - f, ts - s, numbers)
     c, b, a = c - low_c, b - low_b, a - low_a
     fits = fits & ((right - left) * (LEVELS - 1) >= 1)
     fits = fits & (c + left * (b + left * a) < 0) & (c + right * (b + right * a) > 0)
@@ -199,7 +199,7 @@ def update(
         under = c + middle * (b + middle * a) < 0
         left, right = tl.where(under, middle, left), tl.where(under, right, middle)
 
-    smoothing = tl.load(options)
+    smoothing = tl.load(numbers)
     value = tl.where(fits, smoothing * value + (1 - smoothing) * middle, value)
     tl.store(state, value)
     tl.store(state + 1, (pushed + taken.to(tl.int64)).to(tl.float64))
