@@ -16,6 +16,7 @@ from cosa.core.numbers import percent
 from cosa.core.text import aligned
 from cosa.metrics import CamMetrics, SegmentationMetrics, iou_of_image, mean_over_present
 from cosa.predict import Prediction, believed, strongest
+from cosa.score_names import NAMES
 
 CAM_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Where ``cam_best_miou`` looks: 0.05, 0.10 .. 0.95."""
@@ -185,26 +186,10 @@ def format_table(scores: dict[str, Any]) -> str:
         rows = [[name, percent(iou), percent(scores["cam_iou"][name])]
                 for name, iou in scores["iou"].items()]
         lines += [aligned([["class", "seg", "CAM"], *rows]), ""]
-    rows = [(text, scores[key]) for key, text in _SUMMARY.items() if key in scores]
+    rows = [(text, scores[key]) for key, text in NAMES.items() if key in scores]
     width = max(len(text) for text, _ in rows)
     lines += [f"{text:<{width}}  {percent(value)}" for text, value in rows]
     if "cam_best_threshold" in scores:
-        lines.append(f"{'  at threshold':<{width}}  {scores['cam_best_threshold']:5.2f}")
+        lines.append(f"{'best threshold':<{width}}  {scores['cam_best_threshold']:5.2f}")
     lines.append(f"{scores['images']} images in {scores['seconds']:.1f} s")
     return "\n".join(lines)
-
-
-_SUMMARY = {
-    "miou": "mIoU, label-free",
-    "miou_label_filtered": "mIoU, filtered by image labels",
-    "boundary_f": "contour quality F",
-    "jf": "J&F",
-    "cmiou": "C-mIoU",
-    "cam_cmiou": "CAM C-mIoU",
-    "classification_map": "classification mAP",
-    "classification_f1": "classification F1",
-    "cam_miou": "CAM mIoU",
-    "aux_cam_miou": "auxiliary CAM mIoU",
-    "ensemble_cam_miou": "ensemble CAM mIoU",
-    "cam_best_miou": "CAM mIoU, best threshold (oracle)",
-}

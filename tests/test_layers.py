@@ -12,7 +12,7 @@ METHOD = (
     "losses", "terms", "mixture",
 )
 STEP = (*METHOD, "regularizers", "cotrain")
-RESULTS = ("crf", "metrics", "scores", "evaluate")
+RESULTS = ("crf", "metrics", "score_names", "scores", "evaluate")
 SERVING = ("core", "config", "data", "pictures", "checkpoint", "encoders", "lattice")
 
 MAY_SEE = {
@@ -26,17 +26,18 @@ MAY_SEE = {
     "cotrain": ("core", "regularizers", *METHOD),
     "crf": ("core", "lattice"),
     "metrics": ("core",),
-    "scores": ("core", "cam", "predict", "metrics"),
+    "score_names": ("core",),
+    "scores": ("core", "cam", "predict", "metrics", "score_names"),
     "pictures": ("core", "cam", "predict", "targets"),
     "data": ("core", "config", "pictures"),
     "evaluate": ("core", "cam", "predict", "metrics", "scores", "data"),
     "checkpoint": ("core", "config", "data", "encoders", "network", "pictures"),
     "training": (*SERVING, *STEP, *RESULTS),
     "pages": ("core",),
-    "report": ("core", "config", "pages", "training"),
+    "report": ("core", "config", "pages", "score_names", "training"),
     "inference": (*SERVING, *METHOD, *RESULTS, "export", "pages"),
     "export": (*SERVING, *METHOD),
-    "hub": (*SERVING, "training"),
+    "hub": (*SERVING, "score_names", "training"),
     "distill": (*SERVING, *STEP, *RESULTS, "training", "inference"),
     "benchmark": (*SERVING, *STEP, *RESULTS, "training", "inference", "export"),
     "__init__": ("checkpoint",),

@@ -12,22 +12,7 @@ from cosa.config import Config
 from cosa.core.hub import Model
 from cosa.core.text import NAME, shown
 from cosa.hub.run import Trained
-
-SCORES = {
-    "miou": "mIoU of the segmentation, label-free: the network sees nothing but the image",
-    "miou_label_filtered": "the same, label-filtered: the network is told the image's classes",
-    "boundary_f": "contour quality F, label-free",
-    "jf": "mean of mIoU and F (J&F), label-free",
-    "cmiou": "mean IoU of classes that occur together, label-free",
-    "cam_miou": "mIoU of the CAM at the trained threshold, filtered by labels",
-    "aux_cam_miou": "mIoU of the auxiliary CAM at its threshold, filtered by labels",
-    "ensemble_cam_miou": "mIoU of the mean of both CAMs, filtered by labels",
-    "cam_best_miou": "mIoU of the CAM at the best threshold for these masks: a bound, no result",
-    "cam_cmiou": "mean CAM IoU of classes that occur together, filtered by labels",
-    "classification_map": "mean average precision of the image-level classes",
-    "classification_f1": "mean F1 of the image-level classes",
-}
-"""Key of an evaluation -> what it is."""
+from cosa.score_names import MEANINGS, NAMES
 
 UNSTATED = "unknown"
 """The hub's word for a licence that nobody has stated."""
@@ -94,10 +79,14 @@ def _introduction(model: Model, trained: Trained) -> list[str]:
     ]
 
 
+def _told(score: str) -> str:
+    return f"{NAMES[score]}: {MEANINGS[score]}"
+
+
 def _measured(trained: Trained) -> list[str]:
     lines = ["## What was measured", ""]
     scores = trained.scores
-    rows = [(text, scores[key]) for key, text in SCORES.items()
+    rows = [(_told(key), scores[key]) for key in NAMES
             if scores is not None and scores.get(key) is not None]
     if not rows:
         return [*lines, "Nothing: there is no evaluation of this very network.", ""]
@@ -133,7 +122,7 @@ def _whose(trained: Trained) -> str:
 
 def _not_measured(trained: Trained) -> list[str]:
     scores = trained.scores or {}
-    absent = [text for key, text in SCORES.items() if scores.get(key) is None]
+    absent = [_told(key) for key in NAMES if scores.get(key) is None]
     return ["## What was not measured", "", *(f"- {text}" for text in (*absent, *_NEVER)), ""]
 
 

@@ -4,52 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 from cosa import checkpoint
 from cosa.checkpoint import TrainedNetwork
 from cosa.config import Config, load_saved
-from cosa.core.declared import Misfit, Within, check
+from cosa.core.declared import Misfit, check
 from cosa.core.errors import UserError
 from cosa.core.foreign import MEGABYTE, read_bytes, read_json
+from cosa.score_names import Scores, Summary
 from cosa.training.evaluation import validation_score
 from cosa.training.run_folder import RunFolder
-
-_Share = Annotated[float, Within(0, 1)] | None
-_Shares = dict[str, _Share]
 
 MOST_PANELS = 24
 MOST_PANEL = 20 * MEGABYTE
 """Bytes of one."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Scores(TypedDict, total=False):
-    """Of an evaluation; see ``cosa.evaluate.evaluate``. None: undefined, as without masks."""
-
-    miou: _Share
-    miou_label_filtered: _Share
-    boundary_f: _Share
-    jf: _Share
-    cam_miou: _Share
-    aux_cam_miou: _Share
-    ensemble_cam_miou: _Share
-    cam_best_miou: _Share
-    cmiou: _Share
-    cam_cmiou: _Share
-    classification_map: _Share
-    classification_f1: _Share
-    iou: _Shares
-    images: int
-    split: str
-    iterations: int
-    iteration: int
-
-
-class _Cost(TypedDict, total=False):
-    seconds: float | None
-    peak_memory_mb: float | None
 
 
 @dataclass(frozen=True)
@@ -108,12 +79,11 @@ def _of_the_last(run: RunFolder) -> dict[str, Any]:
     known = {"iterations": iterations, "scores": None, "split": "val", "evaluations": 0}
     if not run.summary.is_file():
         return known
-    scores = read_json(run.summary, "the summary", Scores)
+    scores = read_json(run.summary, "the summary", Summary)
     if scores.get("iterations") != iterations:  # it was resumed, and not to its end
         return known
-    cost = read_json(run.summary, "the summary", _Cost)
     return known | {"scores": scores, "split": scores.get("split", "val"),
-                    "seconds": cost.get("seconds"), "peak_memory_mb": cost.get("peak_memory_mb")}
+                    **{key: scores.get(key) for key in ("seconds", "peak_memory_mb")}}
 
 
 def _of_the_best(run: RunFolder, config: Config) -> dict[str, Any]:

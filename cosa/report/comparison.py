@@ -18,7 +18,8 @@ from cosa.report.reading import Run
 from cosa.report.run_page import navigation, section
 from cosa.report.settings import images_per_second, values
 from cosa.report.summary import images_scored
-from cosa.report.words import MEANINGS, SCORES, duration, megabytes, percent
+from cosa.report.words import duration, megabytes, percent
+from cosa.score_names import MEANINGS, NAMES
 
 NO_SETTINGS = {
     "seed", "name", "output", "device", "data.workers", "data.root", "data.keep_decoded",
@@ -103,7 +104,7 @@ def _scores(groups: Sequence[Group]) -> Markup:
             known = [(run.scores or {}).get(key) for run in group.runs]
             cells.append(spread([value for value in known if value is not None]))
         rows.append((name(_cut(group.label)), len(group.runs), _seeds(group), *cells))
-    what = [element("li", element("b", SCORES[key]), ": ", MEANINGS[key]) for key in keys]
+    what = [element("li", element("b", NAMES[key]), ": ", MEANINGS[key]) for key in keys]
     scored = [*dict.fromkeys(images_scored(run) for group in groups for run in group.runs)]
     if len(scored) == 1:
         told = element("p", f"Scores on {scored[0]}.")
@@ -116,7 +117,7 @@ def _scores(groups: Sequence[Group]) -> Markup:
         element("p", "Not trained to the end, scores so far: ",
                 *_between([name(_cut(one)) for one in unfinished]), class_="warning")
         if unfinished else None,
-        table_of(("settings", "runs", "seeds", *(SCORES[key] for key in keys)), rows),
+        table_of(("settings", "runs", "seeds", *(NAMES[key] for key in keys)), rows),
         element("p", "Runs that differ in their seed alone are one row: the mean, ± the sample "
                      "standard deviation over the seeds.", class_="pale"),
         element("ul", what, class_="pale"),
@@ -187,7 +188,7 @@ def _runs(runs: Sequence[Run], labels: Sequence[str]) -> Markup:
             megabytes((run.summary or {}).get("peak_memory_mb")),
             run.starts[-1]["revision"] if run.starts else "not recorded",
         ))
-    header = ("run", "seed", "iterations", *(SCORES[key] for key in COMPARED), "time",
+    header = ("run", "seed", "iterations", *(NAMES[key] for key in COMPARED), "time",
               "images a second", "memory", "program")
     return table_of(header, rows)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from cosa.pages.markup import Markup
 from cosa.report.charts import Line, colored, lines
 from cosa.report.reading import Run
-from cosa.report.words import SCORES, time_unit
+from cosa.report.words import time_unit
+from cosa.score_names import NAMES
 
 NO_TERMS = {"iteration", "loss", "xi", "xi_aux", "lr", "seconds"}
 """Of a line of metrics.jsonl, what is no term of the loss."""
@@ -28,7 +29,7 @@ def curves(run: Run) -> list[Markup]:
     for time in (False, True):
         series = [
             line for key, color in colored(DRAWN).items()
-            if (line := score_line(run, key, SCORES[key], color, time)) is not None
+            if (line := score_line(run, key, NAMES[key], color, time)) is not None
         ]
         if series:
             title = "Scores over time" if time else "Scores over iterations"
@@ -110,7 +111,7 @@ def compared(runs: Sequence[Run], labels: Sequence[str]) -> list[Markup]:
                             score_line(run, key, label, color, time))
             if series:
                 over = "time" if time else "iterations"
-                title = SCORES[key][0].upper() + SCORES[key][1:]
+                title = NAMES[key][0].upper() + NAMES[key][1:]
                 found.append(_over(f"{title} over {over}", runs, series, time,
                                    "on the validation images"))
     for key, title in (("loss", "Loss"), ("xi", "Threshold ξ"), ("lr", "Learning rate")):

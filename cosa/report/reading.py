@@ -11,6 +11,7 @@ from cosa.config import Config, load_saved
 from cosa.core.declared import Misfit, Within, check
 from cosa.core.errors import UserError
 from cosa.core.foreign import read_json
+from cosa.score_names import Scores, Summary
 from cosa.training.run_folder import RunFolder, read_log
 
 Found = TypeVar("Found")
@@ -20,41 +21,6 @@ Line = dict[str, float | None]
 
 
 Octet = Annotated[int, Within(0, 255)]
-
-
-class Scores(TypedDict, total=False):
-    """What ``cosa.evaluate.evaluate`` returns, and what the run adds to it."""
-
-    iteration: int
-    miou: float | None
-    miou_label_filtered: float | None
-    boundary_f: float | None
-    jf: float | None
-    cmiou: float | None
-    cam_cmiou: float | None
-    cam_miou: float | None
-    aux_cam_miou: float | None
-    ensemble_cam_miou: float | None
-    cam_best_miou: float | None
-    cam_best_threshold: float
-    classification_map: float | None
-    classification_f1: float | None
-    iou: dict[Any, float | None]
-    cam_iou: dict[Any, float | None]
-    images: int
-    seconds: float
-    training_seconds: float
-
-
-class Summary(Scores, total=False):
-    """Of summary.json."""
-
-    split: str
-    iterations: int
-    xi: float | None
-    xi_aux: float | None
-    best_validation_score: float
-    peak_memory_mb: float | None
 
 
 class Confidences(TypedDict):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cosa.pages.markup import Markup, element, table
 from cosa.report.reading import Run
-from cosa.report.words import MEANINGS, SCORES, first_score, percent
+from cosa.report.words import first_score, percent
+from cosa.score_names import MEANINGS, NAMES
 
 BESIDE = {"miou": ("miou_label_filtered", "cam_miou", "classification_map"),
           "classification_map": ("classification_f1",)}
@@ -52,8 +53,8 @@ def score_section(run: Run) -> Markup:
     cards = [_card(main, scores[main], "card main")]
     cards += [_card(key, scores[key], "card") for key in BESIDE[main] if key in scores]
     rows = [
-        (SCORES[key], element("span", percent(scores[key]), class_="number"), MEANINGS[key])
-        for key in SCORES if key in scores
+        (NAMES[key], element("span", percent(scores[key]), class_="number"), MEANINGS[key])
+        for key in NAMES if key in scores
     ]
     if "cam_best_threshold" in scores:
         best = scores["cam_best_threshold"]
@@ -66,6 +67,6 @@ def score_section(run: Run) -> Markup:
 
 
 def _card(key: str, value: float | None, class_: str) -> Markup:
-    label = SCORES[key][0].upper() + SCORES[key][1:]
+    label = NAMES[key][0].upper() + NAMES[key][1:]
     return element("div", element("b", percent(value)), element("span", label),
                    element("small", MEANINGS[key]), class_=class_)

@@ -1,44 +1,10 @@
-"""What a report calls the scores, and how it writes numbers."""
+"""How a report writes numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
-
-SCORES = {
-    "miou": "label-free mIoU",
-    "miou_label_filtered": "label-filtered mIoU",
-    "cam_miou": "CAM mIoU at ξ",
-    "aux_cam_miou": "auxiliary CAM mIoU at ξ†",
-    "ensemble_cam_miou": "mIoU of both CAMs' mean",
-    "cam_best_miou": "CAM mIoU at the best threshold for these masks",
-    "boundary_f": "contour quality F",
-    "jf": "J&F",
-    "cmiou": "C-mIoU",
-    "cam_cmiou": "CAM C-mIoU",
-    "classification_map": "classification mAP",
-    "classification_f1": "classification F1",
-}
-"""Key of a score -> its name."""
-
-MEANINGS = {
-    "miou": "mean over the classes of intersection over union; nothing but the image leads to the "
-            "segmentation",
-    "miou_label_filtered": "the same after all classes are removed that the image's true labels "
-                           "exclude, as published figures of this method are",
-    "cam_miou": "the class activation map as a pseudo-label, at the trained threshold; its classes "
-                "are filtered by the labels",
-    "aux_cam_miou": "the same of the auxiliary classifier's map",
-    "ensemble_cam_miou": "the mean of both maps at the mean of both thresholds",
-    "cam_best_miou": "the threshold was chosen on these very masks: a bound, not a result",
-    "boundary_f": "how well contours match, label-free, over the classes but the background",
-    "jf": "mean of the label-free mIoU and contour quality",
-    "cmiou": "label-free mIoU over evaluate.coexistence_classes",
-    "cam_cmiou": "the same of the class activation map",
-    "classification_map": "mean average precision of which classes an image holds",
-    "classification_f1": "mean F1 of the same",
-}
 
 
 def percent(share: float | None) -> str:

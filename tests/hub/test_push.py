@@ -99,7 +99,7 @@ def test_the_card_says_what_was_measured(trained, tmp_path):
     summary = json.loads(trained.summary.read_text())
     assert "On 5 images (generated scenes of the test split, on which no choice was made)" in text
     measured, absent = text.split("## What was not measured")
-    assert f"the image | {100 * summary['miou']:.1f} |" in measured
+    assert f"leads to the segmentation | {100 * summary['miou']:.1f} |" in measured
     assert "contour quality F" in measured and "robustness" in absent
     assert "- iterations: 4\n" in text and "from random weights" in text
     for name, value in summary["iou"].items():
@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_listed_as_such(run, tmp_path):
     run.summary.write_text(json.dumps(summary | {"cam_miou": None}))
     measured, absent = dry(run, tmp_path / "files").split("## What was not measured")
     assert "nothing but the image" not in measured and "nothing but the image" in absent
-    assert "- mIoU of the CAM at the trained threshold" in absent
+    assert "- CAM mIoU at ξ: " in absent
     assert absent.count("| not measured |") == 1 + len(checkpoint.load(run.last).classes)
 
 
@@ -138,7 +138,7 @@ def test_the_best_network_with_the_scores_that_chose_it(run, tmp_path):
     run.last.unlink()
     assert "push best.pth: --best" in refused(run, "--dry-run", tmp_path / "x")
     text = dry(run, tmp_path / "files", "--best")
-    assert "the image | 62.5 |" in text and "- iterations: 2\n" in text
+    assert "leads to the segmentation | 62.5 |" in text and "- iterations: 2\n" in text
     assert "chosen as the best of 2 evaluations by these scores" in text
     assert "panels/" not in text
     best = checkpoint.load(run.best).state_dict()

@@ -52,7 +52,7 @@ def test_a_run_leaves_the_files_it_promises(finished):
     assert summary["iterations"] == 12 and summary["images"] == 5 and summary["split"] == "test"
     assert summary["seconds"] > 0
     assert 50 < summary["peak_memory_mb"] < 10_000  # PyTorch itself, and a tiny network
-    assert "mIoU, label-free" in done.stdout and str(run.path) in done.stdout
+    assert "label-free mIoU" in done.stdout and str(run.path) in done.stdout
 
 
 def test_the_metrics_follow_the_stages(finished):
