@@ -95,6 +95,8 @@ def plan(
                        f"output={json.dumps(output)}"]
             if base.data.workers < 0:
                 changes.append(f"data.workers={workers}")
+            if not any(item.startswith("train.report=") for item in overrides):
+                changes.append("train.report=false")  # nobody looks at the pages of so many runs
             runs.append(Run(row, load_config(config, changes), commands(row, config, changes),
                             revision, details or {}))
     return runs
