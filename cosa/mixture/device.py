@@ -18,10 +18,12 @@ from cosa.mixture.host import LEVELS, MAX_STEPS, MIN_SAMPLES, TOLERANCE
 WARPS = 4
 _BISECTIONS = 50
 _BLOCK = triton.next_power_of_2(LEVELS)
-_VALUE, _PUSHED, _MISSING = range(3)  # of the state
+_VALUE, _PUSHED, _MISSING = (tl.constexpr(place) for place in range(3))  # in the state
 
-# Numbers that float32, which Triton makes of literals and arguments, does not hold exactly.
-_SMOOTHING, _FLOOR, _TOLERANCE, _LEAST_WEIGHT, _SLACK, _LEAST_SPLIT, _LEAST_BEND = range(7)
+# Where numbers are that float32, which Triton makes of literals and arguments, cannot hold exactly.
+_SMOOTHING, _FLOOR, _TOLERANCE, _LEAST_WEIGHT, _SLACK, _LEAST_SPLIT, _LEAST_BEND = (
+    tl.constexpr(place) for place in range(7)
+)
 
 
 class DeviceFit:
@@ -36,6 +38,9 @@ class DeviceFit:
     Raises:
         Exception: of Triton, where it finds no compiler or the device is too old for it.
     """
+
+    xi: Tensor
+    """(), float32, on the device: the threshold with the newest batch; NaN where that has one."""
 
     def __init__(
         self, value: float, rows: Tensor, queue_length: int, smoothing: float,
@@ -69,20 +74,17 @@ class DeviceFit:
             MIN_SAMPLES=MIN_SAMPLES, BISECTIONS=_BISECTIONS, num_warps=WARPS,
         )
 
-    xi: Tensor
-    """(), float32, on the device: the threshold with the newest batch; NaN where that has one."""
-
     def read(self) -> tuple[float, int]:
         """The threshold, and how many confidences were NaN since it was last read; the host waits.
         """
         value, _, missing = self._state.tolist()
         if missing:
-            self._state[_MISSING] = 0
+            self._state[_MISSING.value] = 0
         return value, int(missing)
 
     def rows(self) -> Tensor:
         """(n, LEVELS) int32 on the CPU: the histograms that count, oldest first."""
-        pushed, length = int(self._state[_PUSHED]), len(self._ring)
+        pushed, length = int(self._state[_PUSHED.value]), len(self._ring)
         ring = self._ring.cpu()
         return ring[:pushed] if pushed <= length else ring.roll(-(pushed % length), 0)
 
@@ -91,7 +93,7 @@ class DeviceFit:
 def _coefficients(weight, first, second, numbers):
     """The log of a weighted density: coefficients of 1, x and x^2, up to a shared constant."""
     mean = first / weight
-    variance = tl.maximum(second / weight - mean * mean, tl.load(numbers + 1))
+    variance = tl.maximum(second / weight - mean * mean, tl.load(numbers + _FLOOR))
     constant = tl.log(weight) - tl.log(variance) / 2 - mean * mean / variance / 2
     return constant, mean / variance, -1 / variance / 2
 
@@ -99,8 +101,8 @@ def _coefficients(weight, first, second, numbers):
 @triton.jit
 def _is_gaussian(weight, first, second, numbers):
     """Whether moments are those of some Gaussian: a weight, and no negative variance."""
-    heavy = weight > tl.load(numbers + 3)
-    return heavy & (second * weight >= first * first * tl.load(numbers + 4))
+    heavy = weight > tl.load(numbers + _LEAST_WEIGHT)
+    return heavy & (second * weight >= first * first * tl.load(numbers + _SLACK))
 
 
 @triton.jit
@@ -119,7 +121,7 @@ def _upper_class(freq, x, level, tw, tf, ts, LEVELS: tl.constexpr, numbers):
     below, moment = tl.cumsum(freq), tl.cumsum(freq * x)
     weight = below * (tw - below)
     apart = moment * tw - tf * below
-    splits = (weight > tl.load(numbers + 5)) & (level < LEVELS - 1)
+    splits = (weight > tl.load(numbers + _LEAST_SPLIT)) & (level < LEVELS - 1)
     between = tl.where(splits, apart * apart / tl.where(splits, weight, 1.0), 0.0)
     above = level > tl.argmax(between, axis=0, tie_break_left=True)
     kept = tl.where(above, freq, 0.0)
@@ -138,7 +140,8 @@ def update(
     """
     level = tl.arange(0, BLOCK)
     known = level < LEVELS
-    value, pushed = tl.load(state), tl.load(state + 1).to(tl.int64)
+    value = tl.load(state + _VALUE)
+    pushed = tl.load(state + _PUSHED).to(tl.int64)
     missing = tl.load(counts + LEVELS + 1)
     taken = missing == 0
     slot = ring + (pushed % length) * LEVELS + level
@@ -158,7 +161,7 @@ def update(
     tw, tf, ts = tl.sum(freq), tl.sum(freq * x), tl.sum(freq * x * x)
     w, f, s = _upper_class(freq, x, level, tw, tf, ts, LEVELS, numbers)
 
-    tolerance = tl.load(numbers + 2)
+    tolerance = tl.load(numbers + _TOLERANCE)
     step = 0
     going = enough
     while going:
@@ -170,7 +173,7 @@ def update(
         going = sound & (moved >= tolerance)
         dw, df, ds = w1 - w, f1 - f, s1 - s
         bw, bf, bs = w2 - w1 - dw, f2 - f1 - df, s2 - s1 - ds
-        bend = tl.maximum(bw * bw + bf * bf + bs * bs, tl.load(numbers + 6))
+        bend = tl.maximum(bw * bw + bf * bf + bs * bs, tl.load(numbers + _LEAST_BEND))
         far = tl.maximum(tl.sqrt((dw * dw + df * df + ds * ds) / bend), 1)
         lw = w + 2 * far * dw + far * far * bw
         lf = f + 2 * far * df + far * far * bf
@@ -199,9 +202,9 @@ def update(
         under = c + middle * (b + middle * a) < 0
         left, right = tl.where(under, middle, left), tl.where(under, right, middle)
 
-    smoothing = tl.load(numbers)
+    smoothing = tl.load(numbers + _SMOOTHING)
     value = tl.where(fits, smoothing * value + (1 - smoothing) * middle, value)
-    tl.store(state, value)
-    tl.store(state + 1, (pushed + taken.to(tl.int64)).to(tl.float64))
-    tl.store(state + 2, tl.load(state + 2) + missing.to(tl.float64))
+    tl.store(state + _VALUE, value)
+    tl.store(state + _PUSHED, (pushed + taken.to(tl.int64)).to(tl.float64))
+    tl.store(state + _MISSING, tl.load(state + _MISSING) + missing.to(tl.float64))
     tl.store(xi, tl.where(taken, value, float("nan")).to(tl.float32))
