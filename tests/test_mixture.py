@@ -12,6 +12,7 @@ from cosa.core.errors import NotFiniteError
 from cosa.core.files import PROJECT_FOLDER
 from cosa.mixture import LEVELS
 from cosa.threshold import DynamicThreshold
+from cosa.training import build
 from cosa.training.build import fit_on_gpu
 
 OPTIONS = {"queue_length": 3, "smoothing": 0.5}
@@ -102,6 +103,22 @@ def test_without_a_device_the_host_fits():
     threshold = DynamicThreshold(**OPTIONS, on_gpu=lambda *given: asked.append(given))
     threshold.update(torch.rand(100))
     assert not asked and isinstance(threshold.newest, float)
+
+
+def test_where_triton_fails_the_host_fits_and_it_is_told_once(monkeypatch, capsys):
+    device = pytest.importorskip("cosa.mixture.device")
+
+    def broken(*given):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(device, "DeviceFit", broken)
+    build._device_fit.cache_clear()
+    try:
+        state = (0.5, torch.zeros(0, LEVELS, dtype=torch.int32), 3, 0.5, 1e-4, torch.device("cpu"))
+        assert build.fit_on_gpu(*state) is None and build.fit_on_gpu(*state) is None
+    finally:
+        build._device_fit.cache_clear()
+    assert capsys.readouterr().err.count("no C compiler") == 1
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,6 +22,7 @@ from cosa.cotrain import Calls, CoTraining, Mark, Network
 from cosa.data.loader import TrainingViews
 from cosa.data.partners import PartnerViews
 from cosa.encoders.pretrained import load_encoder_weights
+from cosa.mixture import LEVELS
 from cosa.network import CoSANetwork
 from cosa.regularizers.registry import build_regularizers
 from cosa.targets import Labeller
@@ -149,11 +151,19 @@ def assemble(
 
 
 def fit_on_gpu(*given: Any) -> Fit | None:
-    """A ``cosa.mixture.device.DeviceFit`` of these arguments; None, with a note, where it fails."""
+    """A ``cosa.mixture.device.DeviceFit`` of these arguments; None where there can be none."""
+    kind = _device_fit(given[-1])
+    return None if kind is None else kind(*given)
+
+
+@functools.cache
+def _device_fit(device: torch.device) -> type[Fit] | None:
+    """``DeviceFit``, if it works on the device; else the reason is told once."""
     try:
         from cosa.mixture.device import DeviceFit
 
-        return DeviceFit(*given)
+        DeviceFit(0.5, torch.zeros(0, LEVELS, dtype=torch.int32), 1, 0.0, 1.0, device)
+        return DeviceFit
     except torch.OutOfMemoryError:
         raise
     except ImportError:  # PyTorch brings no Triton: on Windows, for one
