@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 from cosa.checkpoint.files import check_new_safetensors, save_safetensors
@@ -66,8 +67,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is no JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        # Beside what is no JSON: numbers of thousands of digits, lists of lists without end.
+        raise argparse.ArgumentTypeError(
+            f"'{shorten(text, 80, placeholder='...')}' is no JSON: {getattr(error, 'msg', error)}"
+        ) from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"'{text}' is no JSON object such as {{\"depth\": 6}}")
     return value

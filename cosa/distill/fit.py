@@ -20,12 +20,12 @@ from cosa.core.terminal import progress_bar
 from cosa.distill.crops import RandomCrops
 from cosa.distill.networks import (
     EARLY_STAGE,
-    Maps,
     NormalizedEncoder,
     Student,
     Teacher,
     explained_variance,
     loss_of,
+    require_positions,
 )
 from cosa.distill.photographs import Photographs
 from cosa.encoders.pretrained import load_encoder_weights
@@ -77,8 +77,10 @@ def build_encoders(given: argparse.Namespace) -> tuple[NormalizedEncoder, Normal
     with _of_option("--student"):
         seen = NormalizedEncoder(given.student, given.student_options)
     stride = seen.reader.stride
-    if given.crop % stride:
-        raise UserError(f"--crop {given.crop} must be a multiple of the student's stride, {stride}")
+    if given.crop % stride or given.crop == stride:  # of a single position nothing varies
+        raise UserError(f"--crop {given.crop} must be a multiple of the student's stride, {stride}"
+                        f", and at least {2 * stride}")
+    require_positions(seen, given.student)
     with _of_option("--teacher"):
         master = NormalizedEncoder(given.teacher, {}, stride, EARLY_STAGE)
         load_encoder_weights(master.encoder, given.teacher, given.teacher_weights)
@@ -106,7 +108,8 @@ def distill(
         until: see :func:`shares`.
 
     Raises:
-        UserError: the loss is not finite, or there is no time for a step.
+        UserError: the loss, or what the student yields in the end, is not finite, or there is no
+            time for a step.
     """
     device = photographs.pixels.device
     allow_tf32(True)
@@ -119,6 +122,8 @@ def distill(
     crops = RandomCrops(photographs, given.crop, given.batch, given.mix, given.seed)
     steps, loss = fit(student, teacher, crops, given, autocast, until)
     explained = score(student, teacher, photographs, given, autocast)
+    if not all(map(math.isfinite, explained)):  # the last step alone can do that
+        raise UserError(f"what the student yields after {steps} steps is not finite: lower --lr")
     return Distillation(seen.encoder.cpu(), steps, loss, *explained)
 
 
@@ -224,12 +229,14 @@ def score(
     for part in photographs.held_out.split(given.batch):
         images = photographs.whole(part, given.crop)
         with autocast():
-            found.append(student(images))
-        wanted.append(teacher(images))
+            maps = student(images)
+        # On the CPU, and without what is alike: of thousands they exceed a GPU's memory.
+        for kept, seen in ((found, maps), (wanted, teacher(images))):
+            kept.append((seen.final.float().cpu(), seen.early.float().cpu()))
     final, early = (
-        explained_variance(torch.cat([maps[kind].float() for maps in found]),
-                           torch.cat([maps[kind] for maps in wanted]))
-        for kind in (Maps._fields.index("final"), Maps._fields.index("early"))
+        explained_variance(torch.cat(student_maps), torch.cat(teacher_maps))
+        for student_maps, teacher_maps in zip(zip(*found, strict=True), zip(*wanted, strict=True),
+                                              strict=True)
     )
     return final, early
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosa.core.errors import UserError
+from cosa.core.errors import UserError, one_line
 from cosa.core.tensors import at_least_float32, directions
 from cosa.encoders.build import build_encoder, choose_reader, is_plain_vit
 from cosa.encoders.normalization import per_channel, resolve
+from cosa.encoders.stages import LONGEST
 
 EARLY_STAGE = -3
 """The teacher's stage (or, of a ViT, block) that the student's early block learns to yield: that of
@@ -93,6 +94,24 @@ class NormalizedEncoder(nn.Module):
         """
         read = self.reader.read(self.encoder, (images - self.mean) / self.std, early=True)
         return read.final, read.early
+
+
+@torch.no_grad()
+def require_positions(seen: NormalizedEncoder, name: str) -> None:
+    """See whether a student works, and has a position for each square of its stride.
+
+    Raises:
+        UserError: it has not, as with patches that are no squares, or an image smaller than one.
+    """
+    side = 2 * seen.reader.stride
+    try:
+        grid = seen.eval()(torch.zeros(1, 3, side, side))[0].shape[2:]
+        told = f"it has {grid[0]}x{grid[1]} positions for {side}x{side} pixels"
+    except (RuntimeError, ValueError, AssertionError) as error:
+        grid, told = None, one_line(error, LONGEST)
+    if grid != (2, 2):
+        raise UserError(f"--student {name} cannot be taught with these --student-options ({told}): "
+                        "choose another patch_size or img_size")
 
 
 class Teacher:

@@ -51,7 +51,8 @@ def load_photographs(folders: Sequence[str], size: int, device: torch.device) ->
     """The images below some folders that can be read; of the others a warning each.
 
     Args:
-        folders: searched with their subfolders; a file that is found twice counts once.
+        folders: searched with their subfolders; a file that is found twice, by whatever way,
+            counts once.
         size: S, the side of the squares.
 
     Raises:
@@ -92,12 +93,14 @@ def find_paths(folders: Sequence[str]) -> list[Path]:
     Raises:
         UserError: there is no such folder, or no image in one.
     """
-    paths: set[Path] = set()
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: give folders of photographs")
-        paths.update(find_images(folder).values())
-    return sorted(paths)
+    paths: dict[Path, Path] = {}
+    for folder in folders:
+        # "" would be the working directory, of which a variable that is not set is not to tell.
+        if not folder or not Path(folder).is_dir():
+            raise UserError(f"'{folder}' is no folder: give folders of photographs")
+        for path in find_images(Path(folder)).values():
+            paths.setdefault(path.resolve(), path)
+    return sorted(paths.values())
 
 
 def squashed(path: Path, size: int) -> tuple[Tensor, float]:

@@ -102,7 +102,11 @@ def test_steps_or_minutes_are_given(arguments, length, words, capsys):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (["--crop", "40"], "--crop 40 must be a multiple of the student's stride, 16"),
+    (["--crop", "40"], "--crop 40 must be a multiple of the student's stride, 16, and at least 32"),
+    (["--crop", "16"], "--crop 16 must be .* at least 32"),
+    (["--student-options", '{"patch_size": [16, 8]}'], "it has 2x4 positions for 32x32 pixels"),
+    (["--student-options", '{"img_size": 1}'], "cannot be taught with these --student-options"),
+    (["--steps", "1", "--lr", "1e30"], "after 1 steps is not finite: lower --lr"),
     (["--student", "vit_tinny"], "--student: .*vit_tinny is not a model of timm"),
     (["--student", "resnet10t", "--student-options", "{}"],
      "--student: resnet10t is no plain ViT: choose one"),
@@ -144,11 +148,12 @@ def test_an_older_file_is_kept(arguments, tmp_path):
     assert (tmp_path / "student.safetensors").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["{depth: 6}", "[6]"])
+@pytest.mark.parametrize("text", ["{depth: 6}", "[6]", "[" * 100_000, f'{{"depth": {"1" * 5000}}}'])
 def test_options_are_a_json_object(arguments, text, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         parse([*arguments, "--steps", "9", "--student-options", text])
-    assert "is no JSON" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "is no JSON" in told and len(told) < 2000
 
 
 def test_an_interruption_leaves_nothing(arguments, tmp_path, monkeypatch, capsys):

@@ -9,11 +9,12 @@ from cosa.distill.photographs import load_photographs
 CPU = torch.device("cpu")
 
 
-def test_one_in_twenty_is_held_out_by_sorted_name(tmp_path, pictures):
+def test_one_in_twenty_is_held_out_by_sorted_name(tmp_path, pictures, monkeypatch):
     for number in range(41):
         pictures(number, (8, 8)).save(tmp_path / f"{number:02}.png")
-    # A folder that is given twice counts once.
-    found = load_photographs([str(tmp_path)] * 2, 8, CPU)
+    # A folder that is given twice counts once, whatever it is called.
+    monkeypatch.chdir(tmp_path)
+    found = load_photographs([str(tmp_path), ".", f"../{tmp_path.name}"], 8, CPU)
     assert found.pixels.shape == (41, 3, 8, 8) and found.pixels.dtype == torch.uint8
     assert found.held_out.tolist() == [0, 20, 40]
     assert found.learnt.tolist() == [n for n in range(41) if n % 20]
@@ -69,3 +70,5 @@ def test_two_photographs_are_needed(tmp_path, pictures):
         load_photographs([str(tmp_path)], 8, CPU)
     with pytest.raises(UserError, match="is no folder"):
         load_photographs([str(tmp_path / "a.png")], 8, CPU)
+    with pytest.raises(UserError, match="'' is no folder"):
+        load_photographs([""], 8, CPU)
