@@ -161,7 +161,7 @@ class CoTraining:
                 output = self._student(part["strong"])
             mark("student")
             if number == 0:
-                # Only now is the host to know ξ: a GPU is busy with the student meanwhile.
+                # Not before: a host that fits ξ does so while the GPU is busy with the student.
                 labelled = [self._label(one, assigned.pop(0).maps) for one in parts]
                 counts = self._counts(active, labelled)
                 mark("targets")
@@ -191,7 +191,7 @@ class CoTraining:
         mark("student")
         read = {name: getattr(output, name) for name in READ}
         part = _without_images(batch)
-        # Only now is the host to know ξ: a GPU is busy with the student meanwhile.
+        # Not before: a host that fits ξ does so while the GPU is busy with the student.
         xi = {key: self.labeller.threshold(key) for key in self.labeller.thresholds if key in maps}
         mark("targets")
 

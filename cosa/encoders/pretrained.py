@@ -20,6 +20,7 @@ from cosa.encoders.packages import find_in_package, package_of
 from cosa.encoders.translation import COUNTER, convert, read_npz, strip_prefix, unnest
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+HOW_TO_MAKE = "for a small ViT, python -m cosa.distill does, see weights/README.md"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -54,8 +55,7 @@ def load_encoder_weights(
         path = fetch(str(file)) if is_model(file) else find_file(file)
         if path is None:
             raise UserError(f"the weight file {file} does not exist: correct model.weights, or "
-                            "make the file; for a small ViT, python -m cosa.distill PHOTOS "
-                            f"--output {file} does (weights/README.md)")
+                            f"make the file; {HOW_TO_MAKE}")
     else:
         path = find_by_name(name, folder) or find_in_package(name) or download(name, folder)
     wanted = encoder.state_dict()

@@ -158,7 +158,7 @@ def fit_on_gpu(*given: Any) -> Fit | None:
 
 @functools.cache
 def _device_fit(device: torch.device) -> type[Fit] | None:
-    """``DeviceFit``, if it works on the device; else the reason is told once."""
+    """``DeviceFit``, if it works on the device; a failure of Triton's is told, once."""
     try:
         from cosa.mixture.device import DeviceFit
 

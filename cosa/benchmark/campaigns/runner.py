@@ -22,6 +22,7 @@ from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
 from cosa.core.hub import fetch, is_model
 from cosa.core.terminal import progress_bar
+from cosa.encoders.pretrained import HOW_TO_MAKE
 
 MARKER = "benchmark.json"
 """In each run folder made here: what was run, and whether it came to its end."""
@@ -206,9 +207,8 @@ def _weights_digest(config: Config) -> str:
         file = fetch(config.model.weights) if hub else folder / config.model.weights
         if file.is_file():
             return _sha256(file, file.stat().st_mtime_ns)
-    raise UserError(f"model.weights: there is no file {config.model.weights}: make it as "
-                    "weights/README.md says (for a small ViT, by python -m cosa.distill PHOTOS "
-                    f"--output {config.model.weights}), or set model.pretrained=false")
+    raise UserError(f"model.weights: there is no file {config.model.weights}: make it "
+                    f"({HOW_TO_MAKE}), or set model.pretrained=false")
 
 
 @functools.cache

@@ -55,8 +55,9 @@ PEAKS = {
 LEGEND = """\
 `ms` is the median over the iterations on the device's clock; `data` is what the device waits for
 batches and their copies. The student's forward pass comes before the targets, which need the
-threshold that the host fits meanwhile. Utilisation counts the matrix products of teacher (forward,
-all scales and flips) and student (forward, and twice that backward)."""
+threshold: where the host of a GPU fits that, it does so meanwhile. Utilisation counts the matrix
+products of teacher (forward, all scales and flips) and student (forward, and twice that
+backward)."""
 
 BASELINE_NOTE = """\
 The baseline makes the same step as the released programs do: float32 without TensorFloat-32,
