@@ -162,7 +162,7 @@ def _device_fit(device: torch.device) -> type[Fit] | None:
     try:
         from cosa.mixture.device import DeviceFit
 
-        DeviceFit(0.5, torch.zeros(0, LEVELS, dtype=torch.int32), 1, 0.0, 1.0, device)
+        DeviceFit(0.5, torch.zeros(0, LEVELS, dtype=torch.int32), 2, 0.0, 1.0, device)
         return DeviceFit
     except torch.OutOfMemoryError:
         raise
