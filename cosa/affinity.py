@@ -25,10 +25,22 @@ def affinity(features: Tensor, power: float) -> Tensor:
     Returns:
         (B, h*w, h*w) float32 (float64 for float64 features), all at least 0.
     """
+    alike = cosines(features).clamp_min(0) ** power
+    return alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)
+
+
+def cosines(features: Tensor) -> Tensor:
+    """The cosines of all pairs of positions, under autocast, too, in full precision.
+
+    Args:
+        features: (B, D, h, w).
+
+    Returns:
+        (B, h*w, h*w) float32 (float64 for float64 features), 0 for features of no length.
+    """
     with torch.autocast(features.device.type, enabled=False):
         unit = directions(at_least_float32(features).flatten(2), dim=1)
-        alike = (unit.transpose(1, 2) @ unit).clamp_min(0) ** power
-        return alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)
+        return unit.transpose(1, 2) @ unit
 
 
 def spread(maps: Tensor, weights: Tensor, steps: int) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosa.affinity import cosines
 from cosa.core.errors import UserError, one_line
-from cosa.core.tensors import at_least_float32, directions
 from cosa.encoders.build import build_encoder, choose_reader, is_plain_vit
 from cosa.encoders.normalization import per_channel, resolve
 from cosa.encoders.stages import LONGEST
@@ -41,13 +41,6 @@ class Maps(NamedTuple):
     alike: Tensor
     """(B, h*w, h*w) float32: cosines of the early features, as they are, of all pairs of positions,
     which is what ``cosa.affinity`` reads of them."""
-
-
-def cosines(features: Tensor) -> Tensor:
-    """(B, h*w, h*w) float32, of all pairs of positions of features (B, D, h, w)."""
-    with torch.autocast(features.device.type, enabled=False):
-        unit = directions(at_least_float32(features).flatten(2), dim=1)
-        return unit.transpose(1, 2) @ unit
 
 
 class NormalizedEncoder(nn.Module):

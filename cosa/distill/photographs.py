@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from cosa.core.errors import UserError
@@ -17,6 +16,7 @@ from cosa.core.terminal import warn
 from cosa.core.threads import in_threads
 from cosa.data.folder import find_images
 from cosa.data.images import open_image
+from cosa.data.transforms import Geometry, crop
 
 HELD_OUT = 20
 """One photograph in so many is held out."""
@@ -111,8 +111,6 @@ def squashed(path: Path, size: int) -> tuple[Tensor, float]:
     """
     image = open_image(path)
     width, height = image.size
-    # Of large JPEG files only what the square needs is decoded.
-    content = image.decode(max(1.0, min(width, height) / size)).image
-    content = content.resize((size, size), Image.Resampling.BILINEAR)
+    content = crop(image, Geometry((0, 0, width, height), (0, 0, size, size), flip=False))
     planes = torch.from_numpy(np.array(content, dtype=np.uint8)).permute(2, 0, 1)
     return planes.contiguous(), width / height
