@@ -13,10 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosa.mixture.host import LEVELS, MAX_STEPS, MIN_SAMPLES, TOLERANCE
+from cosa.mixture.host import (
+    BISECTIONS,
+    LEAST_BEND,
+    LEAST_SPLIT,
+    LEAST_WEIGHT,
+    LEVELS,
+    MAX_STEPS,
+    MIN_SAMPLES,
+    SLACK,
+    TOLERANCE,
+)
 
 WARPS = 4
-_BISECTIONS = 50
 _BLOCK = triton.next_power_of_2(LEVELS)
 _VALUE, _PUSHED, _MISSING = (tl.constexpr(place) for place in range(3))  # in the state
 
@@ -34,9 +43,6 @@ class DeviceFit:
         rows: (n, LEVELS) int32, the histograms so far, oldest first.
         queue_length, smoothing, variance_floor: see ``cosa.threshold.DynamicThreshold``.
         device: a CUDA device, whose current stream does all work.
-
-    Raises:
-        Exception: of Triton, where it finds no compiler or the device is too old for it.
     """
 
     xi: Tensor
@@ -46,18 +52,17 @@ class DeviceFit:
         self, value: float, rows: Tensor, queue_length: int, smoothing: float,
         variance_floor: float, device: torch.device,
     ) -> None:
-        numbers = [smoothing, variance_floor, TOLERANCE, 1e-9, 1 - 1e-9, 1e-12, 1e-300]
+        numbers = [smoothing, variance_floor, TOLERANCE, LEAST_WEIGHT, SLACK, LEAST_SPLIT,
+                   LEAST_BEND]
         self._numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         self._ring = torch.zeros(queue_length, LEVELS, dtype=torch.int32, device=device)
         self._total = torch.zeros(LEVELS, dtype=torch.int64, device=device)
         self._state = torch.zeros(3, dtype=torch.float64, device=device)
-        refused = torch.zeros(LEVELS + 2, dtype=torch.int64, device=device)
-        refused[-1] = 1
-        self.push(refused)  # which changes nothing, but finds out what Triton lacks
         rows = rows[-queue_length:].to(device)
         self._ring[: len(rows)] = rows
         self._total += rows.sum(0)
         self._state.copy_(torch.tensor([value, len(rows), 0], dtype=torch.float64))
+        self.xi = self._state[_VALUE.value].float()
 
     def push(self, counts: Tensor) -> None:
         """Take in a batch, and fit.
@@ -65,13 +70,16 @@ class DeviceFit:
         Args:
             counts: (LEVELS + 2,) int64, of ``DynamicThreshold.count``. A batch with confidences
                 that are NaN is dropped, and told of by :meth:`read`.
+
+        Raises:
+            Exception: of Triton, where it finds no compiler or the device is too old for it.
         """
         # A new one each time: the targets of the last step may still be looked at.
         self.xi = torch.empty((), device=counts.device)
         update[(1,)](
             counts.contiguous(), self._ring, self._total, self._state, self._numbers, self.xi,
             len(self._ring), LEVELS=LEVELS, BLOCK=_BLOCK, MAX_STEPS=MAX_STEPS,
-            MIN_SAMPLES=MIN_SAMPLES, BISECTIONS=_BISECTIONS, num_warps=WARPS,
+            MIN_SAMPLES=MIN_SAMPLES, BISECTIONS=BISECTIONS, num_warps=WARPS,
         )
 
     def read(self) -> tuple[float, int]:

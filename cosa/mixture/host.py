@@ -20,6 +20,16 @@ MIN_SAMPLES = 16
 MAX_STEPS = 50
 """Each of two EM iterations and an extrapolation."""
 TOLERANCE = 1e-6
+BISECTIONS = 50
+
+LEAST_WEIGHT = 1e-9
+"""Of a Gaussian."""
+SLACK = 1 - 1e-9
+"""For rounding, of the square of the mean that a mean square must reach."""
+LEAST_SPLIT = 1e-12
+"""Product of the weights of two classes, below which they are none."""
+LEAST_BEND = 1e-300
+"""What an extrapolation may divide by."""
 
 
 def fit_threshold(histogram: np.ndarray, variance_floor: float = 1e-4) -> float | None:
@@ -73,7 +83,7 @@ def _fit_mixture(frequency: np.ndarray, floor: float) -> tuple[np.ndarray, np.nd
         start, high = high, second
         if np.abs(second - first).max() < TOLERANCE:
             break
-        length = max(math.sqrt(change @ change / max(bend @ bend, 1e-300)), 1.0)
+        length = max(math.sqrt(change @ change / max(bend @ bend, LEAST_BEND)), 1.0)
         leap = start + 2 * length * change + length**2 * bend
         if _is_gaussian(leap) and _is_gaussian(total - leap):
             high = leap
@@ -86,14 +96,14 @@ def _upper_class(weighted: np.ndarray) -> np.ndarray:
     total, below = below[:, -1:], below[:, :-1]
     weight = below[0] * (total[0] - below[0])
     between = (below[1] * total[0] - total[1] * below[0]) ** 2
-    separation = np.divide(between, weight, out=np.zeros_like(between), where=weight > 1e-12)
+    separation = np.divide(between, weight, out=np.zeros_like(between), where=weight > LEAST_SPLIT)
     return total[:, 0] - below[:, separation.argmax()]
 
 
 def _is_gaussian(moments: np.ndarray) -> bool:
     """Whether the moments are those of some Gaussian: a weight, and no negative variance."""
     weight, first, second = moments.tolist()
-    return weight > 1e-9 and second * weight >= first * first * (1 - 1e-9)
+    return weight > LEAST_WEIGHT and second * weight >= first * first * SLACK
 
 
 def _log_density(moments: np.ndarray, floor: float) -> np.ndarray:
@@ -114,7 +124,7 @@ def _crossing(low: np.ndarray, high: np.ndarray, floor: float) -> float | None:
     if not (c + left * (b + left * a) < 0 < c + right * (b + right * a)):
         return None
     # A parabola of opposite signs at the ends has one root in between.
-    for _ in range(50):
+    for _ in range(BISECTIONS):
         middle = (left + right) / 2
         if c + middle * (b + middle * a) < 0:
             left = middle

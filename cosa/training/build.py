@@ -162,7 +162,8 @@ def _device_fit(device: torch.device) -> type[Fit] | None:
     try:
         from cosa.mixture.device import DeviceFit
 
-        DeviceFit(0.5, torch.zeros(0, LEVELS, dtype=torch.int32), 2, 0.0, 1.0, device)
+        tried = DeviceFit(0.5, torch.zeros(0, LEVELS, dtype=torch.int32), 2, 0.0, 1.0, device)
+        tried.push(torch.zeros(LEVELS + 2, dtype=torch.int64, device=device))
         return DeviceFit
     except torch.OutOfMemoryError:
         raise
