@@ -4,11 +4,13 @@ import threading
 import time
 
 import pytest
+import torch
 
 from cosa.benchmark.campaigns.campaign import machines_of
 from cosa.benchmark.campaigns.runner import MARKER, Run, Runner
 from cosa.benchmark.stamp import Revision
 from cosa.config import load_config
+from cosa.core.device import machine
 from cosa.core.errors import UserError
 
 REVISION = Revision("0123456789abcdef", "")
@@ -155,7 +157,7 @@ def test_a_change_of_the_program_stops_the_runs(tmp_path, fine, finished):
 
 def test_a_run_tells_on_which_machine_it_was_made(tmp_path):
     runs = [fake_run(tmp_path, "", f"run{number}") for number in range(3)]
-    Runner(1, 1).complete(runs)
+    Runner(1, 1, machine=machine(torch.device("cpu"))).complete(runs)
     here = runs[0].made_on()
     assert "PyTorch" in here and machines_of(runs, "elsewhere") == here
     marker = json.loads((runs[0].folder / MARKER).read_text())

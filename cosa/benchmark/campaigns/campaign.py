@@ -91,12 +91,11 @@ def plan(
     runs = []
     for seed in seeds:
         for row in chosen:
-            changes = [*overrides, *rows[row](base), f"name={row}-seed{seed}", f"seed={seed}",
-                       f"output={json.dumps(output)}"]
+            # Nobody looks at the pages of so many runs.
+            changes = ["train.report=false", *overrides, *rows[row](base),
+                       f"name={row}-seed{seed}", f"seed={seed}", f"output={json.dumps(output)}"]
             if base.data.workers < 0:
                 changes.append(f"data.workers={workers}")
-            if not any(item.startswith("train.report=") for item in overrides):
-                changes.append("train.report=false")  # nobody looks at the pages of so many runs
             runs.append(Run(row, load_config(config, changes), commands(row, config, changes),
                             revision, details or {}))
     return runs
@@ -125,12 +124,11 @@ def execute(
     share = max(1, core_count() // given.jobs)
     runs = plan(rows, commands, given.config, given.overrides, given.rows, given.seeds,
                 given.output, share - 1, started.revision, details)
-    device = choose_device(runs[0].config.device)
+    facts = started.facts(choose_device(runs[0].config.device))
     tables.read_report(given.report, started.topic)
     # Two at once would each delete the runs that the other has begun.
     with RunFolder(given.output).locked(), terminate_as_interrupt():
-        Runner(given.jobs, share, started.require_unchanged).complete(runs)
-    facts = started.facts(device)
+        Runner(given.jobs, share, started.require_unchanged, facts["machine"]).complete(runs)
     return runs, {
         **facts,
         "machine": machines_of(runs, facts["machine"]),

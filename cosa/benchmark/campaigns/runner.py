@@ -17,7 +17,6 @@ from typing import Any
 
 from cosa.benchmark.stamp import Revision
 from cosa.config import Config, to_dict
-from cosa.core.device import choose_device, machine
 from cosa.core.errors import UserError
 from cosa.core.files import PROJECT_FOLDER, write_atomically
 from cosa.core.hub import fetch, is_model
@@ -93,9 +92,9 @@ class Run:
         self.log.unlink(missing_ok=True)
         self._write_marker(finished=False)
 
-    def finish(self) -> None:
-        """Mark the folder as complete, on the machine that has made it."""
-        self._write_marker(finished=True, machine=machine(choose_device(self.config.device)))
+    def finish(self, machine: str) -> None:
+        """Mark the folder as complete, made on a machine."""
+        self._write_marker(finished=True, machine=machine)
 
     def made_on(self) -> str | None:
         """The machine that has made a finished run; None where the folder does not tell."""
@@ -123,10 +122,13 @@ class Runner:
         threads: of each run, given as OMP_NUM_THREADS.
         check: called before and after each command; what it raises stops all, and the run of
             the command does not count as finished.
+        machine: what finished runs are said to be made on.
     """
 
-    def __init__(self, jobs: int, threads: int, check: Callable[[], None] = lambda: None) -> None:
-        self.jobs, self.check = jobs, check
+    def __init__(
+        self, jobs: int, threads: int, check: Callable[[], None] = lambda: None, machine: str = "",
+    ) -> None:
+        self.jobs, self.check, self.machine = jobs, check, machine
         paths = [str(PROJECT_FOLDER), os.environ.get("PYTHONPATH", "")]
         self.environment = {
             **os.environ,
@@ -183,7 +185,7 @@ class Runner:
             if code:
                 raise UserError(f"the run {run.config.name} failed with exit code {code} "
                                 f"({last_line(run.log)}): see {run.log}")
-        run.finish()
+        run.finish(self.machine)
 
     def _stop(self) -> None:
         with self._lock:
