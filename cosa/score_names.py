@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 from cosa.core.declared import Within
 
@@ -61,8 +61,8 @@ class Scores(TypedDict, total=False):
     cam_best_threshold: float
     classification_map: Share
     classification_f1: Share
-    iou: dict[Any, Share]
-    cam_iou: dict[Any, Share]
+    iou: dict[str, Share]
+    cam_iou: dict[str, Share]
     images: int
     seconds: float
     training_seconds: float
