@@ -9,23 +9,26 @@ its own; it is no part of CoSA.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from cosa.core.tensors import at_least_float32, directions
 
 
-def affinity(features: Tensor, power: float) -> Tensor:
+def affinity(*layers: tuple[Tensor, float]) -> Tensor:
     """How much each position takes from each: cosines to a power, in rows of sum 1.
 
     Args:
-        features: (B, D, h, w).
-        power: above 0; larger values keep to what is most alike. Negative cosines count 0.
+        layers: at least one. Of each its features (B, D, h, w), on one grid, and a power above 0;
+            larger ones keep to what is most alike. Negative cosines count 0, and those of several
+            layers are multiplied: positions take from each other what is alike in all.
 
     Returns:
         (B, h*w, h*w) float32 (float64 for float64 features), all at least 0.
     """
-    alike = cosines(features).clamp_min(0) ** power
+    alike = prod(cosines(features).clamp_min(0) ** power for features, power in layers)
     return alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)
 
 

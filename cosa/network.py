@@ -119,6 +119,8 @@ class CoSANetwork(nn.Module):
         cam_steps, seg_steps, affinity_power: in evaluation mode alone, where targets and results
             are made, CAMs and segmentation are spread by so many steps over positions that look
             alike (``cosa.affinity``); 0: not at all.
+        aux_affinity_power: that of the auxiliary features, whose cosines count, too; 0: they do
+            not.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
         decoder_stride: pixels of a position of the segmentation, a half or a quarter of the maps'
@@ -156,6 +158,7 @@ class CoSANetwork(nn.Module):
         cam_steps: int = 0,
         seg_steps: int = 0,
         affinity_power: float = 4.0,
+        aux_affinity_power: float = 0.0,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
         decoder_stride: int = 0,
@@ -171,7 +174,7 @@ class CoSANetwork(nn.Module):
             self.encoder, encoder, aux_layer, aux_stage, output_stride,
             early_layer if cam_steps or seg_steps else None, decoder_stride,
         )
-        self.affinity_power = affinity_power
+        self.affinity_power, self.aux_affinity_power = affinity_power, aux_affinity_power
         for name, colour in zip(("mean", "std"), resolve(normalization, encoder), strict=True):
             self.register_buffer(name, per_channel(colour))
         self.freeze_batch_norm = freeze_batch_norm
@@ -207,7 +210,10 @@ class CoSANetwork(nn.Module):
             aux_offset=self.aux_classifier.offset_of_maps(),
         )
         if early_features is not None:
-            self._spread(output, affinity(early_features, self.affinity_power))
+            alike = [(early_features, self.affinity_power)]
+            if self.aux_affinity_power:
+                alike.append((aux_features, self.aux_affinity_power))
+            self._spread(output, affinity(*alike))
         return output
 
     def _spread(self, output: NetworkOutput, weights: Tensor) -> None:

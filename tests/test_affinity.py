@@ -20,7 +20,7 @@ def tiny(**options):
 def test_affinity_by_hand():
     # Three positions: two of one direction, one at 60 degrees to them.
     features = torch.tensor([[[[1.0, 2.0, 0.5]], [[0.0, 0.0, 0.75**0.5]]]])
-    weights = affinity(features, power=2)
+    weights = affinity((features, 2))
     row = torch.tensor([1.0, 1.0, 0.25])
     torch.testing.assert_close(weights[0, 0], row / row.sum())
     torch.testing.assert_close(weights[0, 2], torch.tensor([0.25, 0.25, 1.0]) / 1.5)
@@ -28,7 +28,17 @@ def test_affinity_by_hand():
 
 def test_unlike_positions_take_nothing_from_each_other():
     features = torch.tensor([[[[1.0, -1.0, 0.0]], [[0.0, 0.0, 1.0]]]])
-    torch.testing.assert_close(affinity(features, power=4)[0], torch.eye(3))
+    torch.testing.assert_close(affinity((features, 4))[0], torch.eye(3))
+
+
+def test_positions_are_alike_that_are_so_in_all_layers():
+    # The first layer sees one direction in all three, the second the first two apart.
+    one = torch.ones(1, 2, 1, 3)
+    other = torch.tensor([[[[1.0, 0.0, 0.6]], [[0.0, 1.0, 0.8]]]])
+    weights = affinity((one, 4), (other, 2))
+    torch.testing.assert_close(weights[0, 0], torch.tensor([1.0, 0.0, 0.36]) / 1.36)
+    torch.testing.assert_close(weights[0, 2], torch.tensor([0.36, 0.64, 1.0]) / 2)
+    torch.testing.assert_close(affinity((one, 4), (other, 2)), affinity((other, 2), (one, 4)))
 
 
 def test_spread_by_hand():
@@ -42,7 +52,7 @@ def test_spread_by_hand():
 
 def test_spreading_keeps_constants_and_bounds():
     features = torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(0))
-    weights = affinity(features, power=3)
+    weights = affinity((features, 3))
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(2, 24))
     maps = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
     found = spread(maps, weights, 3)
@@ -50,9 +60,12 @@ def test_spreading_keeps_constants_and_bounds():
     torch.testing.assert_close(spread(torch.ones(2, 1, 4, 6), weights, 5), torch.ones(2, 1, 4, 6))
 
 
-def test_only_targets_and_results_are_spread():
+@pytest.mark.parametrize("aux_power", [0.0, 2.0])
+def test_only_targets_and_results_are_spread(aux_power):
     images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
-    plain, spreading = tiny(), tiny(cam_steps=2, seg_steps=1, early_layer=0)
+    plain, spreading = tiny(aux_norm=True), tiny(
+        aux_norm=True, cam_steps=2, seg_steps=1, early_layer=0, aux_affinity_power=aux_power
+    )
     for mode in (True, False):
         plain.train(mode), spreading.train(mode)
         one, other = plain(images), spreading(images)
@@ -60,10 +73,8 @@ def test_only_targets_and_results_are_spread():
         if mode:
             torch.testing.assert_close(one.cam, other.cam)
             torch.testing.assert_close(one.seg, other.seg)
-    early = spreading.reader.read(
-        spreading.encoder, (images - spreading.mean) / spreading.std, early=True
-    ).early
-    weights = affinity(early, 4.0)
+    _, aux, early, _ = spreading.encode(images)  # auxiliary features are normalised
+    weights = affinity((early, 4.0), (aux, 2.0)) if aux_power else affinity((early, 4.0))
     torch.testing.assert_close(other.cam, spread(F.relu(one.cam), weights, 2))
     torch.testing.assert_close(other.aux_cam, spread(F.relu(one.aux_cam), weights, 2))
     probabilities = spread(one.seg.softmax(dim=1), weights, 1)

@@ -143,7 +143,7 @@ def test_the_means_of_a_finer_segmentation_are_spread():
                         for options in ({}, {"cam_steps": 2, "seg_steps": 1}))
     one, other, read = plain(images), spreading(images), spreading.reader.read(
         spreading.encoder, (images - spreading.mean) / spreading.std, early=True)
-    weights = affinity(read.early, 4.0)
+    weights = affinity((read.early, 4.0))
     torch.testing.assert_close(other.cam, spread(F.relu(one.cam), weights, 2))
     means = one.seg.softmax(dim=1).unflatten(3, (3, 2)).unflatten(2, (2, 2)).mean((3, 5))
     change = spread(means, weights, 1) / means

@@ -37,6 +37,7 @@ FORMERLY = {
     "seg_steps": 0,
     "early_layer": -3,
     "affinity_power": 4.0,
+    "aux_affinity_power": 0.0,
     "decoder_stride": 0,
     "freeze_layers": 0,
 }

@@ -202,6 +202,9 @@ class ModelConfig(Section):
     the end."""
     affinity_power: float = option(4.0, Range(0.001, 1000))
     """Exponent of the cosines of these features; larger values keep to what is most alike."""
+    aux_affinity_power: float = option(0.0, Range(0, 1000))
+    """The same of the auxiliary features' cosines, by which those are multiplied; 0: they are
+    not."""
     decoder_width: int = option(512, CHANNELS)
     """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = option(5, Range(1, 128))

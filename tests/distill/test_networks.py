@@ -39,7 +39,7 @@ def test_explained_variance_by_hand():
 def test_cosines_are_what_maps_are_spread_by():
     features = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     found = networks.cosines(features).clamp_min(0) ** 4
-    torch.testing.assert_close(found / found.sum(2, keepdim=True), affinity(features, 4.0))
+    torch.testing.assert_close(found / found.sum(2, keepdim=True), affinity((features, 4.0)))
 
 
 def test_the_teachers_channels_are_standardised_and_it_is_frozen():
