@@ -9,8 +9,6 @@ its own; it is no part of CoSA.
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
@@ -28,8 +26,11 @@ def affinity(*layers: tuple[Tensor, float]) -> Tensor:
     Returns:
         (B, h*w, h*w) float32 (float64 for float64 features), all at least 0.
     """
-    alike = prod(cosines(features).clamp_min(0) ** power for features, power in layers)
-    return alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-6)
+    # In place: of a large image, one such matrix fills hundreds of megabytes.
+    alike, *others = (cosines(features).clamp_min_(0).pow_(power) for features, power in layers)
+    for other in others:
+        alike.mul_(other)
+    return alike.div_(alike.sum(dim=2, keepdim=True).clamp_min_(1e-6))
 
 
 def cosines(features: Tensor) -> Tensor:

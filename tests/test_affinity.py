@@ -38,7 +38,9 @@ def test_positions_are_alike_that_are_so_in_all_layers():
     weights = affinity((one, 4), (other, 2))
     torch.testing.assert_close(weights[0, 0], torch.tensor([1.0, 0.0, 0.36]) / 1.36)
     torch.testing.assert_close(weights[0, 2], torch.tensor([0.36, 0.64, 1.0]) / 2)
+    before = other.clone()
     torch.testing.assert_close(affinity((one, 4), (other, 2)), affinity((other, 2), (one, 4)))
+    assert torch.equal(other, before)
 
 
 def test_spread_by_hand():
