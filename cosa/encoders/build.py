@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cosa.core.errors import UserError, did_you_mean, one_line
+from cosa.encoders.depthwise import quicken
 from cosa.encoders.options import check_options
 from cosa.encoders.reader import Reader
 from cosa.encoders.stages import LONGEST, StageReader
@@ -54,6 +55,7 @@ def build_encoder(name: str, options: Mapping[str, Any], output_stride: int = 0)
         encoder.attn_pool = None  # some models pool with attention; the CAMs never do
     elif isinstance(encoder, EfficientNet | MobileNetV3):
         _show_all_stages(encoder)
+    quicken(encoder)
     return encoder
 
 
