@@ -123,6 +123,7 @@ class CoSANetwork(nn.Module):
             not.
         decoder_width: hidden channels of the LargeFOV decoder.
         decoder_dilation: dilation of its 3x3 convolutions.
+        decoder_aux: the decoder sees the auxiliary features, too, behind the final ones in one map.
         decoder_stride: pixels of a position of the segmentation, a half or a quarter of the maps'
             stride: the decoder is a ``FinerDecoder``, which reads the last stage of this stride,
             too. 0: that of the other maps.
@@ -161,6 +162,7 @@ class CoSANetwork(nn.Module):
         aux_affinity_power: float = 0.0,
         decoder_width: int = 512,
         decoder_dilation: int = 5,
+        decoder_aux: bool = False,
         decoder_stride: int = 0,
         normalization: str | Sequence[Sequence[float]] = "encoder",
     ):
@@ -184,9 +186,11 @@ class CoSANetwork(nn.Module):
         self.aux_norm = nn.LayerNorm(aux_width, eps=1e-6) if aux_norm else nn.Identity()
         self.classifier = CamClassifier(width, num_classes, pooling, class_offset)
         self.aux_classifier = CamClassifier(aux_width, num_classes, aux_pooling, class_offset)
+        self.decoder_aux = decoder_aux
+        seen = width + aux_width * decoder_aux
         shape = num_classes + 1, decoder_width, decoder_dilation
-        self.decoder = (FinerDecoder(width, self.reader.fine_width, *shape) if decoder_stride
-                        else LargeFOV(width, *shape))
+        self.decoder = (FinerDecoder(seen, self.reader.fine_width, *shape) if decoder_stride
+                        else LargeFOV(seen, *shape))
         self.train()  # freezes what is to be frozen
 
     def forward(self, images: Tensor) -> NetworkOutput:
@@ -199,12 +203,13 @@ class CoSANetwork(nn.Module):
             ValueError: the size is not a multiple of the stride.
         """
         features, aux_features, early_features, fine = self.encode(images)
+        seen = torch.cat([features, aux_features], dim=1) if self.decoder_aux else features
         output = NetworkOutput(
             logits=self.classifier.scores(features),
             aux_logits=self.aux_classifier.scores(aux_features),
             cam=in_full_precision(self.classifier, features),
             aux_cam=in_full_precision(self.aux_classifier, aux_features),
-            seg=self.decoder(features, fine),
+            seg=self.decoder(seen, fine),
             features=features,
             offset=self.classifier.offset_of_maps(),
             aux_offset=self.aux_classifier.offset_of_maps(),

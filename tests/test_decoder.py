@@ -1,4 +1,4 @@
-"""The decoder at a finer grid: by hand, within the network, and in all that reads its maps."""
+"""The decoder, of both stages and at a finer grid: by hand, in the network, in what reads it."""
 
 from __future__ import annotations
 
@@ -154,13 +154,50 @@ def test_the_means_of_a_finer_segmentation_are_spread():
     torch.testing.assert_close(spreading(images).seg.softmax(1), one.seg.softmax(1))
 
 
+def both(**options):
+    return tiny(**({"decoder_aux": True} | options)).eval()
+
+
+VIT = {"encoder": "vit_tiny_patch16_224",
+       "encoder_options": {"depth": 3, "embed_dim": 24, "patch_size": 16, "img_size": 32}}
+
+
+@pytest.mark.parametrize("options", [{}, {"aux_norm": True}, {"decoder_stride": 8}, VIT])
+def test_the_decoder_sees_the_auxiliary_features_behind_the_final_ones(options):
+    network, images = both(**options), noise(2, 3, 32, 48)
+    final, aux, _, fine = network.encode(images)
+    assert network.decoder.conv6.in_channels == final.shape[1] + aux.shape[1]
+    output = network(images)
+    expected = network.decoder(torch.cat([final, aux], dim=1), fine)
+    assert torch.equal(output.seg, expected) and torch.equal(output.features, final)
+    with torch.no_grad():
+        network.decoder.conv6.weight[:, final.shape[1]:] = 0
+    plain = tiny(**options).eval()
+    known = network.state_dict() | {
+        "decoder.conv6.weight": network.decoder.conv6.weight[:, : final.shape[1]]}
+    plain.load_state_dict(known)
+    for name in ("seg", "cam", "aux_cam", "logits"):
+        torch.testing.assert_close(getattr(plain(images), name), getattr(network(images), name))
+
+
+def test_the_gradient_of_the_segmentation_reaches_both_stages():
+    network = both()
+    with torch.no_grad():
+        network.decoder.conv6.weight[:, :32] = 0  # so that nothing comes by the final features
+    network(noise(2, 3, 32, 32)).seg.square().sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.encoder.layer4.parameters())
+    assert any(p.grad.any() for p in network.encoder.layer3.parameters())
+
+
 # What reads the maps
 
 
 @pytest.mark.parametrize("regularizers", [{}, ON])
-def test_a_step_trains_all_of_the_decoder(regularizers):
+@pytest.mark.parametrize("aux", [False, True])
+def test_a_step_trains_all_of_the_decoder(regularizers, aux):
+    model = FINER | {"decoder_aux": aux}
     cotraining = tiny_cotraining.build(
-        model=FINER, regularizers={k: v for k, v in regularizers.items() if k != "csd"})
+        model=model, regularizers={k: v for k, v in regularizers.items() if k != "csd"})
     loss, terms = cotraining.step(tiny_cotraining.make_batch(), 0)
     loss.backward()
     assert loss.isfinite() and {*TERMS, *cotraining.active_terms(0)} <= set(terms)
@@ -245,24 +282,27 @@ def test_windows_change_nothing_of_a_finer_segmentation(flip):
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_network_is_the_same_in_a_file(tmp_path, suffix):
-    config = to_dict(from_dict(tiny_tree(model=FINER)))
+    config = to_dict(from_dict(tiny_tree(model=FINER | {"decoder_aux": True})))
     torch.manual_seed(0)
     network = build_network(config, 3).eval()
     path = tmp_path / f"best.{suffix}"
     save_weights(path, network, config=config, classes=("a", "b", "c"), palette=voc_palette(4))
     loaded = cosa.load(path)
     assert loaded.seg_stride == 8
-    assert torch.equal(loaded(noise(1, 3, 32, 48)).seg, network(noise(1, 3, 32, 48)).seg)
+    assert loaded.decoder_aux and loaded.decoder.conv6.in_channels == 56
+    images = noise(1, 3, 32, 48)
+    torch.testing.assert_close(loaded(images).seg, network(images).seg, atol=1e-6, rtol=0)
 
 
-def test_what_is_exported_is_the_same():
-    network = tiny(decoder_stride=8, seg_steps=1, cam_steps=1).eval()
+@pytest.mark.parametrize("aux", [False, True])
+def test_what_is_exported_is_the_same(aux):
+    network = tiny(decoder_stride=8, decoder_aux=aux, seg_steps=1, cam_steps=1).eval()
     cases = [(1, 32, 48), (3, 80, 32)]
     assert max(compare(ExportedForward(network), network, cases)) < 1e-5
 
 
 @pytest.mark.slow
 def test_it_is_exported_for_any_size():
-    network = tiny(decoder_stride=8, seg_steps=1, cam_steps=1).eval()
+    network = both(decoder_stride=8, seg_steps=1, cam_steps=1)
     program = trace(network, None).module()
     assert max(compare(program, network, [(1, 32, 48), (3, 80, 32)])) < 1e-4

@@ -29,7 +29,7 @@ ARCHITECTURE = (
     "encoder", "encoder_options", "output_stride", "freeze_batch_norm", "normalization",
     "aux_layer", "aux_stage", "aux_norm", "pooling", "aux_pooling", "class_offset",
     "cam_steps", "seg_steps", "early_layer", "affinity_power", "aux_affinity_power",
-    "decoder_width", "decoder_dilation", "decoder_stride",
+    "decoder_width", "decoder_dilation", "decoder_aux", "decoder_stride",
 )
 """Keys of the ``model`` section that are arguments of ``CoSANetwork``."""
 

@@ -38,6 +38,7 @@ FORMERLY = {
     "early_layer": -3,
     "affinity_power": 4.0,
     "aux_affinity_power": 0.0,
+    "decoder_aux": False,
     "decoder_stride": 0,
     "freeze_layers": 0,
 }

@@ -209,6 +209,8 @@ class ModelConfig(Section):
     """Hidden channels of the LargeFOV decoder."""
     decoder_dilation: int = option(5, Range(1, 128))
     """Dilation of its 3x3 convolutions, in tokens."""
+    decoder_aux: bool = False
+    """The decoder sees the auxiliary features beside the final ones; no part of CoSA."""
     decoder_stride: int = option(0, Range(0, 1024))
     """Pixels of a position of the segmentation, a half or a quarter of the other maps': the decoder
     is enlarged and sees the encoder's last stage of this stride, too; no part of CoSA. 0: as the
