@@ -90,8 +90,8 @@ class _Resized(torch.autograd.Function):
     """Bilinear resize with a way back of two matrix products.
 
     CUDA's own adds each pixel to four numbers by atomic operations: for the segmentation at pixel
-    size 3 ms on an H200, in another order, and with another result, each time. A CPU's is ten times
-    as slow as these products.
+    size 3 ms on an H200, in another order, and with another result, each time. A CPU's is several
+    times as slow as these products.
     """
 
     @staticmethod
