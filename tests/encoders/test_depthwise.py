@@ -47,6 +47,8 @@ def test_gradients_flow_only_to_what_is_trained():
     images = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     quick(images).sum().backward()
     assert quick.weight.grad is not None and images.grad is None
+    own = quick._conv_forward(images, quick.weight, None).grad_fn
+    assert "_Depthwise" in str(own), "PyTorch's own way back would pass all other tests here"
     quick.weight.requires_grad_(False)
     images.requires_grad_(True)
     quick(images).sum().backward()
