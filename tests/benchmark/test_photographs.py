@@ -210,6 +210,13 @@ def test_only_rows_of_regularizers_have_one(tmp_path):
         assert on == [row] * (row in photographs.REGULARIZERS)
 
 
+@pytest.mark.parametrize(("configured", "steps"), [(0, 0), (1, 1), (5, 2)])
+def test_the_bound_is_spread_by_two_steps_at_most(empty, configured, steps):
+    own = [f"model.seg_steps={configured}"]
+    changes = photographs.ROWS["supervised"](load_config(empty, own))
+    assert load_config(empty, [*own, *changes]).model.seg_steps == steps
+
+
 def test_every_row_is_scored_where_it_trains_something(tiny):
     def further(row):
         *_, last = photographs.commands(row, tiny, ["name=run", "output=out"], 9)
