@@ -86,13 +86,14 @@ COSTS = ("training_seconds", "peak_memory_mb")
 VOC_IMAGES = 10_582
 """Training images of published scores on VOC."""
 
-SEGMENTATION_LEGEND = """\
+SEGMENTATION_LEGEND = f"""\
 All scores are in percent, mean ± standard deviation over the seeds, of the averaged (EMA) network.
 `mIoU` is label-free: nothing but the image leads to the prediction. `mIoU filtered` leaves out the
 classes that the image does not have, as published tables do; `mIoU with CRF` is label-free, of what
 `infer.py --crf` makes of the images. `F` is the contour quality, `J&F` its mean with `mIoU`, both
 without CRF; `C-mIoU` averages the coexistence classes. *Without spreading* is CoSA as published:
-no map is averaged over positions that look alike (`model.cam_steps`, `model.seg_steps`)."""
+no map is averaged over positions that look alike (`model.cam_steps`, `model.seg_steps`); full
+supervision is spread by {SUPERVISED_STEPS} steps at most."""
 
 CAMS_LEGEND = f"""\
 mIoU of CAMs, always filtered by the image's labels. `CAM at ξ` uses the run's own threshold
